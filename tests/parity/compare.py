@@ -1,0 +1,43 @@
+"""How far our output may be from a stored one, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from golden import Case
+
+# Two implementations in float32 sum in different orders; the sidecar says what that alone costs the reference
+# against its own float64 run. 4x leaves room for ours, 2e-5 is the floor for outputs whose noise is tiny.
+FLOOR = 2e-5
+NOISE_FACTOR = 4.0
+
+
+def tolerance(case: Case) -> float:
+    """Largest difference allowed, as a share of the output's scale (its largest absolute value)."""
+    noise = [float(v) for k, v in case.meta.items() if k.startswith("f32_vs_f64_maxrel")]
+    return max([FLOOR, *(NOISE_FACTOR * value for value in noise)])
+
+
+def difference(ours: Any, stored: np.ndarray) -> float:
+    """Largest absolute difference over the stored output's largest absolute value; shapes must agree."""
+    ours = np.asarray(ours)
+    if ours.shape != stored.shape:
+        raise AssertionError(f"shape {ours.shape} where the reference has {stored.shape}")
+    scale = float(np.abs(stored.astype(np.float64)).max())
+    error = float(np.abs(ours.astype(np.float64) - stored.astype(np.float64)).max())
+    return error / scale if scale > 0 else error
+
+
+def check(case: Case, ours: dict[str, Any], *, limit: float | None = None) -> dict[str, float]:
+    """Compares every entry of `ours` with the stored output of that name; all misses in one AssertionError.
+
+    Returns the difference of each entry, so that a test can go on with it.
+    """
+    limit = tolerance(case) if limit is None else limit
+    found = {key: difference(value, case.groups["out"][key]) for key, value in ours.items()}
+    misses = [f"{key}: {value:.3g}" for key, value in found.items() if not value <= limit]
+    if misses:
+        raise AssertionError(f"{case.name} differs by more than {limit:.3g}: " + "; ".join(misses))
+    return found
