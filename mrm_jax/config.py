@@ -1,0 +1,417 @@
+"""Every option of a run, once: default, meaning, unit, allowed values and source.
+
+The ConfigDict that `configs/*.py` return is generated from these dataclasses: every field is a
+flag (`--config.method.mrm.ratio=0.5`). `from_config_dict` brings it back; nothing below `cli/` sees
+a ConfigDict. Imports neither jax nor anything of ours but options.py, so that a mistake is answered
+before they load.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from mrm_jax.options import UsageError, build, nearest, option
+from mrm_jax.options import runtime_fields as _runtime_fields
+
+TEACHER_METHODS = ("dacs",)
+METHODS = ("source_only", "target_only", *TEACHER_METHODS)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that the network tells apart, by train id. Ready tables: `data/labels.py`."""
+
+    names: tuple[str, ...] = option((), "Class names; their number is the number of logits.")
+    colours: tuple[tuple[int, int, int], ...] = option((), "RGB colour of each class, 0..255.")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A set of pictures, with labels where it is a source or is evaluated on."""
+
+    kind: Literal["drawn", "folder"] = option("folder", "Where the pictures come from.")
+    path: str | None = option(None, "Root folder. For `evaluation`, empty means the target's.")
+    images: str = option("", "Folder of the pictures below `path`; searched recursively.")
+    image_suffix: str = option(
+        "", "How a picture's name ends; the rest is its stem. Empty: any picture file."
+    )
+    labels: str | None = option(None, "Folder of the labels below `path`. Never read for a target.")
+    label_suffix: str = option(".png", "A picture's label is labels/<stem><label_suffix>.")
+    listing: str | None = option(
+        None, "Text file below `path` with one stem a line: only these are used."
+    )
+    raw_ids: tuple[tuple[int, ...], ...] = option(
+        (), "Raw label ids of every class; empty: train ids are stored."
+    )
+    ignored_ids: tuple[int, ...] = option(
+        (255,), "Raw label ids that count nowhere. Any other id is an error."
+    )
+    resize: tuple[int, int] | None = option(
+        None,
+        "Box (long, short) in px that a picture is fitted into; empty: native size.",
+        source="peer: mmseg pipelines",
+    )
+    category_limit: float = option(
+        1.0,
+        "A crop is drawn again while one class covers this share of it; 1: off.",
+        source="DAFormer, 0.75",
+    )
+    margins: tuple[int, int, int, int] = option(
+        (0, 0, 0, 0),
+        "Rows/columns (top, bottom, left, right) without pseudo-labels, px.",
+        source="peer: uda/dacs.py",
+    )
+    on_unreadable: Literal["error", "skip"] = option(
+        "error", "What an unreadable picture does to a run."
+    )
+    look: Literal["rendered", "camera"] = option(
+        "rendered", "Drawn scenes: which of the two looks."
+    )
+    split: Literal["train", "val"] = option("train", "Drawn scenes: which stream of scenes.")
+    count: int = option(600, "Drawn scenes: how many different ones.")
+    size: tuple[int, int] = option((96, 192), "Drawn scenes: height and width, px.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read."""
+
+    classes: Classes = option(Classes(), "The class table.")
+    source: Domain = option(Domain(), "Labelled source domain.")
+    target: Domain = option(Domain(), "Target domain; its labels are never read in training.")
+    evaluation: Domain = option(Domain(), "Labelled pictures that scores are computed on.")
+    crop: tuple[int, int] = option((512, 512), "Height and width of a training crop, px.")
+    flip: float = option(0.5, "Probability of a horizontal flip.", source="peer: mmseg pipelines")
+    workers: int = option(0, "Loader processes; 0: threads of this one.", runtime=True)
+    cache: bool = option(False, "Keep decoded pictures in memory.", runtime=True)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Mix Transformer of any size. Named sizes: `MIT_VARIANTS`."""
+
+    kind: Literal["mit"] = option("mit", "Family.")
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage.")
+    depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.")
+    heads: tuple[int, ...] = option((1, 2, 5, 8), "Attention heads of each stage.")
+    sr_ratios: tuple[int, ...] = option((8, 4, 2, 1), "Spatial reduction of keys and values.")
+    strides: tuple[int, ...] = option((4, 2, 2, 2), "Stride of each patch embedding, px or cells.")
+    mlp_ratio: int = option(4, "Hidden width of the Mix-FFN over its input's.")
+    drop_path: float = option(0.1, "Largest drop-path rate; grows linearly over the blocks.")
+    norm_eps: float = option(1e-6, "Epsilon of the block and stage LayerNorms.")
+    embed_norm_eps: float = option(1e-5, "Epsilon of the patch-embedding and reduction LayerNorms.")
+
+
+MIT_VARIANTS = {
+    "mit_b0": Encoder(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
+    "mit_b1": Encoder(depths=(2, 2, 2, 2)),
+    "mit_b2": Encoder(depths=(3, 4, 6, 3)),
+    "mit_b3": Encoder(depths=(3, 4, 18, 3)),
+    "mit_b4": Encoder(depths=(3, 8, 27, 3)),
+    "mit_b5": Encoder(depths=(3, 6, 40, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The head that turns features into class scores."""
+
+    kind: Literal["daformer", "segformer"] = option("daformer", "Family.")
+    channels: int = option(256, "Width of the embeddings and of the fused map (SegFormer: 768).")
+    fusion: Literal["aspp", "conv1"] = option(
+        "aspp", "DAFormer: separable ASPP or one 1x1 convolution."
+    )
+    dilations: tuple[int, ...] = option(
+        (1, 6, 12, 18), "DAFormer ASPP: dilation of each branch, cells."
+    )
+    concat: Literal["c1..c4", "c4..c1"] = option(
+        "c1..c4", "SegFormer: order of the concatenated stages."
+    )
+    dropout: float = option(0.1, "Probability of dropping a channel before the classifier.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that is trained and kept."""
+
+    encoder: Encoder = option(MIT_VARIANTS["mit_b5"], "Encoder.")
+    decoder: Decoder = option(Decoder(), "Decoder.")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Type of the arithmetic; parameters, statistics, softmax and losses stay float32.",
+    )
+    remat: Literal["none", "blocks"] = option(
+        "none", "What the backward pass computes again.", runtime=True
+    )
+    unroll: bool = option(
+        True, "Run the blocks of a stage unrolled; False compiles faster.", runtime=True
+    )
+
+
+@dataclass(frozen=True)
+class MRM:
+    """Masked Representation Modeling: the Rebuilder and its pass (Zhou et al., CVPR 2026)."""
+
+    enabled: bool = option(False, "Add the pass that rebuilds masked features.")
+    images: Literal["target", "source", "both"] = option(
+        "target", "Which domain's features are masked."
+    )
+    weight: float = option(1.0, "lambda, weight of the loss.", source="paper: 1.0")
+    ratio: float = option(0.4, "Share of tokens masked, in expectation.", source="paper: 0.4")
+    grid: tuple[int, int] = option((16, 16), "Rows and columns of tokens.", source="paper: 16 x 16")
+    dim: int = option(512, "Width of the Rebuilder.", source="paper: 512")
+    depth: int = option(2, "Transformer blocks.", source="paper: 2")
+    heads: int = option(16, "Attention heads.", source="released module: 16")
+    learning_rate: float = option(
+        2e-4, "Base learning rate of the Rebuilder.", source="paper: 2e-4"
+    )
+    decay_norms: bool = option(True, "Apply weight decay to the Rebuilder's LayerNorms.")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Strong augmentation of the mixed picture (DACS; peer: kornia 0.5.8)."""
+
+    jitter_probability: float = option(0.8, "Probability of colour jitter, one draw a batch.")
+    jitter_strength: float = option(
+        0.2, "Half range of brightness, contrast, saturation and hue (turns)."
+    )
+    blur_probability: float = option(0.5, "Probability of Gaussian blur, one draw a batch.")
+    blur_sigma: tuple[float, float] = option((0.15, 1.15), "Range of the blur's sigma, px.")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the network adapts. Each method is a tuple of passes (`uda/methods.py`)."""
+
+    kind: str = option("dacs", f"One of {', '.join(METHODS)}.")
+    augmented_source: bool = option(
+        False,
+        "source_only, target_only: one more pass on the strongly augmented source, as a control.",
+    )
+    ema_decay: float = option(
+        0.99, "Decay of the teacher; ramped up from 0.", source="DACS 0.99, others 0.999"
+    )
+    threshold: float = option(0.968, "Confidence that counts a pixel into the pseudo-label weight.")
+    weight_over: Literal["batch", "image"] = option(
+        "batch", "One pseudo-label weight a batch or an image."
+    )
+    mix_classes_of: Literal["batch", "image"] = option(
+        "batch", "Whose classes ClassMix draws from."
+    )
+    augment: Augment = option(Augment(), "Strong augmentation.")
+    mrm: MRM = option(MRM(), "Masked Representation Modeling.")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with the reference's groups and schedule (DAFormer sec. 4)."""
+
+    learning_rate: float = option(6e-5, "Base learning rate of the encoder.")
+    decoder_multiplier: float = option(10.0, "Learning rate of the decoder over the encoder's.")
+    weight_decay: float = option(0.01, "Decoupled weight decay.")
+    decay_encoder_norms: bool = option(False, "Apply weight decay to the encoder's norms.")
+    warmup: float = option(0.0375, "Share of the steps spent warming up.", source="1500 of 40000")
+    beta1: float = option(0.9, "Decay of the first moment.")
+    beta2: float = option(0.999, "Decay of the second moment.")
+    eps: float = option(1e-8, "Adam's epsilon.")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how much at a time, and what happens on the way."""
+
+    steps: int = option(40_000, "Optimiser steps.")
+    batch: int = option(2, "Source pictures a step over all devices, and as many target pictures.")
+    log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
+    eval_every: int = option(
+        4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True
+    )
+    checkpoint_every: int = option(
+        2_000, "Steps between checkpoints; the last step is always saved.", runtime=True
+    )
+    panels_every: int = option(4_000, "Steps between pictures of the views.", runtime=True)
+    keep: int = option(2, "Checkpoints kept besides the best one.", runtime=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a score is computed; printed with every number."""
+
+    mode: Literal["whole", "slide"] = option(
+        "whole", "One forward a picture, or overlapping windows."
+    )
+    window: tuple[int, int] = option((1024, 1024), "slide: height and width of a window, px.")
+    stride: tuple[int, int] = option((512, 512), "slide: step between windows, px.")
+    classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
+    batch: int = option(1, "Pictures a forward.", runtime=True)
+    limit: int | None = option(None, "Evaluate on the first so many pictures only.")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices."""
+
+    devices: int | None = option(
+        None, "Devices the batch is spread over; empty: all.", runtime=True
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: int = option(0, "Seed of parameters, data order and every draw.")
+    data: Data = option(Data(), "Pictures and labels.")
+    model: Model = option(Model(), "Network.")
+    method: Method = option(Method(), "Adaptation.")
+    optimizer: Optimizer = option(Optimizer(), "Optimiser.")
+    train: Train = option(Train(), "Length and cadence.")
+    evaluation: Evaluation = option(Evaluation(), "Protocol.")
+    mesh: Mesh = option(Mesh(), "Devices.", runtime=True)
+
+
+def from_config_dict(values: typing.Mapping[str, typing.Any]) -> Config:
+    """The checked `Config` of a ConfigDict or of a plain mapping (config.json).
+
+    Raises UsageError naming the field, its value and the way out.
+    """
+    config = build(Config, values, "config")
+    check(config)
+    return config
+
+
+def runtime_fields() -> set[str]:
+    """Dotted names of the fields that may differ on resume, such as `train.log_every`."""
+    return _runtime_fields(Config)
+
+
+def encoder_stride(encoder: Encoder) -> int:
+    """Input pixels a cell of the last stage: every training crop is a multiple of it."""
+    return math.prod(encoder.strides)
+
+
+def check(config: Config) -> None:
+    """Raises UsageError for the first combination that cannot work, with the way out."""
+    for test in (_check_numbers, _check_data, _check_model, _check_method):
+        test(config)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _check_numbers(config: Config) -> None:
+    train = config.train
+    for name in (
+        "steps",
+        "batch",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "panels_every",
+        "keep",
+    ):
+        value = getattr(train, name)
+        _require(value >= 1, f"config.train.{name} is {value}; it must be at least 1.")
+    _require(config.seed >= 0, f"config.seed is {config.seed}; it must not be negative.")
+    _require(
+        config.evaluation.batch >= 1,
+        f"config.evaluation.batch is {config.evaluation.batch}; use 1 or more.",
+    )
+    shares = {
+        "optimizer.warmup": config.optimizer.warmup,
+        "data.flip": config.data.flip,
+        "method.ema_decay": config.method.ema_decay,
+        "method.threshold": config.method.threshold,
+        "method.mrm.ratio": config.method.mrm.ratio,
+        "method.augment.jitter_probability": config.method.augment.jitter_probability,
+        "method.augment.blur_probability": config.method.augment.blur_probability,
+        "model.decoder.dropout": config.model.decoder.dropout,
+        "model.encoder.drop_path": config.model.encoder.drop_path,
+    }
+    for name, value in shares.items():
+        _require(0 <= value <= 1, f"config.{name} is {value}; it must lie in 0..1.")
+
+
+def _check_data(config: Config) -> None:
+    data, classes = config.data, config.data.classes
+    count = len(classes.names)
+    _require(
+        2 <= count <= 255, f"config.data.classes.names has {count} classes; 2 to 255 are possible."
+    )
+    _require(
+        len(classes.colours) == count,
+        f"config.data.classes.colours has {len(classes.colours)} entries "
+        f"for {count} classes; give one each.",
+    )
+    for name in ("source", "target", "evaluation"):
+        ids = getattr(data, name).raw_ids
+        _require(
+            len(ids) in (0, count),
+            f"config.data.{name}.raw_ids has {len(ids)} rows for {count} classes; "
+            f"give one row a class or none.",
+        )
+    stride = encoder_stride(config.model.encoder)
+    for side, name in zip(data.crop, ("height", "width"), strict=True):
+        _require(
+            side > 0 and side % stride == 0,
+            f"config.data.crop is {data.crop}: its {name} {side} is not a multiple of "
+            f"{stride}, the stride of the encoder. Try {max(1, round(side / stride)) * stride}.",
+        )
+    unknown = [c for c in config.evaluation.classes if c not in classes.names]
+    if unknown:
+        hint = nearest(unknown[0], classes.names)
+        raise UsageError(
+            f"config.evaluation.classes names '{unknown[0]}', which is no class.{hint}"
+        )
+
+
+def _check_model(config: Config) -> None:
+    encoder = config.model.encoder
+    for name in ("depths", "heads", "sr_ratios", "strides"):
+        value = getattr(encoder, name)
+        _require(
+            len(value) == len(encoder.dims),
+            f"config.model.encoder.{name} is {value}; dims has "
+            f"{len(encoder.dims)} stages, give as many entries.",
+        )
+    for dim, heads in zip(encoder.dims, encoder.heads, strict=True):
+        _require(
+            dim % heads == 0,
+            f"config.model.encoder.dims has {dim}, not a multiple of its {heads} attention heads.",
+        )
+
+
+def _check_method(config: Config) -> None:
+    method, mrm = config.method, config.method.mrm
+    if method.kind not in METHODS:
+        hint = nearest(method.kind, METHODS)
+        raise UsageError(
+            f"config.method.kind is '{method.kind}'; it must be one of {', '.join(METHODS)}.{hint}"
+        )
+    teacher = method.kind in TEACHER_METHODS
+    _require(
+        not (method.augmented_source and teacher),
+        f"config.method.augmented_source is a control for source_only and target_only, "
+        f"not for {method.kind}.",
+    )
+    if not mrm.enabled:
+        return
+    _require(
+        teacher,
+        f"config.method.mrm.enabled needs a teacher, and {method.kind} has none. "
+        f"Use one of {', '.join(TEACHER_METHODS)}, or mrm=false.",
+    )
+    _require(
+        mrm.dim % mrm.heads == 0,
+        f"config.method.mrm.dim is {mrm.dim}, not a multiple of {mrm.heads} heads.",
+    )
+    _require(
+        mrm.dim % 4 == 0,
+        f"config.method.mrm.dim is {mrm.dim}; the position table needs a multiple of 4.",
+    )

@@ -1,0 +1,172 @@
+"""The pytrees that travel from data to views, passes, update and evaluation.
+
+Arrays only: nothing here holds a function, so all can be donated, sharded, saved and compared.
+Shapes: `B H W` image, `h w` feature map, `K` classes, `C` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+Tree = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+"""Scalars of one step under their metrics.jsonl names, such as `mixed/ce`."""
+
+Mode = Literal["train", "pseudo", "eval"]
+"""How a network runs (peer: mmseg `uda/dacs.py`).
+
+train: BatchNorm normalises with batch statistics, dropout and drop-path act (the student).
+pseudo: batch statistics, dropout and drop-path off (the teacher making pseudo-labels).
+eval: running statistics, dropout and drop-path off.
+"""
+
+IGNORE = 255
+"""Label value of a pixel that counts nowhere."""
+
+
+class RunError(Exception):
+    """A run cannot go on for a reason outside the user's command: one line, exit code 1."""
+
+
+@struct.dataclass
+class FeatureSpec:
+    """What an encoder hands out, one entry a stage. `strides` are total (input pixels a cell)."""
+
+    channels: tuple[int, ...] = struct.field(pytree_node=False)
+    strides: tuple[int, ...] = struct.field(pytree_node=False)
+    multiple_of: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Labelled:
+    """Pictures with ground truth: `image` u8[B,H,W,3] RGB, `label` u8[B,H,W], 255 = ignore."""
+
+    image: Array
+    label: Array
+
+
+@struct.dataclass
+class Unlabelled:
+    """Pictures alone: `image` u8[B,H,W,3] RGB, `valid` u8[B,H,W], 0 in padding and margins."""
+
+    image: Array
+    valid: Array
+
+
+@struct.dataclass
+class Batch:
+    """One step's data. Target labels do not exist here, so training cannot read them.
+
+    `index` i32[B] is the global sample index, `step * B + i`; randomness is keyed by it.
+    """
+
+    source: Labelled
+    target: Unlabelled
+    index: Array
+
+
+@struct.dataclass
+class Jitter:
+    """Draws of one strong augmentation.
+
+    `jitter_u`, `blur_u` f[] are the switches shared by the batch; the rest is one row an image:
+    `strength` f[B,4] in [-1, 1) scales brightness, contrast, saturation, hue; `order` i32[B,4] is
+    the order in which they act; `sigma_u` f[B] in [0, 1).
+    """
+
+    jitter_u: Array
+    blur_u: Array
+    strength: Array
+    order: Array
+    sigma_u: Array
+
+
+@struct.dataclass
+class Draws:
+    """Everything random in one step, so that it can be repeated from stored choices.
+
+    `mix` f[B,256]: a score for every label id and image; the larger half of those present is pasted.
+    `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented").
+    `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...).
+    `module` keys: dropout and drop-path of every pass, by pass name.
+    """
+
+    mix: Array
+    augment: dict[str, Jitter]
+    mask: dict[str, Array]
+    module: dict[str, Array]
+
+
+@struct.dataclass
+class View:
+    """What a pass looks at, always under stop-gradient.
+
+    `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W];
+    `offset` i32[2] of a detail crop or None.
+    """
+
+    image: Array
+    label: Array
+    weight: Array
+    offset: Array | None = None
+
+
+@struct.dataclass
+class SegOutput:
+    """What a network returns: `logits["main"]` f[B,h,w,K] at the decoder's stride, and features."""
+
+    logits: dict[str, jax.Array]
+    features: tuple[jax.Array, ...]
+    offset: Array | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes. `params` = {"segmentor", "rebuilder"} ({} without MRM)."""
+
+    step: Array
+    params: dict[str, Any]
+    batch_stats: Tree
+    teacher_params: Tree
+    teacher_batch_stats: Tree
+    opt_state: Any
+    root_key: Array
+
+
+@struct.dataclass
+class Scalars:
+    """Numbers of a run that are traced: runs differing only here share one program. All f[].
+
+    Rates are bases at the top of the schedule; `warmup_steps` and `total_steps` are in steps.
+    """
+
+    learning_rate: Array
+    rebuilder_learning_rate: Array
+    decoder_multiplier: Array
+    weight_decay: Array
+    warmup_steps: Array
+    total_steps: Array
+    ema_decay: Array
+    threshold: Array
+    jitter_probability: Array
+    blur_probability: Array
+    mrm_weight: Array
+    mrm_ratio: Array
+
+
+@struct.dataclass
+class Frozen:
+    """What a step reads and never changes: second argument of the step, never donated.
+
+    `imagenet_params`, `imagenet_batch_stats`: the encoder of the feature distance ({} when unused).
+    """
+
+    scalars: Scalars
+    imagenet_params: Tree
+    imagenet_batch_stats: Tree
