@@ -1,0 +1,120 @@
+"""DAFormer's decoder: all stages embedded, brought to the first one's size, and fused with a wide context.
+
+Source: method.md 2.6; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is also HRDA's attention head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    DepthwiseConv,
+    at_least_float32,
+    dense,
+    dropout2d,
+    fan_out_normal,
+    torch_dense,
+)
+from mrm_jax.ops.resize import resize
+from mrm_jax.types import Mode
+
+
+def normed(x: jax.Array, bn: str, mode: Mode) -> jax.Array:
+    """ReLU of the batch-normalised `x`; the BatchNorm is called `bn` in the enclosing compact module."""
+    return nn.relu(BatchNorm(name=bn)(x, mode))
+
+
+def aligned(maps: list[jax.Array], *, reverse: bool = False) -> jax.Array:
+    """All maps resized to the first one's size and concatenated along channels, last map first if `reverse`."""
+    size = (maps[0].shape[1], maps[0].shape[2])
+    resized = [resize(m, size) for m in maps]
+    return jnp.concatenate(resized[::-1] if reverse else resized, axis=-1)
+
+
+class ConvFusion(nn.Module):
+    """1x1 convolution without bias, BatchNorm, ReLU."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        """[B, H, W, channels]."""
+        init = fan_out_normal(self.channels)
+        return normed(dense(self.channels, x, "conv", kernel_init=init, use_bias=False), "bn", mode)
+
+
+class SeparableBranch(nn.Module):
+    """Dilated depthwise 3x3, BatchNorm, ReLU, then 1x1, BatchNorm, ReLU."""
+
+    channels: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        """[B, H, W, channels]."""
+        # 9 * C: the reference's rule counts a depthwise kernel's outputs without dividing by its groups.
+        init = fan_out_normal(9 * x.shape[-1])
+        x = DepthwiseConv(init, self.dilation, use_bias=False, name="depthwise")(x)
+        x = normed(x, "depthwise_bn", mode)
+        pointwise = dense(
+            self.channels, x, "pointwise", kernel_init=fan_out_normal(self.channels), use_bias=False
+        )
+        return normed(pointwise, "pointwise_bn", mode)
+
+
+class Bottleneck(nn.Module):
+    """3x3 convolution without bias, BatchNorm, ReLU."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        """[B, H, W, channels]."""
+        return normed(Conv(self.channels, 3, use_bias=False, name="conv")(x), "bn", mode)
+
+
+class AsppFusion(nn.Module):
+    """Parallel branches of different reach, concatenated and mixed: a dilation of 1 is a plain 1x1, the others separable 3x3."""
+
+    channels: int
+    dilations: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        """[B, H, W, channels]."""
+        branches = []
+        for i, dilation in enumerate(self.dilations):
+            if dilation == 1:
+                branch = ConvFusion(self.channels, name=f"branch{i}")
+            else:
+                branch = SeparableBranch(self.channels, dilation, name=f"branch{i}")
+            branches.append(branch(x, mode))
+        return Bottleneck(self.channels, name="bottleneck")(jnp.concatenate(branches, -1), mode)
+
+
+class DaformerHead(nn.Module):
+    """Decoder with context-aware fusion ("aspp") or a single 1x1 convolution ("conv1")."""
+
+    num_classes: int
+    channels: int = 256
+    fusion: Literal["aspp", "conv1"] = "aspp"
+    dilations: tuple[int, ...] = (1, 6, 12, 18)
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, features: tuple[jax.Array, ...], mode: Mode) -> jax.Array:
+        """Logits [B, h, w, num_classes] at the size of the first feature map, at least float32."""
+        x = aligned([torch_dense(self.channels, f, f"embed{i}") for i, f in enumerate(features)])
+        if self.fusion == "aspp":
+            x = AsppFusion(self.channels, self.dilations, name="fuse")(x, mode)
+        else:
+            x = ConvFusion(self.channels, name="fuse")(x, mode)
+        x = dropout2d(x, self.dropout, mode)
+        x = x.astype(at_least_float32(x))
+        return dense(self.num_classes, x, "classifier", kernel_init=nn.initializers.normal(0.01))

@@ -1,0 +1,155 @@
+"""Mix Transformer (MiT), the encoder of SegFormer and DAFormer: four stages of overlapping patches and efficient attention.
+
+Source: method.md 2.1; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and MIC code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrm_jax.models.layers import (
+    Conv,
+    DepthwiseConv,
+    DropPath,
+    LayerNorm,
+    PatchReduction,
+    attend,
+    dense,
+    fan_out_normal,
+    gelu,
+    stacked_blocks,
+)
+from mrm_jax.types import Mode
+
+# The reference truncates at +-2 absolute, which is 100 standard deviations: a plain normal.
+_LINEAR_INIT = nn.initializers.normal(0.02)
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys and values come from a map reduced by `sr_ratio` in each direction."""
+
+    heads: int
+    sr_ratio: int
+    reduction_eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] from [B, H, W, C]."""
+        batch, _, _, channels = x.shape
+        query = dense(channels, x, "q", kernel_init=_LINEAR_INIT)
+        source = x
+        if self.sr_ratio > 1:
+            source = PatchReduction(self.sr_ratio, name="sr")(x)
+            source = LayerNorm(self.reduction_eps, name="norm")(source)
+        kv = dense(2 * channels, source, "kv", kernel_init=_LINEAR_INIT)
+        key, value = jnp.split(kv.reshape(batch, -1, 2 * channels), 2, axis=-1)
+        mixed = attend(query.reshape(batch, -1, channels), key, value, self.heads)
+        return dense(channels, mixed.reshape(x.shape), "proj", kernel_init=_LINEAR_INIT)
+
+
+class MixFFN(nn.Module):
+    """Two dense layers with a depthwise 3x3 convolution and a GELU between them; it is what tells positions apart."""
+
+    ratio: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] from [B, H, W, C]."""
+        y = dense(self.ratio * x.shape[-1], x, "fc1", kernel_init=_LINEAR_INIT)
+        y = gelu(DepthwiseConv(fan_out_normal(9), name="dwconv")(y))
+        return dense(x.shape[-1], y, "fc2", kernel_init=_LINEAR_INIT)
+
+
+class Block(nn.Module):
+    """One MiT block: attention, then Mix-FFN, each on a normalised input and added back, each dropped with the same rate."""
+
+    heads: int
+    sr_ratio: int
+    mlp_ratio: int
+    eps: float
+    reduction_eps: float
+    drop: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: jax.Array) -> tuple[jax.Array, None]:
+        """(map [B, H, W, C], None): a scan's carry and its missing output. `rate` is this block's drop-path rate."""
+        attention = Attention(self.heads, self.sr_ratio, self.reduction_eps, name="attn")
+        mixed = attention(LayerNorm(self.eps, name="norm1")(x))
+        x = x + DropPath(self.drop, name="drop_attn")(mixed, rate)
+        mixed = MixFFN(self.mlp_ratio, name="mlp")(LayerNorm(self.eps, name="norm2")(x))
+        return x + DropPath(self.drop, name="drop_mlp")(mixed, rate), None
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a strided convolution and a LayerNorm."""
+
+    features: int
+    kernel: int
+    stride: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ceil(H / stride), ceil(W / stride), features]."""
+        return LayerNorm(self.eps, name="norm")(
+            Conv(self.features, self.kernel, self.stride, name="proj")(x)
+        )
+
+
+class MixTransformer(nn.Module):
+    """MiT of any size. The blocks of a stage are stored stacked under `block1` … `block4` (leading axis = block).
+
+    dims, depths, heads, sr_ratios, strides: one entry a stage; the first patch embedding has a 7x7 kernel, the others 3x3.
+    drop_path: rate of the last block; rates rise linearly from 0 over all blocks of all stages.
+    eps: of block and stage norms; embed_eps, reduction_eps: of the norms after patch embedding and attention's reduction
+    (PyTorch's default in the reference; Hugging Face runs all three at 1e-5). dtype: compute dtype, None follows the image.
+    """
+
+    dims: tuple[int, ...] = (32, 64, 160, 256)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    heads: tuple[int, ...] = (1, 2, 5, 8)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    strides: tuple[int, ...] = (4, 2, 2, 2)
+    mlp_ratio: int = 4
+    drop_path: float = 0.1
+    eps: float = 1e-6
+    embed_eps: float = 1e-5
+    reduction_eps: float = 1e-5
+    dtype: jnp.dtype | None = None
+    unroll: bool = True
+    remat: Literal["none", "blocks"] = "none"
+
+    @nn.compact
+    def __call__(self, image: jax.Array, mode: Mode) -> tuple[jax.Array, ...]:
+        """One normalised map a stage, [B, ceil(H / s), ceil(W / s), dims[i]] with s the product of the strides so far."""
+        drop = mode == "train" and self.drop_path > 0
+        rates = np.linspace(0, self.drop_path, sum(self.depths), dtype=np.float32)
+        x = image.astype(self.dtype or image.dtype)
+        features = []
+        for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
+            embed = PatchEmbed(
+                dim, 3 if i else 7, self.strides[i], self.embed_eps, name=f"patch_embed{i + 1}"
+            )
+            blocks = stacked_blocks(
+                Block,
+                depth=depth,
+                unroll=self.unroll,
+                remat=self.remat,
+                name=f"block{i + 1}",
+                heads=self.heads[i],
+                sr_ratio=self.sr_ratios[i],
+                mlp_ratio=self.mlp_ratio,
+                eps=self.eps,
+                reduction_eps=self.reduction_eps,
+                drop=drop,
+            )
+            start = sum(self.depths[:i])
+            x, _ = blocks(embed(x), jnp.asarray(rates[start : start + depth]))
+            x = LayerNorm(self.eps, name=f"norm{i + 1}")(x)
+            features.append(x)
+        return tuple(features)

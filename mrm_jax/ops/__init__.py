@@ -1,0 +1,1 @@
+"""Pure array functions: they hold no parameters and draw nothing for themselves."""
