@@ -1,0 +1,1 @@
+"""What a person looks at: picture sheets of a run and its report. numpy and Pillow; never jax."""
