@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mrm_jax.options import UsageError, build, nearest, option
@@ -289,6 +289,22 @@ def runtime_fields() -> set[str]:
     return _runtime_fields(Config)
 
 
+def source_domain(config: Config) -> Domain:
+    """The labelled set that is trained on: the target's own for target_only (the oracle)."""
+    return config.data.target if config.method.kind == "target_only" else config.data.source
+
+
+def evaluation_domain(config: Config) -> Domain:
+    """The labelled set that scores are computed on; its path defaults to the target's."""
+    evaluation = config.data.evaluation
+    return replace(evaluation, path=evaluation.path or config.data.target.path)
+
+
+def has_evaluation(config: Config) -> bool:
+    """Whether there are labels to score against; without any, a run adapts and scores nothing."""
+    return config.data.evaluation.kind == "drawn" or config.data.evaluation.labels is not None
+
+
 def encoder_stride(encoder: Encoder) -> int:
     """Input pixels a cell of the last stage: every training crop is a multiple of it."""
     return math.prod(encoder.strides)
@@ -356,6 +372,12 @@ def _check_data(config: Config) -> None:
             f"config.data.{name}.raw_ids has {len(ids)} rows for {count} classes; "
             f"give one row a class or none.",
         )
+    where = "target" if config.method.kind == "target_only" else "source"
+    _require(
+        source_domain(config).kind == "drawn" or source_domain(config).labels is not None,
+        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
+        "name their folder.",
+    )
     stride = encoder_stride(config.model.encoder)
     for side, name in zip(data.crop, ("height", "width"), strict=True):
         _require(

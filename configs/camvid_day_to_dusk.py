@@ -1,0 +1,64 @@
+"""CamVid, day to dusk: real pictures, small enough for a CPU.
+
+    python -m mrm_jax.main --config configs/camvid_day_to_dusk.py --workdir runs/camvid \
+        --config.data.source.path=CAMVID --config.data.target.path=CAMVID
+
+Source: the labelled day drives; target: the unlabelled dusk drive; scored on a later stretch of
+that drive. CAMVID is a folder with images/<split>/<stem>.jpg, labels/<split>/<stem>.png (Cityscapes
+train ids) and splits/{day_train,dusk_train,dusk_test}.txt; docs/data.md says how to make it
+from the official download. The network is small and starts from random weights: this shows that learning
+works on real pictures, not what a pretrained network reaches (figures: docs/results.md).
+Recipes: `:source_only`, `:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:target_only`.
+"""
+
+from mrm_jax import config, recipes
+from mrm_jax.data import labels
+from mrm_jax.options import to_config_dict
+
+
+def domain(listing: str) -> config.Domain:
+    """A list of CamVid frames, fitted into 256 x 192 px."""
+    return config.Domain(
+        kind="folder",
+        images="images",
+        image_suffix=".jpg",
+        labels="labels",
+        label_suffix=".png",
+        listing=f"splits/{listing}.txt",
+        raw_ids=labels.CAMVID_IDS,
+        resize=(256, 192),
+    )
+
+
+def get_config(text: str | None = None):
+    """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
+    base = config.Config(
+        data=config.Data(
+            classes=labels.CAMVID,
+            source=domain("day_train"),
+            target=domain("dusk_train"),
+            evaluation=domain("dusk_test"),
+            crop=(160, 208),
+            cache=True,
+        ),
+        model=config.Model(
+            encoder=config.Encoder(
+                dims=(16, 32, 64, 96),
+                depths=(1, 1, 2, 1),
+                heads=(1, 2, 4, 4),
+                sr_ratios=(8, 4, 2, 2),
+                strides=(4, 2, 2, 1),
+                drop_path=0.0,
+            ),
+            decoder=config.Decoder(channels=48, dilations=(1, 3, 6)),
+        ),
+        method=config.Method(
+            mrm=config.MRM(grid=(10, 13), dim=96, depth=2, heads=4, learning_rate=20e-3 / 3),
+        ),
+        optimizer=config.Optimizer(learning_rate=2e-3, decoder_multiplier=2.0),
+        train=config.Train(
+            steps=1500, log_every=25, eval_every=300, checkpoint_every=300, panels_every=300
+        ),
+        evaluation=config.Evaluation(batch=4),
+    )
+    return to_config_dict(recipes.apply(base, text, default="dacs,mrm=true"))
