@@ -4,10 +4,10 @@
         --config.data.source.path=CAMVID --config.data.target.path=CAMVID
 
 Source: the labelled day drives; target: the unlabelled dusk drive; scored on a later stretch of
-that drive. CAMVID is a folder with images/<split>/<stem>.jpg, labels/<split>/<stem>.png (Cityscapes
-train ids) and splits/{day_train,dusk_train,dusk_test}.txt; docs/data.md says how to make it
-from the official download. The network is small and starts from random weights: this shows that learning
-works on real pictures, not what a pretrained network reaches (figures: docs/results.md).
+that drive. CAMVID is a folder with images/<split>/<stem>.jpg, labels/<split>/<stem>.png (train ids
+of Cityscapes) and splits/{day_train,dusk_train,dusk_test}.txt; docs/data.md says how to make it.
+The network is small and starts from random weights: this shows that learning works on real
+pictures, not what a pretrained network reaches (figures: docs/results.md).
 Recipes: `:source_only`, `:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:target_only`.
 """
 

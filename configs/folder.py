@@ -4,9 +4,9 @@
         --config.data.source.path=SOURCE --config.data.target.path=TARGET
 
 SOURCE holds images/ and labels/ (8-bit PNG of the same stem); TARGET is any folder of pictures,
-searched recursively. Scores need labels: `--config.data.evaluation.path=FOLDER
---config.data.evaluation.labels=labels` names pictures in FOLDER with labels in FOLDER/labels; without
-them the run adapts and scores nothing.
+searched recursively. Scores need labels: `--config.data.evaluation.path=FOLDER` and
+`--config.data.evaluation.labels=labels` name pictures in FOLDER with labels in FOLDER/labels;
+without them the run adapts and scores nothing.
 Copy this file and edit `CLASSES` (names, colours) and `RAW_IDS` (the label ids of each class).
 """
 
