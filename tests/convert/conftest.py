@@ -1,4 +1,5 @@
-"""Makes the reader of reference outputs importable as `golden`: importlib mode adds no test folder to the path."""
+"""Makes the reader of reference outputs importable as `golden`: importlib mode adds no test folder
+to the path."""
 
 import sys
 from pathlib import Path

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from golden import Case
 
-# Two implementations in float32 sum in different orders; the sidecar says what that alone costs the reference
-# against its own float64 run. 4x leaves room for ours, 2e-5 is the floor for outputs whose noise is tiny.
+# Two implementations in float32 sum in different orders; the sidecar says what that alone costs
+# the reference against its own float64 run. 4x leaves room for ours, 2e-5 is the floor for outputs
+# whose noise is tiny.
 FLOOR = 2e-5
 NOISE_FACTOR = 4.0
 
@@ -21,7 +21,8 @@ def tolerance(case: Case) -> float:
 
 
 def difference(ours: Any, stored: np.ndarray) -> float:
-    """Largest absolute difference over the stored output's largest absolute value; shapes must agree."""
+    """Largest absolute difference over the stored output's largest absolute value; shapes must
+    agree."""
     ours = np.asarray(ours)
     if ours.shape != stored.shape:
         raise AssertionError(f"shape {ours.shape} where the reference has {stored.shape}")
@@ -31,7 +32,8 @@ def difference(ours: Any, stored: np.ndarray) -> float:
 
 
 def check(case: Case, ours: dict[str, Any], *, limit: float | None = None) -> dict[str, float]:
-    """Compares every entry of `ours` with the stored output of that name; all misses in one AssertionError.
+    """Compares every entry of `ours` with the stored output of that name; all misses in one
+    AssertionError.
 
     Returns the difference of each entry, so that a test can go on with it.
     """

@@ -1,12 +1,13 @@
 """Reads the reference outputs that the parity tests compare with.
 
-A case is `NAME.npz` with a sidecar `NAME.json`. Array names are `group/key`: `in` and `out` (float32 as the
-reference computed it), `out64` (the same in float64), `sd*` weights under their torch names and in their torch layout. Weights may be
-stored as small integers (`sdq*` with `sds*` holding scale and offset) or only as a recipe in the sidecar, from which the
-same integers are drawn again; both decode exactly in float32.
+A case is `NAME.npz` with a sidecar `NAME.json`. Array names are `group/key`: `in` and `out`
+(float32 as the reference computed it), `out64` (the same in float64), `sd*` weights under their
+torch names and in their torch layout. Weights may be stored as small integers (`sdq*` with `sds*`
+holding scale and offset) or only as a recipe in the sidecar, from which the same integers are
+drawn again; both decode exactly in float32.
 
-The folder is `MRM_GOLDEN_DIR`, or tests/golden where that is unset. Nothing here knows a size: every number of a
-comparison comes from the arrays and the sidecar.
+The folder is `MRM_GOLDEN_DIR`, or tests/golden where that is unset. Nothing here knows a size:
+every number of a comparison comes from the arrays and the sidecar.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import numpy as np
 
 COMMITTED = Path(__file__).resolve().parent.parent / "golden"
 
-# Family of cases -> the test module that compares them, longest matching prefix first. A family named after the
-# part of the package it waits for has no module yet.
+# Family of cases -> the test module that compares them, longest matching prefix first. A family
+# named after the part of the package it waits for has no module yet.
 FAMILIES = {
     "backbone_mit": "test_networks.py",
     "backbone_resnet": "awaits the ResNet encoder",
@@ -52,7 +53,8 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One stored run of the reference: `meta` is the sidecar, `groups` maps `in`, `out`, `out64`, `sd*` to arrays."""
+    """One stored run of the reference: `meta` is the sidecar, `groups` maps `in`, `out`, `out64`,
+    `sd*` to arrays."""
 
     name: str
     meta: dict[str, Any]
@@ -73,7 +75,8 @@ def folder() -> Path:
 
 
 def cases(prefix: str) -> list[str]:
-    """Names of the cases in the folder that start with `prefix`, sorted; for parametrize at collection time."""
+    """Names of the cases in the folder that start with `prefix`, sorted; for parametrize at
+    collection time."""
     return sorted(path.stem for path in folder().glob(f"{prefix}*.npz"))
 
 
@@ -103,7 +106,8 @@ def load(name: str) -> Case:
 
 
 def shape_lists(prefix: str = "") -> dict[str, dict[str, tuple[int, ...]]]:
-    """Full-size key lists (`state_dict_shapes/*.json`): name -> torch key -> shape. Empty where the folder has none."""
+    """Full-size key lists (`state_dict_shapes/*.json`): name -> torch key -> shape. Empty where
+    the folder has none."""
     paths = sorted((folder() / "state_dict_shapes").glob(f"{prefix}*.json"))
     return {path.stem: _shapes(json.loads(path.read_text())["keys"]) for path in paths}
 

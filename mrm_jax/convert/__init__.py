@@ -1,0 +1,257 @@
+"""PyTorch's state dicts <-> our parameter trees, without importing either library.
+
+`import_torch` reads a mapping of arrays under one of the name layouts in `tables.KINDS`,
+`export_torch` writes it back bit for bit, `describe` says what the tensors show. Sizes are always
+read from the tensors. Nothing is converted unless every tensor is used or dropped by a named rule,
+every leaf is filled once and every shape fits; otherwise one ValueError names all that is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from mrm_jax.convert.layouts import TRACKED, Kind, Layout, Part
+from mrm_jax.convert.rebuilder import position_table
+from mrm_jax.convert.rules import (
+    CLOSED,
+    Drop,
+    Plan,
+    Row,
+    convert,
+    invert,
+    plan_export,
+    plan_import,
+    unclaimed,
+)
+from mrm_jax.convert.tables import KINDS
+
+__all__ = ["KINDS", "describe", "export_torch", "import_torch", "position_table"]
+
+CONCAT_ORDERS = ("c1..c4", "c4..c1")
+_VARIANT = ("concat_order", "copy", "eps", "grid", "heads")
+
+
+def import_torch(
+    state: Mapping[str, np.ndarray], kind: str, **variant: Any
+) -> dict[str, dict[str, Any]]:
+    """Our variables, `{"params": tree, "batch_stats": tree}`, with the values of a PyTorch state
+    dict.
+
+    state: name -> array in PyTorch's layout; dtypes are kept.   kind: a name in KINDS.
+    variant: what tensors cannot show. `copy` picks one of several copies in a file ("model",
+    "ema_model", "imnet_model"; the first present otherwise); `concat_order` "c1..c4" or "c4..c1"
+    is the order in which this file's SegFormer head concatenates the stages (ours is always
+    c1..c4; Hugging Face's is c4..c1); `heads` and `eps` belong to the network, not to its tensors:
+    they are checked and change nothing here.
+    The tree hangs under `encoder` and `decoder` for kinds that hold both, else at the root of the
+    one module.
+    ValueError lists every tensor that is missing, not expected or of a wrong shape.
+    """
+    found, plan = _understand(state, kind, variant)
+    _refuse(plan, f"the state dict does not fit kind {kind!r}")
+    _check_heads(variant, found)
+    return _nested(convert(plan, state))
+
+
+def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dict[str, np.ndarray]:
+    """The state dict that `import_torch` turns into these variables, bit for bit; inverse of it.
+
+    variables: `{"params": tree, "batch_stats": tree}` of any array type.   variant: as for
+    `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
+    only) writes the fixed position table as well.
+    What an import drops (counters, the unused `conv_seg`) is not written. Hugging Face's hub names
+    are written.
+    ValueError lists every leaf that is missing, not expected or of a wrong shape.
+    """
+    row = _kind(kind)
+    _check_variant(variant)
+    tree = _flat(variables)
+    base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
+    chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
+    plan = plan_export(_rows(row, chosen, base, variant), tree)
+    known = {leaf.path for leaf in plan.leaves}
+    plan.problems += [f"not expected {path}" for path in tree if path not in known]
+    _check_sizes(row, chosen, plan)
+    _refuse(plan, f"the variables do not fit kind {kind!r}")
+    state = invert(plan, tree)
+    if kind == "rebuilder" and variant.get("grid"):
+        table = position_table(variant["grid"], plan.symbols["D"])
+        state[f"{base}transformer.pos_embed"] = table[None]
+    return state
+
+
+def describe(state: Mapping[str, Any], kind: str, **variant: Any) -> dict[str, Any]:
+    """What the tensors of a state dict show: layouts, widths, depths, classes, concat order. Reads
+    shapes only.
+
+    `{"kind", "copy", "encoder": {"layout", "dims", "depths", ...}, "decoder": {...}}` with the
+    parts that the kind has.
+    `concat_order` is the file's own. ValueError as in `import_torch`.
+    """
+    found, plan = _understand(state, kind, variant)
+    _refuse(plan, f"the state dict does not fit kind {kind!r}")
+    return {"kind": kind, **found}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    part: Part
+    layout: Layout
+
+
+def _understand(
+    state: Mapping[str, Any], kind: str, variant: Mapping[str, Any]
+) -> tuple[dict[str, Any], Plan]:
+    """What the state shows, and the plan that imports it with all its problems."""
+    row = _kind(kind)
+    _check_variant(variant)
+    copy = _copy(row, state, variant.get("copy"))
+    spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
+    base = copy + spare
+    chosen = _chosen(
+        row, lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks)
+    )
+    plan = plan_import(_rows(row, chosen, base, variant), state)
+    left, refused = unclaimed(plan, state, _drops(row, chosen, copy, base))
+    plan.problems += left + refused
+    _check_sizes(row, chosen, plan)
+    found: dict[str, Any] = {"copy": copy.rstrip(".")} if row.copies else {}
+    for choice in chosen:
+        found[choice.part.role] = {"layout": choice.layout.name, **_facts(choice.layout, plan)}
+        if any(r.op == "concat" for r in choice.layout.rows):
+            order = variant.get("concat_order", row.concat_order)
+            found[choice.part.role]["concat_order"] = order
+    return found, plan
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        near = get_close_matches(kind, KINDS, 1) or sorted(KINDS)
+        raise ValueError(f"kind {kind!r} is no name layout; try one of {', '.join(near)}")
+    return KINDS[kind]
+
+
+def _check_variant(variant: Mapping[str, Any]) -> None:
+    for name in variant:
+        if name not in _VARIANT:
+            raise ValueError(f"variant {name!r} is unknown; it may be {', '.join(_VARIANT)}")
+    order = variant.get("concat_order", CONCAT_ORDERS[0])
+    if order not in CONCAT_ORDERS:
+        raise ValueError(f"concat_order is {order!r}; it may be {' or '.join(CONCAT_ORDERS)}")
+
+
+def _check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    heads, dims = variant.get("heads"), found.get("encoder", {}).get("dims")
+    if heads is None or dims is None:
+        return
+    if len(heads) != len(dims) or any(dim % head for dim, head in zip(dims, heads, strict=False)):
+        raise ValueError(f"heads are {tuple(heads)}, which do not divide the widths {dims}")
+
+
+def _copy(row: Kind, state: Mapping[str, Any], wanted: str | None) -> str:
+    present = [copy for copy in row.copies if any(key.startswith(copy) for key in state)]
+    if wanted is None:
+        return present[0] if present else ""
+    prefix = wanted.rstrip(".") + "."
+    if prefix not in present:
+        names = ", ".join(copy.rstrip(".") for copy in present) or "none"
+        raise ValueError(f"copy {wanted!r} is not in the state dict; copies there: {names}")
+    return prefix
+
+
+def _chosen(row: Kind, fits: Callable[[Part, Layout], bool]) -> list[_Choice]:
+    """The layout of every part. An only layout needs no mark, so that all it lacks gets listed."""
+    chosen = []
+    for part in row.parts:
+        found = next((layout for layout in part.layouts if fits(part, layout)), None)
+        if found is None and part.optional:
+            continue
+        if found is None and len(part.layouts) > 1:
+            names = "; ".join(
+                f"{x.name} ({', '.join(part.prefix + m for m in x.marks)})" for x in part.layouts
+            )
+            raise ValueError(f"no {part.role} recognised; known by their first tensors: {names}")
+        chosen.append(_Choice(part, found or next(iter(part.layouts))))
+    return chosen
+
+
+def _has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
+    return all(f"params/{part.root}{path}" in tree for path in layout.paths)
+
+
+def _rows(row: Kind, chosen: list[_Choice], base: str, variant: Mapping[str, Any]) -> list[Row]:
+    order = variant.get("concat_order", row.concat_order)
+    concat = "conv1x1" if order == CONCAT_ORDERS[0] else "conv1x1_reversed"
+    rows = []
+    for choice in chosen:
+        for one in choice.layout.rows:
+            placed = one.under(base + choice.part.prefix, choice.part.root)
+            rows.append(replace(placed, op=concat) if one.op == "concat" else placed)
+    return rows
+
+
+def _drops(row: Kind, chosen: list[_Choice], copy: str, base: str) -> list[Drop]:
+    """Drop rules with the prefixes of this state; those of the kind hold with and without the
+    spare prefix."""
+    drops = [TRACKED]
+    for choice in chosen:
+        prefix = re.escape(base + choice.part.prefix)
+        drops += [replace(drop, pattern=prefix + drop.pattern) for drop in choice.layout.drops]
+    drops += [replace(drop, pattern=re.escape(copy) + drop.pattern) for drop in row.drops]
+    if copy:
+        others = [re.escape(other) for other in (*row.copies, "mic.") if other != copy]
+        drops.append(Drop(f"({'|'.join(others)}).*", f"another copy than {copy.rstrip('.')}"))
+    return drops
+
+
+def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
+    """What the solved symbols say; a ratio that no tensor shows is 1."""
+    facts: dict[str, Any] = {}
+    for name, symbol in layout.facts:
+        if "{s}" not in symbol:
+            facts[name] = plan.symbols.get(symbol)
+        else:
+            facts[name] = tuple(plan.symbols.get(symbol.format(s=s), 1) for s in CLOSED["s"])
+    return facts
+
+
+def _check_sizes(row: Kind, chosen: list[_Choice], plan: Plan) -> None:
+    for choice in chosen:
+        wrong = choice.layout.relation and choice.layout.relation(plan.symbols)
+        plan.problems += [wrong] if wrong else []
+    if not row.sizes:
+        return
+    facts = _facts(chosen[0].layout, plan)
+    for name, wanted in row.sizes:
+        if facts[name] != wanted:
+            plan.problems.append(f"{name} are {facts[name]}, expected {wanted}")
+
+
+def _refuse(plan: Plan, what: str) -> None:
+    if plan.problems:
+        raise ValueError(f"{what}, {len(plan.problems)} problems: {'; '.join(plan.problems)}")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= _flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    tree: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
+    for path, value in flat.items():
+        node: dict[str, Any] = tree
+        *parents, leaf = path.split("/")
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree

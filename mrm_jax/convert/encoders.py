@@ -1,0 +1,130 @@
+"""MixVisionTransformer under the names of SegFormer's release, newer mmseg and Hugging Face (hub
+and transformers 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mrm_jax.convert.layouts import Layout, affine, norm
+from mrm_jax.convert.rules import Drop, Row
+
+MIT_FACTS = (
+    ("dims", "C{s}"),
+    ("depths", "depth{s}"),
+    ("sr_ratios", "r{s}"),
+    ("mlp_widths", "M{s}"),
+    ("in_channels", "C0"),
+)
+
+
+def _mit_rows(embed: str, embed_norm: str, block: str, stage_norm: str, names: dict[str, Any]):
+    """MiT's rows; `names` maps our names inside a block to the layout's."""
+    ours = "block{s}"
+    counted = {"count": "depth{s}"}
+    reduced = {"group": "sr{s}", "count": "depth{s}"}
+
+    def inside(name: str) -> Any:
+        found = names[name]
+        return block + found if isinstance(found, str) else tuple(block + n for n in found)
+
+    fc = "conv1x1" if names.get("convolutional_mlp") else "dense"
+    ones = " 1 1" if fc == "conv1x1" else ""
+    return (
+        *affine(embed, "patch_embed{s}/proj", "conv", "C{s} C{p} k{s} k{s}"),
+        *norm(embed_norm, "patch_embed{s}/norm", "C{s}"),
+        *norm(inside("norm1"), f"{ours}/norm1", "C{s}", **counted),
+        *_attention_in(inside, names, counted),
+        *affine(inside("proj"), f"{ours}/attn/proj", "dense", "C{s} C{s}", **counted),
+        *affine(inside("sr"), f"{ours}/attn/sr", "conv", "C{s} C{s} r{s} r{s}", **reduced),
+        *norm(inside("norm"), f"{ours}/attn/norm", "C{s}", **reduced),
+        *norm(inside("norm2"), f"{ours}/norm2", "C{s}", **counted),
+        *affine(inside("fc1"), f"{ours}/mlp/fc1", fc, "M{s} C{s}" + ones, **counted),
+        *affine(inside("dwconv"), f"{ours}/mlp/dwconv", "conv", "M{s} 1 3 3", **counted),
+        *affine(inside("fc2"), f"{ours}/mlp/fc2", fc, "C{s} M{s}" + ones, **counted),
+        *norm(stage_norm, "norm{s}", "C{s}"),
+    )
+
+
+def _attention_in(inside: Any, names: dict[str, Any], counted: dict[str, str]) -> tuple[Row, ...]:
+    q, kv = "block{s}/attn/q", "block{s}/attn/kv"
+    if "in_proj" not in names:
+        return (
+            *affine(inside("q"), q, "dense", "C{s} C{s}", **counted),
+            *affine(inside("kv"), kv, "dense", "2C{s} C{s}", **counted),
+        )
+    rows = []
+    for path, size, start, stop in ((q, "C{s}", "0", "C{s}"), (kv, "2C{s}", "C{s}", "3C{s}")):
+        take, source = (start, stop, "3C{s}"), inside("in_proj")
+        rows += [
+            Row(f"{source}_weight", f"{path}/kernel", "dense", f"{size} C{{s}}", take, **counted),
+            Row(f"{source}_bias", f"{path}/bias", "vector", size, take, **counted),
+        ]
+    return tuple(rows)
+
+
+_PLAIN = {"norm1": "norm1", "norm2": "norm2", "q": "attn.q", "kv": "attn.kv", "proj": "attn.proj"}
+_PLAIN |= {"sr": "attn.sr", "norm": "attn.norm", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_PLAIN |= {"dwconv": "mlp.dwconv.dwconv"}
+
+MIT = Layout(
+    "mit",
+    _mit_rows("patch_embed{s}.proj", "patch_embed{s}.norm", "block{s}.{j}.", "norm{s}", _PLAIN),
+    marks=("patch_embed1.proj.weight",),
+    paths=("patch_embed1/proj/kernel",),
+    drops=(Drop(r"head\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),),
+    facts=MIT_FACTS,
+)
+
+_MMSEG = {"norm1": "norm1", "norm2": "norm2", "in_proj": "attn.attn.in_proj", "sr": "attn.sr"}
+_MMSEG |= {"proj": "attn.attn.out_proj", "norm": "attn.norm", "fc1": "ffn.layers.0"}
+_MMSEG |= {"dwconv": "ffn.layers.1", "fc2": "ffn.layers.4", "convolutional_mlp": True}
+
+MIT_MMSEG = replace(
+    MIT,
+    name="mit_mmseg",
+    rows=_mit_rows(
+        "layers.{z}.0.projection", "layers.{z}.0.norm", "layers.{z}.1.{j}.", "layers.{z}.2", _MMSEG
+    ),
+    marks=("layers.0.0.projection.weight",),
+    drops=(),
+)
+
+_HUB = {"norm1": "layer_norm_1", "norm2": "layer_norm_2", "q": "attention.self.query"}
+_HUB |= {"kv": ("attention.self.key", "attention.self.value"), "proj": "attention.output.dense"}
+_HUB |= {"sr": "attention.self.sr", "norm": "attention.self.layer_norm", "fc1": "mlp.dense1"}
+_HUB |= {"dwconv": "mlp.dwconv.dwconv", "fc2": "mlp.dense2"}
+
+HF_HUB = replace(
+    MIT,
+    name="hf_hub",
+    rows=_mit_rows(
+        "encoder.patch_embeddings.{z}.proj",
+        "encoder.patch_embeddings.{z}.layer_norm",
+        "encoder.block.{z}.{j}.",
+        "encoder.layer_norm.{z}",
+        _HUB,
+    ),
+    marks=("encoder.patch_embeddings.0.proj.weight",),
+    drops=(),
+)
+
+_FIVE = {"norm1": "layernorm_before", "norm2": "layernorm_after", "q": "attention.q_proj"}
+_FIVE |= {"kv": ("attention.k_proj", "attention.v_proj"), "proj": "attention.o_proj"}
+_FIVE |= {"sr": "attention.sequence_reduction.sequence_reduction"}
+_FIVE |= {"norm": "attention.sequence_reduction.layer_norm", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_FIVE |= {"dwconv": "mlp.dwconv.dwconv"}
+
+HF_FIVE = replace(
+    MIT,
+    name="hf_transformers5",
+    rows=_mit_rows(
+        "stages.{z}.patch_embeddings.proj",
+        "stages.{z}.patch_embeddings.layer_norm",
+        "stages.{z}.blocks.{j}.",
+        "stages.{z}.layer_norm",
+        _FIVE,
+    ),
+    marks=("stages.0.patch_embeddings.proj.weight",),
+    drops=(),
+)

@@ -1,0 +1,86 @@
+"""What a table of rows consists of, and the rows that every network repeats: affine layers and
+normalisations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mrm_jax.convert.rules import Drop, Row, Symbols
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of one module. `marks` are tensors, `paths` leaves that no rival layout has.
+
+    facts: what `describe` reports, name -> symbol; `{s}` in a symbol makes a list over the stages.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    marks: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    relation: Callable[[Symbols], str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a kind: where its names and its leaves hang, and the layouts it may have."""
+
+    role: str
+    layouts: tuple[Layout, ...]
+    prefix: str = ""
+    root: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A whole name layout.
+
+    copies: prefixes of full copies in one file, the preferred one first.   spare: a prefix that
+    all names may carry.
+    sizes: facts that the encoder must have.
+    """
+
+    parts: tuple[Part, ...]
+    drops: tuple[Drop, ...] = ()
+    copies: tuple[str, ...] = ()
+    spare: str = ""
+    concat_order: str = "c1..c4"
+    sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
+    """Rows of a normalisation's scale and bias, each of `size` entries."""
+    return (
+        Row(f"{source}.weight", f"{path}/scale", "vector", size, **more),
+        Row(f"{source}.bias", f"{path}/bias", "vector", size, **more),
+    )
+
+
+def batch_norm(source: str, path: str, size: str) -> tuple[Row, ...]:
+    """Rows of a BatchNorm: scale and bias, and its running mean and variance."""
+    mean = Row(f"{source}.running_mean", f"{path}/mean", "vector", size, collection="batch_stats")
+    var = Row(f"{source}.running_var", f"{path}/var", "vector", size, collection="batch_stats")
+    return (*norm(source, path, size), mean, var)
+
+
+def affine(
+    source: str | tuple[str, ...], path: str, op: str, shape: str, **more: Any
+) -> tuple[Row, ...]:
+    """Rows of a weight and its bias; the bias has as many entries as the weight has outputs."""
+    names = (source,) if isinstance(source, str) else source
+    weight, bias = tuple(f"{n}.weight" for n in names), tuple(f"{n}.bias" for n in names)
+    outputs = shape.split()[1 if op == "deconv" else 0]
+    single = isinstance(source, str)
+    return (
+        Row(weight[0] if single else weight, f"{path}/kernel", op, shape, **more),
+        Row(bias[0] if single else bias, f"{path}/bias", "vector", outputs, **more),
+    )
+
+
+TRACKED = Drop(r".*num_batches_tracked", "a counter that momentum 0.1 never reads")
