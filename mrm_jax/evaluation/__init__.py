@@ -1,0 +1,1 @@
+"""Predictions of a trained network and the scores computed from them."""

@@ -1,0 +1,114 @@
+"""What a score means: the protocol that is printed and stored with every number."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+from mrm_jax.config import Config, Domain, Encoder
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a score was computed. Sizes are (height, width) px; `input_sizes`, `label_sizes` list
+    what occurred.
+    """
+
+    domain: str
+    network: str
+    pictures: int
+    classes_counted: tuple[str, ...]
+    classes_predicted: int
+    mode: str
+    window: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    resize: tuple[int, int] | None
+    input_sizes: tuple[tuple[int, int], ...]
+    label_sizes: tuple[tuple[int, int], ...]
+    test_time_augmentation: str = "none"
+
+    def sentence(self) -> str:
+        """The protocol in one line, for people."""
+        counted = len(self.classes_counted)
+        classes = f"{counted} classes"
+        if counted != self.classes_predicted:
+            classes = f"{counted} of {self.classes_predicted} classes"
+        how = "whole pictures"
+        if self.window and self.stride:
+            how = f"windows of {_size(self.window)} every {_size(self.stride)} px"
+        sizes = ", ".join(map(_size, self.input_sizes[:3])) or "no size"
+        labels = ", ".join(map(_size, self.label_sizes[:3])) or "no size"
+        more = " ..." if max(len(self.input_sizes), len(self.label_sizes)) > 3 else ""
+        return (
+            f"{self.network} on {self.pictures} pictures of {self.domain}: {classes}, {how} at "
+            f"{sizes}, scored at {labels} px{more} (height x width), no flips, one scale"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The protocol as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def evaluation_domain(config: Config) -> Domain:
+    """`data.evaluation`, with the target's path where it names none."""
+    domain = config.data.evaluation
+    if domain.kind == "folder" and not domain.path:
+        return dataclasses.replace(domain, path=config.data.target.path)
+    return domain
+
+
+def domain_name(domain: Domain) -> str:
+    """What the pictures are, in a few words: look and split of drawn scenes, or a folder's path and
+    listing.
+    """
+    if domain.kind == "drawn":
+        return f"drawn scenes ({domain.look}, {domain.split})"
+    parts = [part for part in (domain.path, domain.images) if part]
+    listing = f" ({domain.listing})" if domain.listing else ""
+    return "/".join(parts) + listing
+
+
+def describe(
+    config: Config,
+    *,
+    network: str,
+    pictures: int,
+    input_sizes: set[tuple[int, int]],
+    label_sizes: set[tuple[int, int]],
+) -> Protocol:
+    """The protocol of an evaluation under `config` that saw these many pictures and these sizes."""
+    evaluation, domain = config.evaluation, evaluation_domain(config)
+    sliding = evaluation.mode == "slide"
+    names = config.data.classes.names
+    return Protocol(
+        domain=domain_name(domain),
+        network=network,
+        pictures=pictures,
+        classes_counted=evaluation.classes or names,
+        classes_predicted=len(names),
+        mode=evaluation.mode,
+        window=evaluation.window if sliding else None,
+        stride=evaluation.stride if sliding else None,
+        resize=domain.resize,
+        input_sizes=tuple(sorted(input_sizes)),
+        label_sizes=tuple(sorted(label_sizes)),
+    )
+
+
+def counted(config: Config) -> tuple[int, ...]:
+    """Train ids of the classes in mIoU."""
+    names = config.data.classes.names
+    return tuple(names.index(name) for name in config.evaluation.classes or names)
+
+
+def smallest_side(encoder: Encoder) -> int:
+    """The shortest side, px, that every stage's attention can still reduce."""
+    strides = accumulate(encoder.strides, mul)
+    return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
