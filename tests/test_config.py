@@ -1,0 +1,160 @@
+"""Options: every mistake is one line that names the field, its value and the way out."""
+
+import dataclasses
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from mrm_jax import config, options, recipes
+from mrm_jax.config import Config, UsageError, from_config_dict
+from mrm_jax.data import labels
+from mrm_jax.options import to_config_dict
+
+
+def valid(**edits) -> Config:
+    drawn = config.Domain(kind="drawn")
+    data = config.Data(classes=labels.DRAWN, source=drawn, target=drawn, evaluation=drawn)
+    return dataclasses.replace(Config(data=data), **edits)
+
+
+def leaves(cls, prefix=""):
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def test_every_option_says_what_it_is():
+    silent = [name for name, field in leaves(Config) if not field.metadata.get("doc")]
+    assert not silent
+
+
+def test_a_config_survives_the_way_through_a_config_dict():
+    cfg = valid(seed=3)
+    assert from_config_dict(to_config_dict(cfg)) == cfg
+
+
+def test_a_config_survives_the_way_through_json():
+    import json
+
+    cfg = valid()
+    text = json.dumps(to_config_dict(cfg).to_dict())
+    assert from_config_dict(json.loads(text)) == cfg
+
+
+def test_optional_options_can_be_set_by_flag_although_they_are_empty():
+    values = to_config_dict(valid())
+    values.data.target.path = "pictures"
+    with pytest.raises(TypeError):
+        values.data.target.path = 3
+    assert from_config_dict(values).data.target.path == "pictures"
+
+
+def test_runtime_options_are_those_that_change_no_result():
+    runtime = config.runtime_fields()
+    assert {"train.log_every", "data.workers", "model.unroll", "mesh.devices"} <= runtime
+    assert not {"train.steps", "train.batch", "seed", "optimizer.learning_rate"} & runtime
+
+
+BAD = [
+    ({"train": {"stepps": 1}}, "config.train.stepps is not an option. Did you mean 'steps'?"),
+    ({"trian": {}}, "config.trian is not an option. Did you mean 'train'?"),
+    ({"seed": "0"}, "config.seed is '0'; it must be of type int."),
+    ({"seed": True}, "config.seed is True; it must be of type int."),
+    ({"seed": -1}, "config.seed is -1"),
+    ({"train": {"batch": 0}}, "config.train.batch is 0; it must be at least 1."),
+    ({"data": {"crop": (500, 512)}}, "its height 500 is not a multiple of 32"),
+    ({"data": {"crop": 512}}, "config.data.crop is 512; it must be a tuple"),
+    ({"data": {"crop": (512,)}}, "config.data.crop is (512,); it must have 2 entries."),
+    ({"data": {"source": {"kind": "folder"}}}, "config.data.source.labels is empty"),
+    ({"data": {"source": {"kind": "drwan"}}}, "Did you mean 'drawn'?"),
+    ({"data": {"source": {"kind": "drawn", "raw_ids": ((1,),)}}}, "1 rows for 17 classes"),
+    ({"method": {"kind": "dasc"}}, "Did you mean 'dacs'?"),
+    ({"method": {"kind": "source_only", "mrm": {"enabled": True}}}, "needs a teacher"),
+    ({"method": {"kind": "dacs", "augmented_source": True}}, "control for source_only"),
+    ({"method": {"mrm": {"enabled": True, "heads": 3}}}, "not a multiple of 3 heads"),
+    ({"method": {"threshold": 1.5}}, "config.method.threshold is 1.5; it must lie in 0..1."),
+    ({"model": {"encoder": {"depths": (1, 2)}}}, "give as many entries"),
+    ({"model": {"encoder": {"heads": (1, 3, 5, 8)}}}, "not a multiple of its 3 attention heads"),
+    ({"model": {"dtype": "float16"}}, "must be one of 'float32', 'bfloat16'"),
+    ({"evaluation": {"classes": ("rode",)}}, "Did you mean 'road'?"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), BAD, ids=lambda v: str(v)[:40])
+def test_a_mistake_is_answered_with_the_field_and_the_way_out(edit, message):
+    def merge(base, change):
+        for key, value in change.items():
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                merge(base[key], value)
+            else:
+                base[key] = value
+        return base
+
+    values = merge(to_config_dict(valid()).to_dict(), edit)
+    with pytest.raises(UsageError) as caught:
+        from_config_dict(values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_target_only_trains_on_the_labels_of_the_target():
+    cfg = recipes.target_only(valid())
+    assert config.source_domain(cfg) == cfg.data.target
+    assert config.source_domain(recipes.dacs(cfg)) == cfg.data.source
+
+
+def test_the_evaluation_set_lies_below_the_target_unless_it_has_a_path():
+    cfg = valid()
+    target = dataclasses.replace(cfg.data.target, path="there")
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, target=target))
+    assert config.evaluation_domain(cfg).path == "there"
+    own = dataclasses.replace(cfg.data.evaluation, path="here")
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, evaluation=own))
+    assert config.evaluation_domain(cfg).path == "here"
+
+
+def test_options_load_without_jax():
+    code = "import sys; from mrm_jax import config, recipes, main; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+RECIPES = [
+    ("dacs", lambda c: c.method.kind == "dacs" and not c.method.mrm.enabled),
+    ("dacs,mrm=true", lambda c: c.method.mrm.enabled),
+    ("source_augmented", lambda c: c.method.augmented_source),
+    ("dacs,encoder=mit_b2", lambda c: c.model.encoder.depths == (3, 4, 6, 3)),
+    ("dacs,decoder=segformer", lambda c: c.model.decoder.channels == 768),
+    ("dacs,crop=256x512", lambda c: c.data.crop == (256, 512)),
+    ("crop=256", lambda c: c.data.crop == (256, 256)),
+    (None, lambda c: c.method.kind == "source_only"),
+]
+
+
+@pytest.mark.parametrize(("text", "holds"), RECIPES, ids=lambda v: str(v))
+def test_the_text_after_the_colon_edits_the_config(text, holds):
+    assert holds(recipes.apply(valid(), text, default="source_only"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dasc", "Did you mean 'dacs'?"),
+        ("dacs,mrn=true", "Did you mean 'mrm'?"),
+        ("dacs,mrm=yes", "write mrm=true or mrm=false"),
+        ("dacs,mit_b2", "after the recipe come key=value pairs"),
+        ("dacs,encoder=mit_b9", "Did you mean 'mit_b"),
+        ("dacs,crop=12y", "write crop=512 or crop=512x1024"),
+    ],
+)
+def test_an_unknown_word_after_the_colon_is_named(text, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        recipes.apply(valid(), text)
+
+
+def test_nearest_stays_silent_when_nothing_is_near():
+    assert options.nearest("zzzz", ["steps", "batch"]) == ""
