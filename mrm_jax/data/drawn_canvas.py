@@ -1,0 +1,197 @@
+"""The sheet that drawn scenes are painted on: a map of material ids, a perspective camera and a
+stream of dice.
+
+A pixel holds one material id; its class, colour, texture and distance follow by table. So a label
+can never disagree with what was painted, and all later light, weather and blur touch the picture
+alone. Painted at twice the size: the picture is averaged down (smooth edges), the label takes one
+of every four pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from mrm_jax.data.labels import DRAWN
+
+OVERSAMPLING = 2
+CLASS = {name: i for i, name in enumerate(DRAWN.names)}
+# Depth of a material that lies on the ground: its distance follows from the row.
+GROUND_DEPTH = 0.0
+Colour = tuple[float, float, float]
+
+
+class Dice:
+    """Uniform numbers of a numpy generator, handed out one at a time: ten times cheaper than asking
+    it for each.
+    """
+
+    def __init__(self, rng: np.random.Generator, block: int = 1024) -> None:
+        self._rng, self._block = rng, block
+        self._numbers: list[float] = []
+
+    def u(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number uniform in [low, high)."""
+        if not self._numbers:
+            self._numbers = self._rng.random(self._block).tolist()
+        return low + (high - low) * self._numbers.pop()
+
+    def chance(self, probability: float) -> bool:
+        """True with that probability."""
+        return self.u() < probability
+
+    def pick(self, choices):
+        """One of a sequence, each equally likely."""
+        return choices[int(self.u(0, len(choices)))]
+
+    def count(self, low: int, high: int) -> int:
+        """An integer in low..high, both included."""
+        return int(self.u(low, high + 1))
+
+
+class Camera(NamedTuple):
+    """A pinhole camera above a flat street. Metres: x to the right, y up from the ground, z ahead;
+    painted pixels out.
+    """
+
+    focal: float
+    centre: float
+    horizon: float
+    height: float
+    curve: float
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """i32[...,2] pixel (column, row) of f[...,3] points; the street bends by `curve` * z**2."""
+        z = np.maximum(points[..., 2], 0.6)
+        scale = self.focal / z
+        out = np.empty((*points.shape[:-1], 2), np.int32)
+        out[..., 0] = self.centre + (points[..., 0] + self.curve * z * z) * scale
+        out[..., 1] = self.horizon + (self.height - points[..., 1]) * scale
+        return out
+
+    def at(self, x: float, y: float, z: float) -> tuple[float, float, float]:
+        """(column, row, pixels a metre) of one point."""
+        scale = self.focal / z
+        return (
+            self.centre + (x + self.curve * z * z) * scale,
+            self.horizon + (self.height - y) * scale,
+            scale,
+        )
+
+
+@dataclass
+class Canvas:
+    """Material ids u8[2H,2W] and their tables; row k of every table belongs to id k."""
+
+    ids: np.ndarray
+    camera: Camera
+    used: int = 0
+    classes: np.ndarray = field(default_factory=lambda: np.zeros(256, np.uint8))
+    colours: np.ndarray = field(default_factory=lambda: np.zeros((256, 3), np.float32))
+    textures: np.ndarray = field(default_factory=lambda: np.zeros((256, 3), np.float32))
+    depths: np.ndarray = field(default_factory=lambda: np.zeros(256, np.float32))
+    shadows: list[np.ndarray] = field(default_factory=list)
+
+    def material(
+        self,
+        name: str,
+        colour: Colour,
+        texture: tuple[float, float, float] = (0.03, 0.02, 0.0),
+        depth: float = GROUND_DEPTH,
+    ) -> int:
+        """A new id: class name, RGB 0..255, relative strength of fine, middle and coarse texture,
+        distance in metres.
+
+        The 256th material and all after it share an id with the last one of their class.
+        """
+        number = CLASS[name]
+        if self.used == 256:
+            same = np.flatnonzero(self.classes == number)
+            return int(same[-1])
+        k = self.used
+        self.used += 1
+        self.classes[k], self.colours[k], self.textures[k], self.depths[k] = (
+            number,
+            colour,
+            texture,
+            depth,
+        )
+        return k
+
+    def polygons(self, points: np.ndarray, material: int) -> None:
+        """Fills world polygons f[N,P,3] or one f[P,3]."""
+        projected = self.camera.project(points)
+        self.fill(projected if points.ndim == 3 else projected[None], material)
+
+    def fill(self, points: np.ndarray, material: int) -> None:
+        """Fills pixel polygons i32[N,P,2]; polygons of one call must not overlap."""
+        cv2.fillPoly(self.ids, list(points), material)
+
+    def shape(self, points: list[tuple[float, float]], material: int) -> None:
+        """Fills one polygon of pixel (column, row) pairs."""
+        cv2.fillPoly(self.ids, [np.array(points, np.int32)], material)
+
+    def bar(self, x0: float, y0: float, x1: float, y1: float, material: int) -> None:
+        """Fills an upright pixel rectangle, at least one painted pixel wide and high."""
+        cv2.rectangle(
+            self.ids,
+            (int(x0), int(y0)),
+            (max(int(x0), int(x1) - 1), max(int(y0), int(y1) - 1)),
+            material,
+            -1,
+        )
+
+    def stroke(
+        self, start: tuple[float, float], end: tuple[float, float], width: float, material: int
+    ) -> None:
+        """A line of `width` painted pixels."""
+        cv2.line(
+            self.ids,
+            (int(start[0]), int(start[1])),
+            (int(end[0]), int(end[1])),
+            material,
+            max(1, round(width)),
+        )
+
+    def disc(self, x: float, y: float, radius: float, material: int) -> None:
+        """A filled circle."""
+        cv2.circle(self.ids, (int(x), int(y)), max(1, round(radius)), material, -1)
+
+
+def wall_quads(x: float, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """f[N*M,4,3]: rectangles in the plane of one x, for N spans z[N,2] and M spans y[M,2]."""
+    n, m = len(z), len(y)
+    out = np.empty((n, m, 4, 3))
+    out[..., 0] = x
+    out[..., 0, 1] = out[..., 3, 1] = y[None, :, 0]
+    out[..., 1, 1] = out[..., 2, 1] = y[None, :, 1]
+    out[..., 0, 2] = out[..., 1, 2] = z[:, None, 0]
+    out[..., 2, 2] = out[..., 3, 2] = z[:, None, 1]
+    return out.reshape(n * m, 4, 3)
+
+
+def face_quads(x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
+    """f[N*M,4,3]: rectangles facing the camera at distance z, for N spans x[N,2] and M spans
+    y[M,2].
+    """
+    n, m = len(x), len(y)
+    out = np.empty((n, m, 4, 3))
+    out[..., 2] = z
+    out[..., 0, 1] = out[..., 3, 1] = y[None, :, 0]
+    out[..., 1, 1] = out[..., 2, 1] = y[None, :, 1]
+    out[..., 0, 0] = out[..., 1, 0] = x[:, None, 0]
+    out[..., 2, 0] = out[..., 3, 0] = x[:, None, 1]
+    return out.reshape(n * m, 4, 3)
+
+
+def spans(start: float, end: float, pitch: float, share: float) -> np.ndarray:
+    """f[N,2]: as many equal spans as fit between start and end at about `pitch`, each filling
+    `share` of its cell.
+    """
+    n = max(1, round((end - start) / pitch))
+    cell = (end - start) / n
+    left = start + cell * (np.arange(n) + (1 - share) / 2)
+    return np.stack([left, left + cell * share], axis=1)

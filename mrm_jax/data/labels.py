@@ -1,0 +1,165 @@
+"""Class tables, raw label ids of public data sets, and the one function that turns raw ids into
+train ids.
+
+Everything here is data but for `map_labels`. A config copies the tables it needs into
+`data.classes` and `data.<domain>.raw_ids`, so that a run says itself what it was trained on.
+Sources: the Cityscapes label definition (ids, train ids, colours), Playing for Data (GTA5 uses
+Cityscapes ids), SYNTHIA-RAND-CITYSCAPES' own list, CamVid as grouped by SegNet.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from mrm_jax.config import Classes, UsageError
+
+IGNORE = 255
+"""Train id of a pixel that counts nowhere."""
+
+RawIds = tuple[tuple[int, ...], ...]
+
+CITYSCAPES = Classes(
+    names=(
+        *(
+            "road",
+            "sidewalk",
+            "building",
+            "wall",
+            "fence",
+            "pole",
+            "light",
+            "sign",
+            "vegetation",
+            "terrain",
+            "sky",
+        ),
+        *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    ),
+    colours=(
+        *(
+            (128, 64, 128),
+            (244, 35, 232),
+            (70, 70, 70),
+            (102, 102, 156),
+            (190, 153, 153),
+            (153, 153, 153),
+        ),
+        *(
+            (250, 170, 30),
+            (220, 220, 0),
+            (107, 142, 35),
+            (152, 251, 152),
+            (70, 130, 180),
+            (220, 20, 60),
+        ),
+        *(
+            (255, 0, 0),
+            (0, 0, 142),
+            (0, 0, 70),
+            (0, 60, 100),
+            (0, 80, 100),
+            (0, 0, 230),
+            (119, 11, 32),
+        ),
+    ),
+)
+"""The 19 classes of Cityscapes, also of GTA5, ACDC and Dark Zurich."""
+
+
+def subset(names: tuple[str, ...]) -> Classes:
+    """Some of Cityscapes' classes, in the order given, with Cityscapes' colours."""
+    at = [CITYSCAPES.names.index(name) for name in names]
+    return Classes(names=names, colours=tuple(CITYSCAPES.colours[i] for i in at))
+
+
+DRAWN = subset(tuple(name for name in CITYSCAPES.names if name not in ("train", "motorcycle")))
+"""The 17 classes of the drawn scenes; their labels are stored as train ids of this table."""
+
+CAMVID = subset(
+    (
+        *("road", "sidewalk", "building", "fence", "pole", "sign", "vegetation", "sky"),
+        *("person", "car", "bicycle"),
+    )
+)
+"""CamVid's 11 classes as SegNet groups them (car holds lorries and buses, bicycle its rider too).
+"""
+
+CAMVID_IDS: RawIds = ((0,), (1,), (2,), (4,), (5,), (7,), (8,), (10,), (11,), (13,), (18,))
+"""CamVid labels stored as Cityscapes train ids."""
+
+CITYSCAPES_IDS: RawIds = tuple(
+    (i,) for i in (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+)
+"""Ids of `*_labelIds.png` of Cityscapes and of GTA5's palette PNGs. Files named
+`*_labelTrainIds.png` need no table.
+"""
+
+CITYSCAPES_IGNORED: tuple[int, ...] = (*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 34, 255)
+
+SYNTHIA_IDS: RawIds = tuple(
+    (i,) for i in (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
+)
+"""Ids of SYNTHIA-RAND-CITYSCAPES; terrain 16, truck 18 and train 20 never occur in it."""
+
+SYNTHIA_IGNORED: tuple[int, ...] = (0, 13, 14, 22, 255)
+
+
+@functools.lru_cache(maxsize=16)
+def lookup(raw_ids: RawIds, ignored_ids: tuple[int, ...], classes: int) -> np.ndarray:
+    """i16[65536] from raw id to train id: 255 for `ignored_ids`, -1 for an id that stands in
+    neither list.
+
+    `raw_ids` holds a row of raw ids for every class; empty: labels hold train ids 0..`classes`-1
+    already. Raises UsageError for an id given twice or outside 0..65535.
+    """
+    rows = raw_ids or tuple((i,) for i in range(classes))
+    table = np.full(65536, -1, np.int16)
+    for train_id, row in enumerate((*rows, ignored_ids)):
+        for raw in row:
+            if not 0 <= raw <= 65535:
+                raise UsageError(
+                    f"raw label id {raw} cannot occur in a picture; ids lie in 0..65535."
+                )
+            if table[raw] != -1:
+                raise UsageError(
+                    f"raw label id {raw} stands twice in raw_ids and ignored_ids; keep one."
+                )
+            table[raw] = IGNORE if train_id == len(rows) else train_id
+    table.flags.writeable = False
+    return table
+
+
+def map_labels(
+    raw: np.ndarray,
+    raw_ids: RawIds,
+    ignored_ids: tuple[int, ...],
+    *,
+    classes: int,
+    name: str,
+    field: str,
+) -> np.ndarray:
+    """Train ids u8[H,W] of raw ids u8 or u16 [H,W].
+
+    Raises UsageError naming the file (`name`), the ids that stand in neither list and the config
+    `field` to change.
+    """
+    table = lookup(raw_ids, ignored_ids, classes)
+    mapped = table[:256][raw] if raw.dtype == np.uint8 else table[raw]
+    if mapped.min(initial=0) < 0:
+        unknown = np.unique(raw[mapped < 0])
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        share = float(np.mean(mapped < 0))
+        raise UsageError(
+            f"{name}: label id {shown} ({share:.1%} of the pixels) is in neither {field}.raw_ids "
+            f"nor {field}.ignored_ids; add it to one of them, or correct the file."
+        )
+    return mapped.astype(np.uint8)
+
+
+def colourise(label: np.ndarray, classes: Classes) -> np.ndarray:
+    """The picture u8[H,W,3] of train ids u8[H,W] in the table's colours; other ids are black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(classes.colours)] = classes.colours
+    return palette[label]

@@ -1,0 +1,236 @@
+"""What training and evaluation read: batches whose content is a pure function of (seed, step), and
+labelled examples.
+
+Global sample g = step * batch + i is picture `sample_index(seed, domain, count, g)`, cropped and
+flipped by a generator seeded from (seed, domain, g). Nothing else enters: not the worker, the
+thread, the host or what was read before. So a run that starts at step n reads what an uninterrupted
+one would, and hosts read contiguous blocks of the batch that one host would. grain runs the reading
+in threads or processes ahead of the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import grain
+import numpy as np
+from absl import flags
+
+from mrm_jax.config import Config, Domain, UsageError
+from mrm_jax.data import sources, transforms
+
+if TYPE_CHECKING:
+    from mrm_jax.types import Batch
+
+SOURCE, TARGET = 1, 2  # Streams of the two domains: their orders and crops are independent.
+ORDER, DRAWS = 1, 2  # Streams within a domain.
+THREADS = 2  # Reading threads of one process; more gain nothing on two cores.
+AHEAD = 8  # Batches ready before they are asked for.
+CACHE_SHARE = 0.4  # Largest share of the machine's memory that `data.cache` fills.
+DRAWN_CACHE_BYTES = (
+    2**29
+)  # Drawn scenes are always kept up to this size: 512 MiB, 2900 pictures of 96 x 192 with labels.
+
+
+class Example(NamedTuple):
+    """A labelled picture at the size it is stored in: `image` RGB u8[H,W,3], `label` train ids
+    u8[H,W], 255 = ignore.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, domain: int, count: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, domain, ORDER, epoch)).permutation(count)
+
+
+def sample_index(seed: int, domain: int, count: int, number: int) -> int:
+    """Which of `count` pictures is global sample `number`: every epoch takes each once, in its own
+    order.
+    """
+    epoch, position = divmod(number, count)
+    return int(_permutation(seed, domain, count, epoch)[position])
+
+
+class TrainingSamples:
+    """Random access to training samples by global number, as dicts of arrays without a batch axis.
+    Picklable.
+    """
+
+    def __init__(self, config: Config) -> None:
+        data = config.data
+        self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
+        self._max_ratio = data.source.category_limit
+        labelled = sources.open_labelled(
+            data.source, len(data.classes.names), field="config.data.source"
+        )
+        pictures = sources.open_pictures(data.target, field="config.data.target")
+        self.source = sources.Reader(
+            functools.partial(_read_source, labelled, data.source.resize),
+            len(labelled),
+            field="config.data.source",
+            on_unreadable=data.source.on_unreadable,
+            limit_bytes=_cache_bytes(data.source, data.cache),
+        )
+        self.target = sources.Reader(
+            functools.partial(_read_target, pictures, data.target),
+            len(pictures),
+            field="config.data.target",
+            on_unreadable=data.target.on_unreadable,
+            limit_bytes=_cache_bytes(data.target, data.cache),
+        )
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        """Sample `number`: source_image, source_label, target_image, target_valid (u8) and index
+        (i32).
+        """
+        image, label = transforms.augment_source(
+            *self.source(sample_index(self._seed, SOURCE, len(self.source), number)),
+            np.random.default_rng((self._seed, SOURCE, DRAWS, number)),
+            crop=self._crop,
+            max_ratio=self._max_ratio,
+            flip=self._flip,
+        )
+        target, valid = transforms.augment_target(
+            *self.target(sample_index(self._seed, TARGET, len(self.target), number)),
+            np.random.default_rng((self._seed, TARGET, DRAWS, number)),
+            crop=self._crop,
+            flip=self._flip,
+        )
+        return {
+            "source_image": image,
+            "source_label": label,
+            "target_image": target,
+            "target_valid": valid,
+            "index": np.asarray(number, np.int32),
+        }
+
+
+def _read_source(
+    pictures: sources.LabelledPictures, box: tuple[int, int] | None, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return transforms.fit_source(*sources.read_pair(pictures, index), box)
+
+
+def _read_target(
+    pictures: sources.Pictures, domain: Domain, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return transforms.fit_target(pictures.image(index), domain.resize, domain.margins)
+
+
+def _cache_bytes(domain: Domain, cache: bool) -> int:
+    if cache:
+        return sources.memory_share(CACHE_SHARE / 2)
+    return DRAWN_CACHE_BYTES if domain.kind == "drawn" else 0
+
+
+def _global_number(
+    local: int, *, start_step: int, batch: int, block: int, process_index: int
+) -> int:
+    """The global sample of a host's `local`-th one: hosts take contiguous blocks of `block` samples
+    of every batch.
+    """
+    step, position = divmod(local, block)
+    return (start_step + step) * batch + process_index * block + position
+
+
+def train_batches(
+    config: Config, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """This host's part of the batches of steps `start_step` .. `train.steps` - 1: numpy arrays,
+    uint8 pictures.
+
+    Of a global batch, host h of n holds samples h*B/n .. (h+1)*B/n - 1; `index` is their global
+    number. Reading runs ahead in `data.workers` processes, or in threads. Errors of a sample are
+    raised when its batch is asked for. Raises UsageError at once for a data set that cannot be
+    opened or a batch that hosts cannot share.
+    """
+    batch = config.train.batch
+    if batch % process_count:
+        raise UsageError(
+            f"config.train.batch is {batch}, not a multiple of {process_count} hosts; "
+            f"change one of them."
+        )
+    block = batch // process_count
+    samples = TrainingSamples(config)
+    number = functools.partial(
+        _global_number, start_step=start_step, batch=batch, block=block, process_index=process_index
+    )
+    # Drawing by global number inside the map is what makes slicing by host safe: grain's own seeded
+    # maps would count positions after the slice, and give other draws for another number of hosts.
+    dataset = (
+        grain.MapDataset.range(max(0, config.train.steps - start_step) * block)
+        .map(number)
+        .map(samples)
+        .batch(block, drop_remainder=True)
+    )
+    ahead = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    )
+    if config.data.workers:
+        # grain's worker start reads absl flags, which nothing parses outside absl.app.run.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.data.workers))
+    return map(_as_batch, iter(ahead))
+
+
+def _as_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    # Imported here: loader processes import this module and have no use for jax.
+    from mrm_jax.types import Batch, Labelled, Unlabelled
+
+    # Copies: what comes from a loader process lives in shared memory that grain takes back, and
+    # says so at length when a batch outlives its iterator.
+    arrays = {name: np.array(value, subok=False) for name, value in arrays.items()}
+
+    return Batch(
+        source=Labelled(image=arrays["source_image"], label=arrays["source_label"]),
+        target=Unlabelled(image=arrays["target_image"], valid=arrays["target_valid"]),
+        index=arrays["index"],
+    )
+
+
+class Examples(Sequence[Example]):
+    """Labelled pictures, read when asked for. Slices are Examples too."""
+
+    def __init__(self, pictures: sources.LabelledPictures, chosen: Sequence[int]) -> None:
+        self._pictures, self._chosen = pictures, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        """The example at `index`; raises UnreadableError naming the file, whatever `on_unreadable`
+        says.
+        """
+        if isinstance(index, slice):
+            return Examples(self._pictures, self._chosen[index])
+        at = self._chosen[index]
+        return Example(self._pictures.name(at), *sources.read_pair(self._pictures, at))
+
+
+def evaluation_set(config: Config) -> Examples:
+    """The labelled pictures of `data.evaluation` at stored size (the protocol resizes), at most
+    `evaluation.limit`.
+
+    No picture is ever left out silently: a score without it would not be comparable. Raises
+    UsageError for a set that cannot be opened.
+    """
+    domain = config.data.evaluation
+    if domain.kind == "folder" and not domain.path:
+        domain = dataclasses.replace(domain, path=config.data.target.path)
+    pictures = sources.open_labelled(
+        domain, len(config.data.classes.names), field="config.data.evaluation"
+    )
+    limit = config.evaluation.limit
+    return Examples(pictures, range(len(pictures) if limit is None else min(limit, len(pictures))))

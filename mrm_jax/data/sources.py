@@ -1,0 +1,253 @@
+"""Sets of pictures behind one interface: drawn scenes and folders, with labels or, for a target,
+without any way to them.
+
+`open_pictures` returns `Pictures`, which has no method that reads a label: training cannot look at
+a target's labels even by mistake, and they need not exist. `open_labelled` adds `label`. Everything
+is addressed by index and keeps no position.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from mrm_jax.config import Domain, UsageError
+from mrm_jax.data import files, labels
+
+Sample = TypeVar("Sample", bound=tuple[np.ndarray, ...])
+log = logging.getLogger(__name__)
+
+DRAWN_SEED = 0
+"""Seed of the drawn sets. Not the run's seed: runs of several seeds are compared on the same
+pictures.
+"""
+
+
+class Pictures(Protocol):
+    """Pictures by index."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What identifies the picture: its stem, with forward slashes."""
+        ...
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB u8[H,W,3]; raises `files.UnreadableError`."""
+        ...
+
+
+class LabelledPictures(Pictures, Protocol):
+    """Pictures with ground truth."""
+
+    def label(self, index: int) -> np.ndarray:
+        """Train ids u8[H,W], 255 = ignore; raises `files.UnreadableError`, or UsageError for an id
+        outside the table.
+        """
+        ...
+
+
+class Drawn:
+    """Drawn scenes without their labels."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    def __len__(self) -> int:
+        return self._domain.count
+
+    def name(self, index: int) -> str:
+        """Look, split and index, as in "camera_val_00017"."""
+        return f"{self._domain.look}_{self._domain.split}_{index:05d}"
+
+    def image(self, index: int) -> np.ndarray:
+        """See `Pictures`."""
+        return self._scene(index)[0]
+
+    def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        from mrm_jax.data import drawn
+
+        domain = self._domain
+        return drawn.draw(DRAWN_SEED, domain.split, index, size=domain.size, look=domain.look)
+
+
+class DrawnLabelled(Drawn):
+    """Drawn scenes with their exact labels."""
+
+    def __init__(self, domain: Domain, classes: int, field: str) -> None:
+        super().__init__(domain)
+        self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
+
+    def label(self, index: int) -> np.ndarray:
+        """See `LabelledPictures`."""
+        return self._map(self._scene(index)[1], name=self.name(index))
+
+
+class Folder:
+    """The pictures below a folder, without labels."""
+
+    def __init__(self, domain: Domain, field: str) -> None:
+        if not domain.path:
+            raise UsageError(f"{field}.path is empty; set it to the folder of the data set.")
+        root = Path(domain.path).expanduser()
+        found = files.find(root / domain.images, domain.image_suffix, field=f"{field}.path")
+        if domain.listing:
+            found = files.chosen(found, root / domain.listing, field=field)
+        self._names, self._paths = tuple(found), tuple(found.values())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """The stem, see `files.find`."""
+        return self._names[index]
+
+    def image(self, index: int) -> np.ndarray:
+        """See `Pictures`."""
+        return files.read_image(self._paths[index])
+
+
+class FolderLabelled(Folder):
+    """The pictures below a folder with labels beside them, paired by stem."""
+
+    def __init__(self, domain: Domain, classes: int, field: str) -> None:
+        super().__init__(domain, field)
+        if domain.labels is None:
+            raise UsageError(
+                f"{field}.labels is empty; set it to the folder of the labels below {domain.path}."
+            )
+        folder = Path(domain.path or "").expanduser() / domain.labels
+        if not folder.is_dir():
+            raise UsageError(f"{field}.labels: there is no folder {folder}.")
+        self._labels = tuple(folder / f"{stem}{domain.label_suffix}" for stem in self._names)
+        missing = [path for path in self._labels if not path.is_file()]
+        if missing:
+            raise UsageError(
+                f"{field}: {len(missing)} of {len(self)} pictures have no label; the first is "
+                f"{missing[0]}. Check labels, label_suffix and image_suffix, or name the pictures "
+                f"to use in listing."
+            )
+        self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
+
+    def label(self, index: int) -> np.ndarray:
+        """See `LabelledPictures`."""
+        path = self._labels[index]
+        return self._map(files.read_raw_label(path), name=str(path))
+
+
+def _train_ids(
+    raw: np.ndarray, *, name: str, domain: Domain, classes: int, field: str
+) -> np.ndarray:
+    return labels.map_labels(
+        raw, domain.raw_ids, domain.ignored_ids, classes=classes, name=name, field=field
+    )
+
+
+def open_pictures(domain: Domain, *, field: str) -> Pictures:
+    """The pictures of a domain, with no way to its labels. `field` is the config path that errors
+    name.
+
+    Raises UsageError for a missing or empty folder, two files of one stem, or a bad listing.
+    """
+    return Drawn(domain) if domain.kind == "drawn" else Folder(domain, field)
+
+
+def open_labelled(domain: Domain, classes: int, *, field: str) -> LabelledPictures:
+    """The pictures of a domain with labels as train ids of a table of `classes` classes.
+
+    Raises UsageError as `open_pictures` does, and for pictures without a label.
+    """
+    kind = DrawnLabelled if domain.kind == "drawn" else FolderLabelled
+    return kind(domain, classes, field)
+
+
+def read_pair(pictures: LabelledPictures, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image u8[H,W,3] and label u8[H,W] of one size; raises UnreadableError when their sizes
+    differ.
+    """
+    image, label = pictures.image(index), pictures.label(index)
+    if image.shape[:2] != label.shape:
+        raise files.UnreadableError(
+            f"{pictures.name(index)}: the picture is {image.shape[0]} x {image.shape[1]} px, its "
+            f"label {label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
+        )
+    return image, label
+
+
+class Reader(Generic[Sample]):
+    """Reads samples, replaces unusable ones if allowed, and keeps decoded ones in memory if told
+    to.
+
+    `on_unreadable` "skip": the next usable index takes the place, whatever was read before, so
+    order stays a pure function of (seed, step). Every unusable picture is logged once, with the
+    count so far. `limit_bytes` bounds what is kept; 0: nothing.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Sample],
+        count: int,
+        *,
+        field: str,
+        on_unreadable: str = "error",
+        limit_bytes: int = 0,
+    ) -> None:
+        self._read, self._count, self._field = read, count, field
+        self._skip = on_unreadable == "skip"
+        self._limit, self._held = limit_bytes, 0
+        self._kept: dict[int, Sample] = {}
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __call__(self, index: int) -> Sample:
+        """The sample at `index`, or what replaces it. Raises UnreadableError when nothing may or
+        can.
+        """
+        for offset in range(self._count):
+            at = (index + offset) % self._count
+            if at in self._kept:
+                return self._kept[at]
+            if at in self.unreadable:
+                continue
+            try:
+                sample = self._read(at)
+            except files.UnreadableError as error:
+                self._refuse(at, str(error), error)
+                continue
+            return self._keep(at, sample)
+        raise files.UnreadableError(
+            f"{self._field}: none of its {self._count} pictures can be read."
+        )
+
+    def _refuse(self, index: int, reason: str, error: Exception) -> None:
+        if not self._skip:
+            hint = f"Set {self._field}.on_unreadable='skip' to train without such pictures."
+            raise files.UnreadableError(f"{self._field}: {reason} {hint}") from error
+        self.unreadable[index] = reason
+        log.warning(
+            "%s: %s Left out; %d of %d so far.",
+            self._field,
+            reason,
+            len(self.unreadable),
+            self._count,
+        )
+
+    def _keep(self, index: int, sample: Sample) -> Sample:
+        size = sum(array.nbytes for array in sample)
+        if self._held + size <= self._limit:
+            self._held += size
+            self._kept[index] = sample
+        return sample
+
+
+def memory_share(share: float) -> int:
+    """That share of the machine's physical memory, in bytes."""
+    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,184 @@
+"""Resize, crop, flip and pad of one picture with its label and validity map, as the UDA recipes of
+the DAFormer family train.
+
+Order: keep-ratio resize, random crop, horizontal flip, pad. Pure functions of arrays and a numpy
+generator: no state, no global seed, OpenCV's resize conventions. Normalisation happens on the
+device, so pictures stay uint8 here. Source: DAFormer training pipelines (mmseg 0.16 `Resize`,
+`RandomCrop`, `RandomFlip`, `Pad`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+IGNORE = 255
+CROP_CHECKS = 10  # mmseg `RandomCrop`: boxes checked before one is taken unchecked.
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels: its first row and column, its height and width."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def keep_ratio_size(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a picture scaled to the largest size that fits `box` = (long side,
+    short side).
+
+    The box has no orientation: a portrait picture is measured against it the same way. Enlarges as
+    well as shrinks. 1052 x 1914 in (1280, 720) becomes 704 x 1280, not 720 (the long side binds).
+    """
+    factor = min(max(box) / max(height, width), min(box) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture u8[H,W,3] at `size` = (height, width): bilinear, half-pixel centres, no
+    antialiasing (OpenCV).
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The label or validity map u8[H,W] at `size`: row i is taken from row floor(i * H / height)
+    (OpenCV nearest).
+    """
+    if label.shape[:2] == tuple(size):
+        return label
+    return cv2.resize(label, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+
+
+def draw_box(rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int]) -> Box:
+    """A crop position, each offset uniform in [0, size - crop]; where the picture is smaller, all
+    of that axis.
+    """
+    height, width = min(size[0], crop[0]), min(size[1], crop[1])
+    top = int(rng.integers(0, size[0] - height + 1))
+    left = int(rng.integers(0, size[1] - width + 1))
+    return Box(top, left, height, width)
+
+
+def cut(array: np.ndarray, box: Box) -> np.ndarray:
+    """The part of `array` [H,W,...] inside `box`, as a view."""
+    return array[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def is_varied(label: np.ndarray, max_ratio: float) -> bool:
+    """Whether more than one class occurs and the largest covers less than `max_ratio` of the pixels
+    that count.
+    """
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum())
+
+
+def varied_box(
+    rng: np.random.Generator, label: np.ndarray, crop: tuple[int, int], max_ratio: float
+) -> Box:
+    """A crop position whose label `is_varied`; the eleventh box is taken as it comes. `max_ratio` 1
+    switches checks off.
+    """
+    box = draw_box(rng, label.shape[:2], crop)
+    if max_ratio >= 1:
+        return box
+    for _ in range(CROP_CHECKS):
+        if is_varied(cut(label, box), max_ratio):
+            return box
+        box = draw_box(rng, label.shape[:2], crop)
+    return box
+
+
+def pad_to(
+    array: np.ndarray, size: tuple[int, int], value: int | tuple[int, int, int]
+) -> np.ndarray:
+    """`array` [H,W] or [H,W,3] extended at the bottom and right to at least `size` with `value`;
+    contiguous.
+    """
+    down, right = max(0, size[0] - array.shape[0]), max(0, size[1] - array.shape[1])
+    if down == 0 and right == 0:
+        return np.ascontiguousarray(array)
+    out = np.empty((array.shape[0] + down, array.shape[1] + right, *array.shape[2:]), array.dtype)
+    out[...] = value
+    out[: array.shape[0], : array.shape[1]] = array
+    return out
+
+
+def margin_map(size: tuple[int, int], margins: tuple[int, int, int, int]) -> np.ndarray:
+    """Validity u8[H,W] of a picture: 0 within `margins` = (top, bottom, left, right) pixels of its
+    border, else 1.
+    """
+    top, bottom, left, right = margins
+    valid = np.zeros(size, np.uint8)
+    valid[top : size[0] - bottom, left : size[1] - right] = 1
+    return valid
+
+
+PAD_RGB = (124, 116, 104)
+"""The grey that normalises to (almost) 0, which is what the recipes pad with after normalisation.
+"""
+
+
+def fit_source(
+    image: np.ndarray, label: np.ndarray, box: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part without chance: image u8[H,W,3] and label u8[H,W] fitted into `box` = (long, short),
+    None: as they are.
+    """
+    size = label.shape[:2] if box is None else keep_ratio_size(*label.shape[:2], box)
+    return resize_image(image, size), resize_label(label, size)
+
+
+def fit_target(
+    image: np.ndarray, box: tuple[int, int] | None, margins: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image u8[h,w,3] fitted into `box` and its validity u8[h,w], whose `margins` count pixels of
+    the picture as read.
+    """
+    size = image.shape[:2] if box is None else keep_ratio_size(*image.shape[:2], box)
+    return resize_image(image, size), resize_label(margin_map(image.shape[:2], margins), size)
+
+
+def augment_source(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    max_ratio: float,
+    flip: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One training sample at exactly `crop` = (height, width): image u8[h,w,3], label u8[h,w], 255
+    in the padding.
+
+    `max_ratio` see `varied_box`; `flip` is the probability of a horizontal flip.
+    """
+    position = varied_box(rng, label, crop, max_ratio)
+    image, label = cut(image, position), cut(label, position)
+    if rng.random() < flip:
+        image, label = image[:, ::-1], label[:, ::-1]
+    return pad_to(image, crop, PAD_RGB), pad_to(label, crop, IGNORE)
+
+
+def augment_target(
+    image: np.ndarray,
+    valid: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    flip: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One unlabelled sample at exactly `crop`: image u8[h,w,3], validity u8[h,w], 0 in the padding
+    and in the margins.
+    """
+    position = draw_box(rng, image.shape[:2], crop)
+    image, valid = cut(image, position), cut(valid, position)
+    if rng.random() < flip:
+        image, valid = image[:, ::-1], valid[:, ::-1]
+    return pad_to(image, crop, PAD_RGB), pad_to(valid, crop, 0)
