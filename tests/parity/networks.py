@@ -1,0 +1,222 @@
+"""Our networks for the stored cases: sizes from tensors and sidecar, weights by `import_torch`.
+
+Everything is built by the functions that training uses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from golden import Case
+
+from mrm_jax import config
+from mrm_jax.convert import describe, export_torch, import_torch
+from mrm_jax.models.build import (
+    build_decoder,
+    build_encoder,
+    build_rebuilder,
+    build_segmentor,
+    feature_spec,
+)
+from mrm_jax.models.layers import fold_moments
+from mrm_jax.types import FeatureSpec
+
+State = Mapping[str, np.ndarray]
+Runner = Callable[[State], dict[str, Any]]
+"""From the weights of a case to our outputs, under the names that the case stores them with."""
+
+# All presets of the reference (mit_b0 to mit_b5) have these heads; sidecars without a full
+# config say that theirs is a preset.
+PRESET_HEADS = (1, 2, 5, 8)
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+    """The reference's maps in our layout."""
+    return np.moveaxis(x, 1, -1)
+
+
+def nchw(x: jax.Array) -> jax.Array:
+    """Our maps in the reference's layout."""
+    return jnp.moveaxis(x, -1, 1)
+
+
+def encoder_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
+    """`shown` by the tensors, `stored` in the sidecar: mmseg's or Hugging Face's config, or a text."""
+    stored = stored if isinstance(stored, dict) else {}
+    heads = stored.get("num_heads") or stored.get("num_attention_heads") or PRESET_HEADS
+    eps = re.search(r"eps=([\d.e-]+)", str(stored.get("norm_layer", "")))
+    return config.Encoder(
+        dims=shown["dims"],
+        depths=shown["depths"],
+        heads=tuple(heads),
+        sr_ratios=shown["sr_ratios"],
+        strides=tuple(stored.get("strides", config.Encoder().strides)),
+        mlp_ratio=shown["mlp_widths"][0] // shown["dims"][0],
+        norm_eps=float(eps.group(1)) if eps else config.Encoder().norm_eps,
+    )
+
+
+def decoder_config(shown: Mapping[str, Any], stored: Mapping[str, Any]) -> config.Decoder:
+    """As `encoder_config`, for a DAFormer or SegFormer head."""
+    fusion = stored.get("decoder_params", {}).get("fusion_cfg", {})
+    kind = "segformer" if shown["layout"] == "segformer" else "daformer"
+    return config.Decoder(
+        kind=kind,
+        channels=shown["channels"],
+        fusion="conv1" if shown["layout"] == "daformer_conv1" else "aspp",
+        dilations=tuple(fusion.get("dilations", config.Decoder().dilations)),
+    )
+
+
+def segmentor_config(state: State, kind: str, stored: Mapping[str, Any]) -> config.Model:
+    """The model of a whole network; `stored` is mmseg's `model` dictionary."""
+    shown = describe(state, kind)
+    return config.Model(
+        encoder=encoder_config(shown["encoder"], stored["backbone"]),
+        decoder=decoder_config(shown["decoder"], stored["decode_head"]),
+    )
+
+
+def run_encoder(case: Case) -> Runner:
+    """Outputs `feat*_i` for every input `x*` of a backbone case."""
+    shown = describe(case.groups["sd"], "mit")["encoder"]
+    module = build_encoder(config.Model(encoder=encoder_config(shown, case.meta["config"])))
+    images = {key[1:]: nhwc(x) for key, x in case.groups["in"].items() if key.startswith("x")}
+
+    @jax.jit
+    def outputs(variables: Any) -> dict[str, jax.Array]:
+        return {
+            f"feat{suffix}_{i}": nchw(feature)
+            for suffix, image in images.items()
+            for i, feature in enumerate(module.apply(variables, jnp.asarray(image), "eval"))
+        }
+
+    return lambda state: outputs(import_torch(state, "mit"))
+
+
+def run_decoder(case: Case) -> Runner:
+    """Logits with running and with batch statistics, and the running statistics afterwards."""
+    shown = describe(case.groups["sd"], "decoder")["decoder"]
+    module = build_decoder(decoder_config(shown, case.meta["config"]), shown["num_classes"])
+    features = _features(case)
+
+    @jax.jit
+    def outputs(variables: Any) -> tuple[dict[str, jax.Array], Any]:
+        logits = module.apply(variables, features, "eval")
+        train, found = module.apply(variables, features, "pseudo", mutable=["moments"])
+        stats = fold_moments(variables["batch_stats"], found["moments"])
+        return {"logits": nchw(logits), "logits_train_bn": nchw(train)}, stats
+
+    def run(state: State) -> dict[str, Any]:
+        variables = import_torch(state, "decoder")
+        found, stats = outputs(variables)
+        after = export_torch({"params": variables["params"], "batch_stats": stats}, "decoder")
+        names = [key for key in case.groups["out"] if key.startswith("after_train_")]
+        return found | {name: after[name.removeprefix("after_train_")] for name in names}
+
+    return run
+
+
+def rebuilder(case: Case) -> nn.Module:
+    """The Rebuilder of a case. The stored mask is drawn on its grid and rebuilds at cells of 0."""
+    stored, shown = case.meta["config"], describe(case.groups["sd"], "rebuilder")["rebuilder"]
+    first, grid = case.groups["in"]["feat_0"], case.groups["in"]["mask"].shape[2:]
+    mrm = config.MRM(
+        grid=(grid[0], grid[1]),
+        dim=shown["embed_dim"],
+        depth=shown["depth"],
+        heads=stored["num_heads"],
+    )
+    if shown["layout"] == "single":
+        spec = FeatureSpec((shown["channels"],) * 4, (4, 8, 8, 8), 8)
+        crop, kind = (first.shape[2] * 8, first.shape[3] * 8), "deeplabv2"
+    else:
+        spec = feature_spec(config.Encoder(dims=shown["channels"]))
+        crop, kind = (
+            (first.shape[2] * spec.strides[0], first.shape[3] * spec.strides[0]),
+            "daformer",
+        )
+    module = build_rebuilder(mrm, spec, kind, crop)
+    return module.clone(mlp_ratio=shown["mlp_width"] // shown["embed_dim"])
+
+
+def run_rebuilder(case: Case) -> Runner:
+    """Rebuilt maps and, where the case has cotangents, the gradients."""
+    module, given = rebuilder(case), case.groups["in"]
+    features, mask = _features(case), jnp.asarray(given["mask"][:, 0])
+    count = len(features)
+    # A decoder of one stage reads the last of four; the module's other maps pass through.
+    pad = len(module.spec.channels) - count
+
+    def forward(params: Any, maps: Any) -> Any:
+        all_maps = (maps[0],) * pad + tuple(maps)
+        return module.apply({"params": params}, all_maps, mask, 0.5)[pad:]
+
+    @jax.jit
+    def outputs(params: Any) -> Any:
+        if "cotangent_0" not in given:
+            return forward(params, features), (), ()
+        cotangents = tuple(jnp.asarray(nhwc(given[f"cotangent_{i}"])) for i in range(count))
+        rebuilt, pull = jax.vjp(forward, params, features)
+        return rebuilt, *pull(cotangents)
+
+    def run(state: State) -> dict[str, Any]:
+        rebuilt, params_grad, maps_grad = outputs(import_torch(state, "rebuilder")["params"])
+        found = {f"grad_feat_{i}": nchw(gradient) for i, gradient in enumerate(maps_grad)}
+        for name in case.groups["out"]:
+            if match := re.fullmatch(r"rebuilt_(\d+)(?:_every(\d+)|(_mean_abs))?", name):
+                found[name] = _sampled(nchw(rebuilt[int(match[1])]), match[2], match[3])
+        if "grad_l2_per_param" in case.groups["out"]:
+            named = export_torch({"params": params_grad, "batch_stats": {}}, "rebuilder")
+            found["grad_l2_per_param"] = _norms(case, named)
+        return found
+
+    return run
+
+
+def run_segformer(case: Case) -> Runner:
+    """A whole Hugging Face network, which normalises with eps 1e-5 everywhere."""
+    shown = describe(case.groups["sd"], "hf_segformer")
+    encoder = config.Encoder(
+        **{
+            **vars(encoder_config(shown["encoder"], case.meta["config"])),
+            "norm_eps": 1e-5,
+            "embed_norm_eps": 1e-5,
+        }
+    )
+    decoder = decoder_config(shown["decoder"], {})
+    model = config.Model(encoder=encoder, decoder=decoder)
+    module = build_segmentor(model, shown["decoder"]["num_classes"])
+    image = jnp.asarray(nhwc(case.groups["in"]["x"]))
+
+    @jax.jit
+    def outputs(variables: Any) -> dict[str, jax.Array]:
+        found = module.apply(variables, image, mode="eval")
+        hidden = {f"hidden_{i}": nchw(feature) for i, feature in enumerate(found.features)}
+        return {"logits": nchw(found.logits["main"]), **hidden}
+
+    return lambda state: outputs(import_torch(state, "hf_segformer"))
+
+
+def _features(case: Case) -> tuple[jax.Array, ...]:
+    names = sorted(key for key in case.groups["in"] if re.fullmatch(r"feat_\d+", key))
+    return tuple(jnp.asarray(nhwc(case.groups["in"][name])) for name in names)
+
+
+def _sampled(x: jax.Array, every: str | None, mean: str | None) -> jax.Array:
+    step = int(every or 1)
+    return jnp.abs(x).mean() if mean else x[:, ::step, ::step, ::step]
+
+
+def _norms(case: Case, gradients: State) -> np.ndarray:
+    """L2 norm of the gradient of each parameter; NaN for the position table, which is none."""
+    return np.array([
+        np.linalg.norm(gradients[name].astype(np.float64)) if name in gradients else np.nan
+        for name in case.meta["param_order"]
+    ])  # fmt: skip
