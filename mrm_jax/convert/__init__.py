@@ -16,19 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from mrm_jax.convert.engine import Plan, convert, invert, plan_export, plan_import, unclaimed
 from mrm_jax.convert.layouts import TRACKED, Kind, Layout, Part
 from mrm_jax.convert.rebuilder import position_table
-from mrm_jax.convert.rules import (
-    CLOSED,
-    Drop,
-    Plan,
-    Row,
-    convert,
-    invert,
-    plan_export,
-    plan_import,
-    unclaimed,
-)
+from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
 
 __all__ = ["KINDS", "describe", "export_torch", "import_torch", "position_table"]

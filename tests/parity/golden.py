@@ -33,7 +33,7 @@ FAMILIES = {
     "head_deeplabv3plus": "awaits the DeepLab decoders",
     "head_dlv2": "awaits the DeepLab decoders",
     "rebuilder_multi": "test_networks.py",
-    "rebuilder_single": "awaits the DeepLab decoders",
+    "rebuilder_single": "test_networks.py",
     "inference": "test_inference.py",
     "hf_segformer": "test_networks.py",
     "hrda_forward": "awaits the multi-resolution wrapper",

@@ -47,7 +47,7 @@ def nchw(x: jax.Array) -> jax.Array:
 
 
 def encoder_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
-    """`shown` by the tensors, `stored` in the sidecar: mmseg's or Hugging Face's config, or a text."""
+    """`shown` by the tensors, `stored` in the sidecar: mmseg's or Hugging Face's, or a text."""
     stored = stored if isinstance(stored, dict) else {}
     heads = stored.get("num_heads") or stored.get("num_attention_heads") or PRESET_HEADS
     eps = re.search(r"eps=([\d.e-]+)", str(stored.get("norm_layer", "")))

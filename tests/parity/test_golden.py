@@ -1,0 +1,44 @@
+"""The folder of reference outputs itself: found, complete, and every family of it taken care of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import COMMITTED, FAMILIES, cases, family, folder, load
+
+
+def test_every_case_of_the_folder_belongs_to_a_known_family() -> None:
+    unknown = [name for name in cases("") if family(name) is None]
+    assert not unknown, f"no test module compares {unknown}"
+
+
+def test_every_family_that_a_module_compares_is_in_the_committed_subset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MRM_GOLDEN_DIR", raising=False)
+    awaited = {prefix for prefix, module in FAMILIES.items() if not module.endswith(".py")}
+    # Single-scale decoders arrive with DeepLab; their Rebuilder already agrees where it is stored.
+    missing = {p for p in FAMILIES if p not in awaited and not cases(p)} - {"rebuilder_single"}
+    assert not missing
+
+
+def test_every_case_has_its_sidecar_and_something_to_compare() -> None:
+    for name in cases(""):
+        case = load(name)
+        assert case.groups["out"] or case.groups.get("out64"), name
+        assert all(np.asarray(x).dtype != object for g in case.groups.values() for x in g.values())
+
+
+def test_a_named_folder_that_is_missing_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MRM_GOLDEN_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        folder()
+
+
+def test_the_committed_subset_stays_below_six_megabytes() -> None:
+    size = sum(path.stat().st_size for path in COMMITTED.rglob("*") if path.is_file())
+    assert size <= 6_000_000
