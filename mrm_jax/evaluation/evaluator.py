@@ -191,6 +191,7 @@ def evaluate_networks(
     done = 0
     # Nothing here is a training step: reading results on the host is the purpose.
     with jax.transfer_guard("allow"):
+        networks = {name: _on_device(variables) for name, variables in networks.items()}
         for batch in _batches(examples, config, classes):
             size = (batch.label.shape[1], batch.label.shape[2])
             inputs.add((batch.image.shape[1], batch.image.shape[2]))
@@ -246,6 +247,13 @@ def evaluate(
     """
     found = evaluate_networks(config, model, {network: variables}, examples, progress=progress)
     return found[network]
+
+
+def _on_device(variables: Tree) -> Tree:
+    """`variables` on the device: numpy arrays, as a checkpoint gives them, are moved once."""
+    if isinstance(jax.tree.leaves(variables)[0], jax.Array):
+        return variables
+    return jax.device_put(variables)
 
 
 def _place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:

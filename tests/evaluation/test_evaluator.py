@@ -1,0 +1,164 @@
+"""Scores of a network on pictures, against scoring each picture by itself."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import CONFIG, NAMES, Example, examples, forward, network
+
+from mrm_jax.data.transforms import resize_image
+from mrm_jax.evaluation.evaluator import evaluate, evaluate_networks
+from mrm_jax.ops.normalise import normalise
+
+MIXED = ((32, 48), (32, 48), (40, 40), (32, 48), (40, 40))
+
+
+@partial(jax.jit, static_argnums=1)
+def resized(logits, size):
+    shape = (1, *size, logits.shape[-1])
+    return jax.image.resize(logits, shape, "bilinear", antialias=False)
+
+
+def confusion_by_picture(model, variables, pictures, fitted=lambda size: size):
+    """One forward a picture, jax.image for the resizes, a histogram of pairs."""
+    table = np.zeros((len(NAMES), len(NAMES)), np.int64)
+    for example in pictures:
+        image = resize_image(example.image, fitted(example.image.shape[:2]))
+        logits = forward(model, variables, normalise(image[None]))
+        for size in (image.shape[:2], example.label.shape):
+            logits = resized(logits, size)
+        prediction = np.asarray(jnp.argmax(logits[0], -1))
+        known = example.label != 255
+        np.add.at(table, (example.label[known], prediction[known]), 1)
+    return table
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_pictures_of_two_sizes_score_as_each_by_itself_whatever_the_batch(batch):
+    cfg, model, variables = network(batch=batch)
+    pictures = examples(*MIXED)
+    found = evaluate(cfg, model, variables, pictures)
+    expected = confusion_by_picture(model, variables, pictures)
+    assert found.confusion.sum() == sum((e.label != 255).sum() for e in pictures)
+    # A tie of two classes may fall either way between two programs: at most a pixel in a thousand.
+    assert np.abs(found.confusion - expected).sum() <= 2 * found.confusion.sum() / 1000
+    assert found.protocol.pictures == len(pictures)
+    assert found.protocol.input_sizes == ((32, 48), (40, 40))
+
+
+def test_the_batch_size_changes_no_pixel():
+    pictures = examples(*MIXED)
+    tables = []
+    for batch in (1, 4):
+        cfg, model, variables = network(batch=batch)
+        tables.append(evaluate(cfg, model, variables, pictures).confusion)
+    assert np.array_equal(*tables)
+
+
+def test_pictures_are_fitted_into_the_box_and_scored_at_the_size_of_their_label():
+    cfg, model, variables = network(batch=1)
+    domain = replace(cfg.data.evaluation, resize=(48, 40))
+    cfg = replace(cfg, data=replace(cfg.data, evaluation=domain))
+    pictures = examples((64, 96), (96, 64))
+    found = evaluate(cfg, model, variables, pictures)
+    sizes = {(64, 96): (32, 48), (96, 64): (48, 32)}
+    expected = confusion_by_picture(model, variables, pictures, sizes.__getitem__)
+    assert found.protocol.input_sizes == ((32, 48), (48, 32))
+    assert found.protocol.label_sizes == ((64, 96), (96, 64))
+    assert np.abs(found.confusion - expected).sum() <= 2 * found.confusion.sum() / 1000
+
+
+def test_variables_spread_over_two_devices_give_the_same_scores():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; conftest asks for them where the platform is a CPU")
+    cfg, model, variables = network(batch=2)
+    pictures = examples(*MIXED)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = jax.device_put(variables, everywhere)
+    expected = evaluate(cfg, model, variables, pictures).confusion
+    with jax.transfer_guard("disallow"):
+        found = evaluate(cfg, model, spread, pictures).confusion
+    assert np.array_equal(found, expected)
+
+
+def test_student_and_teacher_are_scored_on_pictures_read_once():
+    cfg, model, student = network()
+    _, _, teacher = network(seed=1)
+    reads, seen, steps = [], {}, []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    pictures = Counted(examples(*MIXED))
+    found = evaluate_networks(
+        cfg,
+        model,
+        {"student": student, "teacher": teacher},
+        pictures,
+        progress=lambda done, total: steps.append((done, total)),
+        on_prediction=lambda network, name, ids: seen.setdefault((network, name), ids),
+    )
+    assert sorted(reads) == list(range(len(MIXED)))
+    assert steps[-1] == (5, 5)
+    assert len(seen) == 10
+    for name, variables in (("student", student), ("teacher", teacher)):
+        alone = evaluate(cfg, model, variables, list(pictures), network=name)
+        assert np.array_equal(found[name].confusion, alone.confusion)
+        table = np.zeros_like(alone.confusion)
+        for example in list(pictures):
+            known = example.label != 255
+            ids = seen[name, example.name]
+            np.add.at(table, (example.label[known], ids[known]), 1)
+        assert np.array_equal(table, alone.confusion), "predictions handed out are not those scored"
+    assert not np.array_equal(found["student"].confusion, found["teacher"].confusion)
+
+
+def test_only_the_classes_counted_enter_the_mean():
+    cfg, model, variables = network(classes=("car", "tree"))
+    found = evaluate(cfg, model, variables, examples((32, 32)))
+    assert found.mean_iou == pytest.approx(np.nanmean(found.iou[[1, 3]]))
+    assert found.protocol.classes_counted == ("car", "tree")
+    assert "2 of 4 classes" in found.protocol.sentence()
+
+
+def test_results_are_json_values_with_null_for_classes_that_never_occur():
+    import json
+
+    cfg, model, variables = network()
+    example = examples((32, 32))[0]
+    empty = Example("empty", example.image, np.full((32, 32), 255, np.uint8))
+    found = evaluate(cfg, model, variables, [empty])
+    stored = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert stored["mIoU"] is None
+    assert set(stored["IoU"]) == set(NAMES)
+    assert set(found.metrics()) == {"mIoU", "pixel_accuracy"}
+
+
+def test_a_label_that_is_no_class_is_named():
+    cfg, model, variables = network()
+    example = examples((32, 32))[0]
+    wrong = example.label.copy()
+    wrong[3, 3] = 9
+    with pytest.raises(ValueError, match="noise_0: its label holds 9"):
+        evaluate(cfg, model, variables, [Example(example.name, example.image, wrong)])
+
+
+def test_a_label_of_another_size_is_named():
+    cfg, model, variables = network()
+    example = examples((32, 32))[0]
+    with pytest.raises(ValueError, match="noise_0: the picture is"):
+        evaluate(cfg, model, variables, [example._replace(label=example.label[:-1])])
+
+
+def test_the_smallest_side_is_what_the_toy_network_can_take():
+    from mrm_jax.evaluation.protocols import smallest_side
+
+    cfg, model, variables = network()
+    assert smallest_side(CONFIG.model.encoder) == 16
+    assert evaluate(cfg, model, variables, examples((3, 40))).confusion.sum() > 0
