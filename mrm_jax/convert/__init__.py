@@ -226,7 +226,7 @@ def _check_sizes(row: Kind, chosen: list[_Choice], plan: Plan) -> None:
 
 def _refuse(plan: Plan, what: str) -> None:
     if plan.problems:
-        raise ValueError(f"{what}, {len(plan.problems)} problems: {'; '.join(plan.problems)}")
+        raise ValueError(f"{what}, {len(plan.problems)} problem(s): {'; '.join(plan.problems)}")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

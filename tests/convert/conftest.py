@@ -1,7 +1,7 @@
-"""Makes the reader of reference outputs importable as `golden`: importlib mode adds no test folder
-to the path."""
+"""Makes `torch_states` and the reader of reference outputs, `golden`, importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "parity")]
