@@ -137,7 +137,7 @@ def _traffic(dice: Dice, road: street.Street) -> list:
     things = []
     for x, z, oncoming in places:
         roll = dice.u()
-        kind = objects.BUS if roll < 0.2 else objects.TRUCK if roll < 0.4 else objects.CAR
+        kind = objects.BUS if roll < 0.15 else objects.TRUCK if roll < 0.3 else objects.CAR
         things.append(
             (
                 z,

@@ -65,11 +65,11 @@ class Camera(NamedTuple):
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """i32[...,2] pixel (column, row) of f[...,3] points; the street bends by `curve` * z**2."""
-        z = np.maximum(points[..., 2], 0.6)
+        z = points[..., 2]
         scale = self.focal / z
         out = np.empty((*points.shape[:-1], 2), np.int32)
-        out[..., 0] = self.centre + (points[..., 0] + self.curve * z * z) * scale
-        out[..., 1] = self.horizon + (self.height - points[..., 1]) * scale
+        out[..., 0] = points[..., 0] * scale + (z * (self.curve * self.focal) + self.centre)
+        out[..., 1] = (self.height - points[..., 1]) * scale + self.horizon
         return out
 
     def at(self, x: float, y: float, z: float) -> tuple[float, float, float]:

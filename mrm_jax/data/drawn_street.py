@@ -17,6 +17,7 @@ from mrm_jax.data.drawn_paint import Paint, shade
 
 FAR = 110.0  # Metres at which the street ends in the background.
 NEAR = 1.0
+_STEPS = np.linspace(0, 1, 9)
 
 
 class Street(NamedTuple):
@@ -39,9 +40,9 @@ def draw_street(dice: Dice) -> Street:
     return Street(
         left=left,
         right=right,
-        left_lot=left - dice.u(2.2, 5.0),
-        right_lot=right + dice.u(2.2, 5.0),
-        verge=(dice.chance(0.45), dice.chance(0.45)),
+        left_lot=left - dice.u(2.6, 6.0),
+        right_lot=right + dice.u(2.6, 6.0),
+        verge=(dice.chance(0.6), dice.chance(0.6)),
     )
 
 
@@ -49,12 +50,11 @@ def strip(x0: float, x1: float, z0: float = NEAR, z1: float = FAR) -> np.ndarray
     """A band of ground f[2n,3] between two x and two z, with enough points to follow the street's
     bend.
     """
-    z = np.geomspace(z0, z1, 9)
-    edge = np.zeros((9, 3))
-    edge[:, 2] = z
-    first, second = edge.copy(), edge[::-1].copy()
-    first[:, 0], second[:, 0] = x0, x1
-    return np.concatenate([first, second])
+    band = np.zeros((2 * len(_STEPS), 3))
+    band[: len(_STEPS), 0], band[len(_STEPS) :, 0] = x0, x1
+    band[: len(_STEPS), 2] = z0 * (z1 / z0) ** _STEPS
+    band[len(_STEPS) :, 2] = band[len(_STEPS) - 1 :: -1, 2]
+    return band
 
 
 def draw_background(canvas: Canvas, paint: Paint, dice: Dice) -> None:
@@ -92,7 +92,7 @@ def draw_ground(canvas: Canvas, paint: Paint, dice: Dice, street: Street) -> Non
     kerb = canvas.material("sidewalk", shade(paint.colour_of(canvas, pavement), 1.16))
     for sign, verge in zip((-1, 1), street.verge, strict=True):
         inner, lot = street.side(sign)
-        outer = inner + sign * dice.u(1.6, 2.4) if verge else lot + sign * 12 * dice.chance(0.4)
+        outer = inner + sign * dice.u(1.4, 2.2) if verge else lot + sign * 12 * dice.chance(0.4)
         outer = outer if verge else max(abs(outer), abs(lot)) * sign
         canvas.polygons(strip(inner, outer), pavement)
         canvas.polygons(strip(inner, inner + sign * 0.22), kerb)
@@ -130,9 +130,9 @@ def draw_lots(canvas: Canvas, paint: Paint, dice: Dice, street: Street) -> None:
         while z < 75:
             roll = dice.u()
             kind = (
-                *("building",) * 9,
-                *("wall",) * 4,
-                *("fence",) * 4,
+                *("building",) * 7,
+                *("wall",) * 5,
+                *("fence",) * 5,
                 "hedge",
                 *("gap",) * 2,
             )[int(roll * 20)]
@@ -184,7 +184,7 @@ def _draw_wall(
     canvas: Canvas, paint: Paint, dice: Dice, sign: int, x: float, z0: float, z1: float
 ) -> None:
     _behind(canvas, paint, dice, sign, x, z0, z1)
-    height, depth = dice.u(1.8, 3.2), (z0 + z1) / 2
+    height, depth = dice.u(2.0, 3.6), (z0 + z1) / 2
     wall = paint.new(canvas, "wall", depth=depth)
     base = paint.colour_of(canvas, wall)
     joint = canvas.material("wall", shade(base, 0.84), paint.texture("wall"), depth)
@@ -200,7 +200,7 @@ def _draw_fence(
     canvas: Canvas, paint: Paint, dice: Dice, sign: int, x: float, z0: float, z1: float
 ) -> None:
     _behind(canvas, paint, dice, sign, x, z0, z1)
-    height, depth = dice.u(1.6, 2.6), (z0 + z1) / 2
+    height, depth = dice.u(1.8, 3.0), (z0 + z1) / 2
     slat = paint.new(canvas, "fence", depth=depth)
     gap = canvas.material(
         "fence", shade(paint.colour_of(canvas, slat), 0.55), paint.texture("fence"), depth

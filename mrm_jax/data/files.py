@@ -54,13 +54,14 @@ def _decode(path: Path, content: bytes, flags: int) -> np.ndarray:
     return array
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     """The picture as RGB u8[H,W,3]: grey is repeated, transparency dropped, 16 bits scaled to 8.
 
-    Raises UnreadableError naming the file.
+    `upright` turns it as its EXIF data says, for pictures that have no label. Raises
+    UnreadableError naming the file.
     """
-    array = _decode(path, _content(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.cvtColor(_decode(path, _content(path), flags), cv2.COLOR_BGR2RGB)
 
 
 def read_raw_label(path: Path) -> np.ndarray:

@@ -65,18 +65,20 @@ class TrainingSamples:
 
     def __init__(self, config: Config) -> None:
         data = config.data
+        # The oracle learns from the labelled target; for every other method a target has no labels.
+        oracle = config.method.kind == "target_only"
+        source = data.target if oracle else data.source
+        field = f"config.data.{'target' if oracle else 'source'}"
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
-        self._max_ratio = data.source.category_limit
-        labelled = sources.open_labelled(
-            data.source, len(data.classes.names), field="config.data.source"
-        )
+        self._max_ratio = source.category_limit
+        labelled = sources.open_labelled(source, len(data.classes.names), field=field)
         pictures = sources.open_pictures(data.target, field="config.data.target")
         self.source = sources.Reader(
-            functools.partial(_read_source, labelled, data.source.resize),
+            functools.partial(_read_source, labelled, source.resize),
             len(labelled),
-            field="config.data.source",
-            on_unreadable=data.source.on_unreadable,
-            limit_bytes=_cache_bytes(data.source, data.cache),
+            field=field,
+            on_unreadable=source.on_unreadable,
+            limit_bytes=_cache_bytes(source, data.cache),
         )
         self.target = sources.Reader(
             functools.partial(_read_target, pictures, data.target),

@@ -1,0 +1,201 @@
+import itertools
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from mrm_jax import config as options
+from mrm_jax.config import UsageError
+from mrm_jax.data import labels, pipeline, sources
+
+
+def _config(seed=0, steps=6, batch=4, **data):
+    def domain(**given):
+        return options.Domain(kind="drawn", count=10, size=(32, 64), **given)
+
+    return options.Config(
+        seed=seed,
+        data=options.Data(
+            **{
+                "classes": labels.DRAWN,
+                "source": domain(category_limit=0.75),
+                "target": domain(look="camera", margins=(2, 3, 0, 0)),
+                "evaluation": domain(look="camera", split="val"),
+                "crop": (24, 48),
+                **data,
+            }
+        ),
+        train=options.Train(steps=steps, batch=batch),
+    )
+
+
+def _arrays(batch):
+    return (
+        batch.source.image,
+        batch.source.label,
+        batch.target.image,
+        batch.target.valid,
+        batch.index,
+    )
+
+
+def _equal(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for array, expected in zip(_arrays(batch), _arrays(other), strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+def test_batches_have_the_documented_types_and_shapes():
+    batches = list(pipeline.train_batches(_config()))
+    assert len(batches) == 6
+    for step, batch in enumerate(batches):
+        image, label, target, valid, index = _arrays(batch)
+        assert image.shape == target.shape == (4, 24, 48, 3)
+        assert label.shape == valid.shape == (4, 24, 48)
+        assert {array.dtype for array in (image, label, target, valid)} == {np.dtype(np.uint8)}
+        np.testing.assert_array_equal(index, np.arange(4 * step, 4 * step + 4))
+        assert index.dtype == np.int32
+        assert set(np.unique(valid)) <= {0, 1}
+
+
+def test_starting_at_a_step_reads_what_an_uninterrupted_run_reads():
+    whole = list(pipeline.train_batches(_config()))
+    _equal(whole[4:], pipeline.train_batches(_config(), start_step=4))
+    assert list(pipeline.train_batches(_config(), start_step=6)) == []
+
+
+def test_more_steps_change_nothing_of_the_first_ones():
+    longer = itertools.islice(pipeline.train_batches(_config(steps=9)), 6)
+    _equal(pipeline.train_batches(_config()), longer)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_read_contiguous_blocks_of_the_batch_of_one_host(hosts):
+    whole = pipeline.train_batches(_config())
+    parts = [
+        pipeline.train_batches(_config(), process_index=h, process_count=hosts)
+        for h in range(hosts)
+    ]
+    for batch, *blocks in zip(whole, *parts, strict=True):
+        for array, *pieces in zip(_arrays(batch), *map(_arrays, blocks), strict=True):
+            np.testing.assert_array_equal(array, np.concatenate(pieces))
+
+
+def test_loader_processes_and_threads_read_the_same_batches():
+    _equal(
+        pipeline.train_batches(_config(steps=3, workers=2)),
+        pipeline.train_batches(_config(steps=3)),
+    )
+
+
+def test_the_cache_changes_nothing():
+    _equal(
+        pipeline.train_batches(_config(cache=True)), pipeline.train_batches(_config(cache=False))
+    )
+
+
+def test_every_epoch_takes_each_picture_once_in_an_order_of_its_own():
+    orders = [
+        [pipeline.sample_index(7, domain, 10, g) for g in range(start, start + 10)]
+        for domain in (pipeline.SOURCE, pipeline.TARGET)
+        for start in (0, 10, 20)
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(10))
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+def test_the_seed_decides_order_and_crops():
+    first, second = (next(iter(pipeline.train_batches(_config(seed=s)))) for s in (0, 1))
+    assert (first.source.image != second.source.image).any()
+    assert (first.target.image != second.target.image).any()
+
+
+def test_margins_reach_the_batch_as_validity():
+    config = _config(crop=(32, 64), flip=0.0)
+    batch = next(iter(pipeline.train_batches(config)))
+    expected = np.ones((32, 64), np.uint8)
+    expected[:2] = expected[-3:] = 0
+    np.testing.assert_array_equal(batch.target.valid, np.broadcast_to(expected, (4, 32, 64)))
+
+
+def test_the_oracle_is_given_the_labelled_target_as_its_source():
+    config = _config(crop=(32, 64), flip=0.0)
+    config = replace(config, method=options.Method(kind="target_only"))
+    batch = next(iter(pipeline.train_batches(config)))
+    pictures = sources.open_labelled(config.data.target, 17, field="config.data.target")
+    index = pipeline.sample_index(0, pipeline.SOURCE, 10, 0)
+    np.testing.assert_array_equal(batch.source.image[0], pictures.image(index))
+    np.testing.assert_array_equal(batch.source.label[0], pictures.label(index))
+
+
+def _folder_config(root):
+    for name, look in (("source", "rendered"), ("target", "camera")):
+        pictures = sources.DrawnLabelled(
+            options.Domain(kind="drawn", look=look, count=4, size=(32, 64)), 17, "drawn"
+        )
+        for part in ("images", "labels"):
+            (root / name / part).mkdir(parents=True)
+        for k in range(4):
+            cv2.imwrite(str(root / name / "images" / f"{k}.png"), pictures.image(k)[..., ::-1])
+            cv2.imwrite(str(root / name / "labels" / f"{k}.png"), pictures.label(k))
+
+    def domain(name):
+        return options.Domain(path=str(root / name), images="images", labels="labels")
+
+    return _config(
+        source=domain("source"),
+        target=domain("target"),
+        evaluation=replace(domain("target"), path=None),
+    )
+
+
+def test_deleting_the_labels_of_the_target_changes_no_batch(tmp_path):
+    config = _folder_config(tmp_path)
+    before = list(pipeline.train_batches(config))
+    shutil.rmtree(tmp_path / "target" / "labels")
+    _equal(before, pipeline.train_batches(config))
+
+
+def test_evaluation_falls_back_to_the_folder_of_the_target(tmp_path):
+    config = _folder_config(tmp_path)
+    examples = pipeline.evaluation_set(config)
+    assert [example.name for example in examples] == ["0", "1", "2", "3"]
+    assert examples[1:3][0].name == "1"
+    np.testing.assert_array_equal(
+        examples[2].label, cv2.imread(str(tmp_path / "target/labels/2.png"), -1)
+    )
+    limited = replace(config, evaluation=replace(config.evaluation, limit=3))
+    assert len(pipeline.evaluation_set(limited)) == 3
+
+
+def test_an_unreadable_picture_ends_training_by_name_or_is_left_out(tmp_path):
+    config = _folder_config(tmp_path)
+    (tmp_path / "target" / "images" / "2.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"config\.data\.target: .*2\.png is empty"):
+        list(pipeline.train_batches(config))
+    target = replace(config.data.target, on_unreadable="skip")
+    skipping = replace(config, data=replace(config.data, target=target))
+    assert len(list(pipeline.train_batches(skipping))) == 6
+    # A score is never computed on fewer pictures than it says.
+    evaluation = replace(config.data.evaluation, on_unreadable="skip")
+    scored = replace(config, data=replace(config.data, evaluation=evaluation))
+    with pytest.raises(UsageError, match=r"2\.png is empty"):
+        list(pipeline.evaluation_set(scored))
+
+
+def test_an_empty_target_folder_is_named_before_training_starts(tmp_path):
+    config = _folder_config(tmp_path)
+    shutil.rmtree(tmp_path / "target" / "images")
+    (tmp_path / "target" / "images").mkdir()
+    with pytest.raises(UsageError, match=r"config\.data\.target\.path: .* holds no picture"):
+        pipeline.train_batches(config)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused():
+    with pytest.raises(UsageError, match=r"config\.train\.batch is 4, not a multiple of 3 hosts"):
+        pipeline.train_batches(_config(), process_index=0, process_count=3)

@@ -1,0 +1,261 @@
+import logging
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrm_jax.config import Domain, UsageError
+from mrm_jax.data import files, sources
+
+FIELD = "config.data.source"
+
+
+def _picture(path, size=(6, 9), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    cv2.imwrite(str(path), image[..., ::-1])
+    return image
+
+
+def _labelled(root, stems=("a/x", "b"), **options):
+    for k, stem in enumerate(stems):
+        _picture(root / "images" / f"{stem}.png", seed=k)
+        path = root / "labels" / f"{stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((6, 9), k, np.uint8))
+    return Domain(path=str(root), images="images", labels="labels", **options)
+
+
+def test_pictures_and_labels_are_paired_by_stem_below_their_folders(tmp_path):
+    pictures = sources.open_labelled(_labelled(tmp_path), 2, field=FIELD)
+    assert [pictures.name(i) for i in range(len(pictures))] == ["a/x", "b"]
+    for k in range(2):
+        image, label = sources.read_pair(pictures, k)
+        assert image.shape == (6, 9, 3)
+        np.testing.assert_array_equal(label, np.full((6, 9), k))
+
+
+def test_suffixes_pair_files_as_cityscapes_names_them(tmp_path):
+    _picture(tmp_path / "leftImg8bit/train/ulm/ulm_0_leftImg8bit.png")
+    path = tmp_path / "gtFine/train/ulm/ulm_0_gtFine_labelTrainIds.png"
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), np.zeros((6, 9), np.uint8))
+    (path.parent / "ulm_0_gtFine_color.png").write_bytes(b"never read")
+    domain = Domain(
+        path=str(tmp_path),
+        images="leftImg8bit/train",
+        image_suffix="_leftImg8bit.png",
+        labels="gtFine/train",
+        label_suffix="_gtFine_labelTrainIds.png",
+    )
+    pictures = sources.open_labelled(domain, 19, field=FIELD)
+    assert pictures.name(0) == "ulm/ulm_0"
+    assert sources.read_pair(pictures, 0)[1].max() == 0
+
+
+def test_a_listing_chooses_pictures_and_their_order(tmp_path):
+    domain = _labelled(tmp_path, ("a", "b", "c"), listing="list.txt")
+    (tmp_path / "list.txt").write_text("c\n\na\n")
+    pictures = sources.open_labelled(domain, 3, field=FIELD)
+    assert [pictures.name(i) for i in range(len(pictures))] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ("d\n", "'d' of .* has no picture; stems look like 'a'"),
+        ("a\na\n", "'a' stands twice"),
+        ("\n", "names no"),
+    ],
+)
+def test_a_listing_that_does_not_fit_is_refused(tmp_path, listing, message):
+    domain = _labelled(tmp_path, ("a", "b"), listing="list.txt")
+    (tmp_path / "list.txt").write_text(listing)
+    with pytest.raises(UsageError, match=message):
+        sources.open_pictures(domain, field=FIELD)
+
+
+def test_a_target_has_no_way_to_labels_and_needs_none(tmp_path):
+    _picture(tmp_path / "x.jpg")
+    folder = sources.open_pictures(Domain(path=str(tmp_path)), field="config.data.target")
+    drawn = sources.open_pictures(Domain(kind="drawn"), field="config.data.target")
+    for pictures in (folder, drawn):
+        assert not hasattr(pictures, "label")
+        assert pictures.image(0).ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": None}, r"config\.data\.source\.path is empty"),
+        ({"path": "nowhere"}, r"config\.data\.source\.path: there is no folder nowhere"),
+        ({"images": "empty"}, "holds no picture"),
+        ({"image_suffix": "_rgb.png"}, "holds no file ending in '_rgb.png'"),
+        ({"labels": None}, r"config\.data\.source\.labels is empty"),
+        ({"labels": "nowhere"}, r"config\.data\.source\.labels: there is no folder"),
+        ({"label_suffix": "_gt.png"}, r"2 of 2 pictures have no label; the first is .*x_gt\.png"),
+    ],
+)
+def test_a_set_that_is_not_there_is_named_with_its_field(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    domain = replace(_labelled(tmp_path), **change)
+    with pytest.raises(UsageError, match=message):
+        sources.open_labelled(domain, 2, field=FIELD)
+
+
+def test_two_pictures_of_one_stem_are_refused(tmp_path):
+    _picture(tmp_path / "x.png")
+    _picture(tmp_path / "x.jpg")
+    with pytest.raises(UsageError, match=r"share the stem 'x'; set image_suffix"):
+        sources.open_pictures(Domain(path=str(tmp_path)), field=FIELD)
+
+
+def test_a_picture_and_label_of_different_size_are_named_with_both_sizes(tmp_path):
+    domain = _labelled(tmp_path)
+    _picture(tmp_path / "images/b.png", (7, 9))
+    pictures = sources.open_labelled(domain, 2, field=FIELD)
+    with pytest.raises(files.UnreadableError, match=r"b: the picture is 7 x 9 px, its label 6 x 9"):
+        sources.read_pair(pictures, 1)
+
+
+def test_a_label_id_outside_the_table_is_named_with_its_file(tmp_path):
+    pictures = sources.open_labelled(_labelled(tmp_path), 1, field=FIELD)
+    with pytest.raises(UsageError, match=r"b\.png: label id 1 .*config\.data\.source\.raw_ids"):
+        pictures.label(1)
+
+
+def _break(path, how):
+    content = path.read_bytes()
+    broken = {
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "text": b"not a picture",
+        "gone": None,
+    }
+    if broken[how] is None:
+        path.unlink()
+    else:
+        path.write_bytes(broken[how])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("empty", "is empty"),
+        ("cut", "is cut off"),
+        ("text", "cannot be|can be decoded"),
+        ("gone", "No such file"),
+    ],
+)
+def test_an_unreadable_picture_is_named(tmp_path, suffix, how, message):
+    path = tmp_path / f"x.{suffix}"
+    _picture(path, (40, 60))
+    pictures = sources.open_pictures(Domain(path=str(tmp_path)), field=FIELD)
+    _break(path, how)
+    with pytest.raises(files.UnreadableError, match=message) as caught:
+        pictures.image(0)
+    assert str(path) in str(caught.value)
+
+
+def _reader(root, **options):
+    pictures = sources.open_pictures(Domain(path=str(root)), field=FIELD)
+    return sources.Reader(lambda i: (pictures.image(i),), len(pictures), field=FIELD, **options)
+
+
+def test_training_stops_at_an_unreadable_picture_unless_told_to_skip_it(tmp_path, caplog):
+    images = [_picture(tmp_path / f"{k}.png", seed=k) for k in range(4)]
+    _break(tmp_path / "1.png", "cut")
+    _break(tmp_path / "2.png", "text")
+    with pytest.raises(files.UnreadableError, match=r"1\.png is cut off.*on_unreadable='skip'"):
+        _reader(tmp_path)(1)
+    skipping = _reader(tmp_path, on_unreadable="skip")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            np.testing.assert_array_equal(skipping(1)[0], images[3])
+    assert sorted(skipping.unreadable) == [1, 2]
+    assert [record.getMessage().count("of 4 so far") for record in caplog.records] == [1, 1]
+    assert "2 of 4" in caplog.records[1].getMessage()
+    # What replaces a picture must not depend on what was read before: order is f(seed, step).
+    fresh = _reader(tmp_path, on_unreadable="skip")
+    np.testing.assert_array_equal(fresh(2)[0], images[3])
+
+
+def test_skipping_ends_when_no_picture_is_left(tmp_path):
+    _picture(tmp_path / "x.png")
+    _break(tmp_path / "x.png", "cut")
+    with pytest.raises(files.UnreadableError, match="none of its 1 pictures can be read"):
+        _reader(tmp_path, on_unreadable="skip")(0)
+
+
+def test_the_cache_keeps_what_fits_and_reads_the_rest_again():
+    calls = []
+
+    def read(index):
+        calls.append(index)
+        return (np.full(100, index, np.uint8),)
+
+    reader = sources.Reader(read, 3, field=FIELD, limit_bytes=200)
+    for index in (0, 1, 2, 0, 1, 2):
+        assert reader(index)[0][0] == index
+    assert calls == [0, 1, 2, 2]
+
+
+def test_odd_pictures_become_rgb(tmp_path):
+    grey = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "deep.png"), grey.astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "clear.png"), np.dstack([grey, grey, grey, grey * 0]))
+    palette = Image.fromarray(grey)
+    palette = palette.convert("P")
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(grey > 20).save(tmp_path / "bits.png")
+    expected = np.repeat(grey[..., None], 3, -1)
+    for name in ("grey", "deep", "clear", "palette"):
+        np.testing.assert_array_equal(files.read_image(tmp_path / f"{name}.png"), expected)
+    bits = files.read_image(tmp_path / "bits.png")
+    np.testing.assert_array_equal(bits, np.where(expected > 20, 255, 0))
+
+
+def test_a_rotation_note_in_a_photo_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 6), (10, 200, 30)).save(tmp_path / "x.jpg", exif=exif)
+    assert files.read_image(tmp_path / "x.jpg").shape == (6, 9, 3)
+
+
+def test_labels_are_read_as_stored_whatever_their_format(tmp_path):
+    ids = np.array([[0, 7, 11], [33, 26, 3]], np.uint8)
+    palette = Image.new("P", (3, 2))
+    palette.putpalette([(7 * k) % 256 for k in range(768)])
+    palette.putdata(ids.ravel().tolist())
+    palette.save(tmp_path / "gta.png")
+    # SYNTHIA: class in the red channel of a 16-bit picture, an instance number in the green one.
+    synthia = np.zeros((2, 3, 3), np.uint16)
+    synthia[..., 2], synthia[..., 1] = ids, 4000
+    cv2.imwrite(str(tmp_path / "synthia.png"), synthia)
+    cv2.imwrite(str(tmp_path / "grey.png"), ids)
+    cv2.imwrite(str(tmp_path / "wide.png"), ids.astype(np.uint16))
+    cv2.imwrite(str(tmp_path / "copies.png"), np.dstack([ids] * 3))
+    for name in ("gta", "synthia", "grey", "wide", "copies"):
+        np.testing.assert_array_equal(files.read_raw_label(tmp_path / f"{name}.png"), ids)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_are_not_stretched(tmp_path, bits):
+    ids = (np.arange(16, dtype=np.uint8).reshape(4, 4)) % 2**bits
+    picture = Image.fromarray(ids * (255 // (2**bits - 1)))
+    if bits == 1:
+        picture = picture.convert("1")
+    picture.save(tmp_path / "x.png", bits=bits)
+    assert (tmp_path / "x.png").read_bytes()[24] == bits
+    np.testing.assert_array_equal(files.read_raw_label(tmp_path / "x.png"), ids)
+
+
+def test_a_colour_picture_is_no_label(tmp_path):
+    _picture(tmp_path / "x.png")
+    with pytest.raises(files.UnreadableError, match="is a colour picture"):
+        files.read_raw_label(tmp_path / "x.png")
