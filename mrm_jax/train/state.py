@@ -1,0 +1,90 @@
+"""What a run holds between steps: networks, their fresh state, and the numbers that are traced."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.config import Config
+from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
+from mrm_jax.rngs import stream
+from mrm_jax.train.optimizer import adam
+from mrm_jax.types import Array, Frozen, Scalars, TrainState
+from mrm_jax.uda.methods import has_teacher
+
+
+class Networks(NamedTuple):
+    """The modules of a run; `rebuilder` is None without MRM."""
+
+    segmentor: nn.Module
+    rebuilder: nn.Module | None
+
+
+def networks(config: Config) -> Networks:
+    """The modules that `config` describes."""
+    model, mrm = config.model, config.method.mrm
+    segmentor = build_segmentor(model, len(config.data.classes.names))
+    if not mrm.enabled:
+        return Networks(segmentor, None)
+    spec = feature_spec(model.encoder)
+    return Networks(segmentor, build_rebuilder(mrm, spec, model.decoder.kind, config.data.crop))
+
+
+def init(config: Config, modules: Networks, key: Array) -> TrainState:
+    """A fresh state; a pure function of `key`, u32[2] key data or a typed key. No two leaves share a buffer under jit.
+
+    The teacher starts as the student's copy and is empty ({}) for a method without one. `jax.eval_shape` of this function
+    gives the abstract state.
+    """
+    key = jnp.asarray(key)
+    root = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    image = jnp.zeros((1, *config.data.crop, 3))
+    keys = {"params": stream(root, "init/segmentor", 0)}
+    variables: Any = modules.segmentor.init(keys, image, mode="eval")
+    params: dict[str, Any] = {"segmentor": variables["params"], "rebuilder": {}}
+    stats = variables.get("batch_stats", {})
+    if modules.rebuilder is not None:
+        output: Any = modules.segmentor.apply(variables, image, mode="eval")
+        grid = config.method.mrm.grid
+        fresh: Any = modules.rebuilder.init(
+            stream(root, "init/rebuilder", 0), output.features, jnp.zeros((1, *grid)), 0.0
+        )
+        params["rebuilder"] = fresh["params"]
+    teacher = has_teacher(config.method)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        teacher_params=jax.tree.map(jnp.copy, params["segmentor"]) if teacher else {},
+        teacher_batch_stats=jax.tree.map(jnp.copy, stats) if teacher else {},
+        opt_state=adam(config.optimizer).init(params),
+        root_key=jax.random.key_data(root),
+    )
+
+
+def scalars(config: Config) -> Scalars:
+    """The traced numbers of a run, in JAX's default float type."""
+    method, optimizer, steps = config.method, config.optimizer, config.train.steps
+    values = Scalars(
+        learning_rate=optimizer.learning_rate,
+        rebuilder_learning_rate=method.mrm.learning_rate,
+        decoder_multiplier=optimizer.decoder_multiplier,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=round(optimizer.warmup * steps),
+        total_steps=steps,
+        ema_decay=method.ema_decay,
+        threshold=method.threshold,
+        jitter_probability=method.augment.jitter_probability,
+        blur_probability=method.augment.blur_probability,
+        mrm_weight=method.mrm.weight,
+        mrm_ratio=method.mrm.ratio,
+    )  # type: ignore[arg-type]
+    return jax.tree.map(lambda value: jnp.asarray(value, float), values)
+
+
+def frozen(config: Config) -> Frozen:
+    """What the step reads and never changes."""
+    return Frozen(scalars(config), {}, {})

@@ -1,0 +1,279 @@
+"""One training step as a pure function: views, passes, one update. Methods are data (`uda/methods.py`), not branches here.
+
+Source: DACS and MRM, run in the reference's order (peer: mmseg `uda/dacs.py`): teacher, source, mixed, rebuilt target, update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.config import Config
+from mrm_jax.models.layers import fold_moments
+from mrm_jax.ops.mask import hidden
+from mrm_jax.ops.normalise import to_uint8
+from mrm_jax.ops.resize import resize
+from mrm_jax.train import optimizer, state as states
+from mrm_jax.train.state import Networks
+from mrm_jax.types import (
+    Array,
+    Batch,
+    Draws,
+    Frozen,
+    Metrics,
+    Mode,
+    SegOutput,
+    TrainState,
+    Tree,
+    View,
+)
+from mrm_jax.uda import pseudo_label, teacher
+from mrm_jax.uda.draws import draw
+from mrm_jax.uda.methods import Pass, has_teacher, passes
+from mrm_jax.uda.objectives import Call
+from mrm_jax.uda.pseudo_label import PseudoLabel
+from mrm_jax.uda.views import make_views, normalise_batch
+
+
+class Program(NamedTuple):
+    """The pure functions of a run, none of them jitted yet.
+
+    init(key) -> TrainState                          key: u32[2] or typed; the root of all randomness of the run
+    draw(root_key, step, index) -> Draws             index: i32[B], global sample indices
+    step_with(state, frozen, batch, draws) -> (TrainState, metrics)      batch: normalised, see `normalise`
+    train_step(state, frozen, batch) -> (TrainState, metrics)            batch: uint8, as the loader gives it
+    inspect(state, frozen, batch) -> dict            pictures for panels, u8
+    normalise(state, batch) -> Batch                 pictures in the dtype of the parameters
+    frozen(config) -> Frozen                         with the traced scalars of `config`
+    """
+
+    networks: Networks
+    init: Callable[[Array], TrainState]
+    draw: Callable[[Array, Array | int, Array], Draws]
+    normalise: Callable[[TrainState, Batch], Batch]
+    step_with: Callable[[TrainState, Frozen, Batch, Draws], tuple[TrainState, Metrics]]
+    train_step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
+    inspect: Callable[[TrainState, Frozen, Batch], dict[str, jax.Array]]
+    frozen: Callable[[Config], Frozen]
+
+
+class _Run(NamedTuple):
+    config: Config
+    modules: Networks
+    passes: tuple[Pass, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.config.data.classes.names)
+
+
+def build(config: Config, networks: Networks | None = None) -> Program:
+    """The step of `config`; `networks` replaces the ones that it describes.
+
+    metrics: `<pass>/ce` (before the pass's weight), `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K], all
+    others f[]), `learning_rate` (the encoder's), `grad_norm/<encoder|decoder|rebuilder>`, and `finite` (bool[]): false where the
+    loss or a gradient was not finite, and then the state comes back exactly as it went in, step number included.
+    """
+    run = _Run(config, networks or states.networks(config), passes(config.method))
+    drawn = partial(draw, passes=run.passes, grid=config.method.mrm.grid)
+    return Program(
+        networks=run.modules,
+        init=partial(states.init, config, run.modules),
+        draw=drawn,
+        normalise=_normalise,
+        step_with=partial(_step_with, run),
+        train_step=partial(_train_step, run, drawn),
+        inspect=partial(_inspect, run, drawn),
+        frozen=states.frozen,
+    )
+
+
+def _normalise(state: TrainState, batch: Batch) -> Batch:
+    return normalise_batch(batch, jax.tree.leaves(state.params)[0].dtype)
+
+
+def _train_step(
+    run: _Run, drawn: Callable, state: TrainState, frozen: Frozen, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    draws = drawn(state.root_key, state.step, batch.index)
+    return _step_with(run, state, frozen, _normalise(state, batch), draws)
+
+
+def _step_with(
+    run: _Run, state: TrainState, frozen: Frozen, batch: Batch, draws: Draws
+) -> tuple[TrainState, Metrics]:
+    scalars = frozen.scalars
+    taught, pseudo, metrics = _teach(run, state, frozen, batch)
+    views = _views(run, pseudo, batch, draws, frozen)
+    grads, passed, moments = accumulate(run, state, frozen, views, draws)
+    params, opt_state = optimizer.update(
+        state.params, grads, state.opt_state, state.step, scalars, run.config
+    )
+    stats = state.batch_stats
+    for moment in moments:
+        stats = fold_moments(stats, moment)
+    metrics |= passed | optimizer.gradient_norms(grads)
+    metrics["learning_rate"] = optimizer.rates(state.step, scalars)["encoder"]
+    metrics["finite"] = _finite((grads, metrics["total/loss"]))
+    new = taught.replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
+    kept = jax.tree.map(partial(jnp.where, metrics["finite"]), new, state)
+    return kept, metrics
+
+
+def _teach(
+    run: _Run, state: TrainState, frozen: Frozen, batch: Batch
+) -> tuple[TrainState, PseudoLabel | None, Metrics]:
+    """The state with its teacher moved towards the student, what it says about the target, and metrics of that."""
+    method, scalars = run.config.method, frozen.scalars
+    if not has_teacher(method):
+        return state, None, {}
+    params = teacher.ema(
+        state.params["segmentor"], state.teacher_params, state.step, scalars.ema_decay
+    )
+    logits, moments = teacher.predict(
+        run.modules.segmentor, params, state.teacher_batch_stats, batch.target.image
+    )
+    pseudo = pseudo_label.make(
+        logits, batch.target.valid, scalars.threshold, weight_over=method.weight_over
+    )
+    stats = fold_moments(state.teacher_batch_stats, moments)
+    state = state.replace(teacher_params=params, teacher_batch_stats=stats)
+    return state, pseudo, pseudo_label.metrics(pseudo, run.num_classes)
+
+
+def _views(
+    run: _Run, pseudo: PseudoLabel | None, batch: Batch, draws: Draws, frozen: Frozen
+) -> dict[str, View]:
+    return make_views(
+        pseudo,
+        batch,
+        draws,
+        frozen.scalars,
+        names={row.view for row in run.passes},
+        method=run.config.method,
+        num_classes=run.num_classes,
+    )
+
+
+def accumulate(
+    run: _Run, state: TrainState, frozen: Frozen, views: dict[str, View], draws: Draws
+) -> tuple[Any, Metrics, list[Tree]]:
+    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one after the other."""
+    params, moments, metrics = state.params, [], {}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    losses = []
+    for row in run.passes:
+        loss = partial(
+            _loss, run, row, state=state, frozen=frozen, view=views[row.view], draws=draws
+        )
+        (value, (found, moment)), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        grads = jax.tree.map(jnp.add, grads, grad)
+        # Without the barrier XLA may run all forwards first and keep every pass's activations alive at once.
+        params, grads = jax.lax.optimization_barrier((params, grads))
+        losses.append(value)
+        moments.append(moment)
+        metrics |= {f"{row.name}/{name}": metric for name, metric in found.items()}
+    return grads, metrics | {"total/loss": sum(losses[1:], losses[0])}, moments
+
+
+def _loss(
+    run: _Run,
+    row: Pass,
+    params: Any,
+    *,
+    state: TrainState,
+    frozen: Frozen,
+    view: View,
+    draws: Draws,
+) -> tuple[jax.Array, tuple[Metrics, Tree]]:
+    output, moments = _forward(run, row, params, state, frozen, view, draws, "train")
+    key = jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))
+    metrics: Metrics = {}
+    losses = []
+    for i, objective in enumerate(row.objectives):
+        loss, found = objective(Call(output, view), jax.random.fold_in(key, i))
+        losses.append(loss)
+        metrics |= found
+    total = sum(losses[1:], losses[0])
+    if row.weight is not None:
+        total = total * getattr(frozen.scalars, row.weight).astype(total.dtype)
+    return total, (metrics, moments)
+
+
+def _forward(
+    run: _Run,
+    row: Pass,
+    params: Any,
+    state: TrainState,
+    frozen: Frozen,
+    view: View,
+    draws: Draws,
+    mode: Mode,
+) -> tuple[SegOutput, Tree]:
+    """The student on one view, with its features rebuilt where the pass says so, and its BatchNorm moments."""
+
+    def rebuild(features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        assert (
+            run.modules.rebuilder is not None
+        )  # for the type checker: such passes exist only with MRM
+        ratio = frozen.scalars.mrm_ratio
+        variables = {"params": params["rebuilder"]}
+        return run.modules.rebuilder.apply(variables, features, draws.mask[row.name], ratio)  # type: ignore[return-value]
+
+    output, moved = run.modules.segmentor.apply(
+        {"params": params["segmentor"], "batch_stats": state.batch_stats},
+        view.image,
+        mode=mode,
+        transform=rebuild if row.transform == "rebuild" else None,
+        offset=view.offset,
+        rngs={"dropout": jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))},
+        mutable=["moments"],
+    )
+    return output, moved.get("moments", {})  # type: ignore[return-value,union-attr]
+
+
+def _finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _inspect(
+    run: _Run, drawn: Callable, state: TrainState, frozen: Frozen, batch: Batch
+) -> dict[str, jax.Array]:
+    """What the next step would look at, u8: pictures [B,H,W,3], class maps [B,H,W], weights [B,H,W] with 255 for 1.
+
+    `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its pseudo-labels) and
+    `mixed/{image,label,weight}`; `augmented/{image,label,weight}`; with MRM, for each rebuilt pass,
+    `<pass>/{mask,prediction}`, mask 255 where features are hidden.
+    """
+    raw, batch = batch, _normalise(state, batch)
+    draws = drawn(state.root_key, state.step, batch.index)
+    _, pseudo, _ = _teach(run, state, frozen, batch)
+    views = _views(run, pseudo, batch, draws, frozen)
+    size = (raw.source.label.shape[1], raw.source.label.shape[2])
+    panels: dict[str, jax.Array] = {}
+    for name, view in views.items():
+        panels[f"{name}/image"] = to_uint8(view.image)
+        panels[f"{name}/label"] = view.label.astype(jnp.uint8)
+        panels[f"{name}/weight"] = jnp.round(view.weight * 255).astype(jnp.uint8)
+    for row in run.passes:
+        if row.transform != "rebuild":
+            continue
+        output, _ = _forward(
+            run, row, state.params, state, frozen, views[row.view], draws, "pseudo"
+        )
+        mask = hidden(draws.mask[row.name], frozen.scalars.mrm_ratio, size)
+        panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
+        panels[f"{row.name}/prediction"] = _classes(output, size)
+    variables = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
+    output: Any = run.modules.segmentor.apply(variables, batch.target.image, mode="eval")
+    panels["target/image"] = jnp.asarray(raw.target.image)
+    panels["target/prediction"] = _classes(output, size)
+    return panels
+
+
+def _classes(output: SegOutput, size: tuple[int, int]) -> jax.Array:
+    return resize(output.logits["main"], size).argmax(-1).astype(jnp.uint8)

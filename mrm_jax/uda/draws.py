@@ -1,0 +1,77 @@
+"""All randomness of a step, from named streams of one root key, the step and the global sample index.
+
+A sample's draws depend on its index alone, so the same seed and step give the same draws however a batch is spread over
+devices and hosts. No network and no view draws for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.rngs import per_sample, stream
+from mrm_jax.types import Array, Draws, Jitter
+from mrm_jax.uda.methods import Pass
+
+LABEL_VALUES = 256
+AUGMENTED_VIEWS = ("mixed", "augmented")
+
+
+def draw(
+    root_key: Array,
+    step: Array | int,
+    index: Array,
+    *,
+    passes: Sequence[Pass],
+    grid: tuple[int, int],
+) -> Draws:
+    """The draws of one step for the samples `index` i32[B], all in float32.
+
+    root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's mask.
+    """
+    root = jax.random.wrap_key_data(jnp.asarray(root_key))
+    views = {row.view for row in passes}
+    return Draws(
+        mix=_uniform(root, "mix", step, index, (LABEL_VALUES,)),
+        augment={
+            name: _jitter(root, f"augment/{name}", step, index)
+            for name in AUGMENTED_VIEWS
+            if name in views
+        },
+        mask={
+            row.name: _uniform(root, f"mask/{row.name}", step, index, grid)
+            for row in passes
+            if row.transform == "rebuild"
+        },
+        module={
+            row.name: jax.random.key_data(stream(root, f"module/{row.name}", step))
+            for row in passes
+        },
+    )
+
+
+def _uniform(
+    root: jax.Array,
+    name: str,
+    step: Array | int,
+    index: Array,
+    shape: tuple[int, ...],
+    low: float = 0.0,
+) -> jax.Array:
+    """f32[B, *shape] in [low, 1), each row from its sample's own key."""
+    keys = per_sample(stream(root, name, step), jnp.asarray(index))
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32, low, 1.0))(keys)
+
+
+def _jitter(root: jax.Array, name: str, step: Array | int, index: Array) -> Jitter:
+    switches = jax.random.uniform(stream(root, f"{name}/switches", step), (2,), jnp.float32)
+    order = _uniform(root, f"{name}/order", step, index, (4,))
+    return Jitter(
+        jitter_u=switches[0],
+        blur_u=switches[1],
+        strength=_uniform(root, f"{name}/strength", step, index, (4,), -1.0),
+        order=jnp.argsort(order, axis=-1).astype(jnp.int32),
+        sigma_u=_uniform(root, f"{name}/sigma", step, index, ()),
+    )

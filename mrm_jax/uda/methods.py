@@ -1,0 +1,57 @@
+"""Every method as data: a tuple of passes. The step runs whatever stands here and knows no method by name.
+
+Sources: DACS (Tranheden et al., 2021); MRM (Zhou et al., CVPR 2026), which adds one pass to any method with a teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mrm_jax.config import TEACHER_METHODS, Method
+from mrm_jax.uda.objectives import Objective, cross_entropy
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One student forward on one view: encode, transform the features if asked to, decode, judge.
+
+    name: prefix of its metrics and of its draws.   view: key in the views of the step.   weight: name of the traced scalar
+    that multiplies its losses, None for 1.   transform: "rebuild" masks the features and lets the Rebuilder predict them.
+    """
+
+    name: str
+    view: str
+    objectives: tuple[Objective, ...]
+    transform: Literal["rebuild"] | None = None
+    weight: str | None = None
+
+
+SOURCE = Pass("source", "source", (cross_entropy,))
+AUGMENTED = Pass("augmented", "augmented", (cross_entropy,))
+MIXED = Pass("mixed", "mixed", (cross_entropy,))
+REBUILT = Pass("reconstructed", "target", (cross_entropy,), "rebuild", "mrm_weight")
+REBUILT_TARGET = replace(REBUILT, name="reconstructed_target")
+REBUILT_SOURCE = replace(REBUILT, name="reconstructed_source", view="source")
+
+_BASE = {"source_only": (SOURCE,), "target_only": (SOURCE,), "dacs": (SOURCE, MIXED)}
+_REBUILT = {
+    "target": (REBUILT,),
+    "source": (REBUILT_SOURCE,),
+    "both": (REBUILT_SOURCE, REBUILT_TARGET),
+}
+
+
+def passes(method: Method) -> tuple[Pass, ...]:
+    """The passes of a method in the order in which they run and their BatchNorm moments are folded."""
+    rows = _BASE[method.kind]
+    if method.augmented_source:
+        rows += (AUGMENTED,)
+    if method.mrm.enabled:
+        rows += _REBUILT[method.mrm.images]
+    return rows
+
+
+def has_teacher(method: Method) -> bool:
+    """Whether the method keeps a teacher; without one, the teacher's part of the state is empty."""
+    return method.kind in TEACHER_METHODS

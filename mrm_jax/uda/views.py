@@ -1,0 +1,88 @@
+"""The views of a step: what its passes look at, made from the batch, the pseudo-labels and the draws.
+
+Source: DACS sec. 3 (peer: mmseg `uda/dacs.py`): classes of the source are pasted onto the target, then the mixed picture is
+jittered and blurred. Source and target themselves are never augmented beyond what the loader did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.config import Augment, Method
+from mrm_jax.ops.augment import colour_jitter, gaussian_blur
+from mrm_jax.ops.mix import class_mask, paste
+from mrm_jax.ops.normalise import from_unit, normalise, to_unit
+from mrm_jax.types import Batch, Draws, Jitter, Labelled, Scalars, Unlabelled, View
+from mrm_jax.uda.pseudo_label import PseudoLabel
+
+
+def normalise_batch(batch: Batch, dtype: jnp.dtype) -> Batch:
+    """The batch with normalised pictures in `dtype` and labels i32; validity and index unchanged."""
+    source = Labelled(
+        normalise(batch.source.image, dtype), jnp.asarray(batch.source.label).astype(jnp.int32)
+    )
+    target = Unlabelled(normalise(batch.target.image, dtype), batch.target.valid)
+    return Batch(source, target, batch.index)
+
+
+def strong_augment(
+    image: jax.Array, draws: Jitter, scalars: Scalars, options: Augment
+) -> jax.Array:
+    """Normalised pictures f[B, H, W, 3], colour-jittered and blurred where the batch's switches say so."""
+
+    def jitter(x: jax.Array) -> jax.Array:
+        strength = jnp.asarray(draws.strength).astype(x.dtype) * options.jitter_strength
+        return from_unit(colour_jitter(to_unit(x), strength, draws.order))
+
+    def blur(x: jax.Array) -> jax.Array:
+        low, high = options.blur_sigma
+        return gaussian_blur(x, low + (high - low) * jnp.asarray(draws.sigma_u).astype(x.dtype))
+
+    image = jax.lax.cond(draws.jitter_u < scalars.jitter_probability, jitter, lambda x: x, image)
+    return jax.lax.cond(draws.blur_u < scalars.blur_probability, blur, lambda x: x, image)
+
+
+def make_views(
+    pseudo: PseudoLabel | None,
+    batch: Batch,
+    draws: Draws,
+    scalars: Scalars,
+    *,
+    names: Collection[str],
+    method: Method,
+    num_classes: int,
+) -> dict[str, View]:
+    """The views `names` (of source, augmented, target, mixed) of a normalised batch, under stop-gradient.
+
+    `pseudo` is needed for target and mixed. Pasted pixels carry the source's label and weight 1, the others the
+    pseudo-label and its weight. Source i is pasted onto target i.
+    """
+    ones = jnp.ones(batch.source.label.shape, batch.source.image.dtype)
+    source = View(batch.source.image, batch.source.label, ones)
+    views = {"source": source}
+    if "augmented" in names:
+        image = strong_augment(source.image, draws.augment["augmented"], scalars, method.augment)
+        views["augmented"] = source.replace(image=image)
+    if pseudo is not None:
+        weight = pseudo.weight.astype(ones.dtype)
+        views["target"] = View(batch.target.image, pseudo.label, weight)
+    if "mixed" in names:
+        views["mixed"] = _mixed(source, views["target"], draws, scalars, method, num_classes)
+    return jax.lax.stop_gradient({name: views[name] for name in names})
+
+
+def _mixed(
+    source: View, target: View, draws: Draws, scalars: Scalars, method: Method, num_classes: int
+) -> View:
+    mask = class_mask(
+        source.label, draws.mix, num_classes=num_classes, classes_of=method.mix_classes_of
+    )
+    image = paste(mask, source.image, target.image)
+    return View(
+        strong_augment(image, draws.augment["mixed"], scalars, method.augment),
+        paste(mask, source.label, target.label),
+        paste(mask, source.weight, target.weight),
+    )
