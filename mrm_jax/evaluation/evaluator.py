@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from mrm_jax.config import Config
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
@@ -29,6 +29,7 @@ from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation import protocols
 from mrm_jax.evaluation.inference import classify, predict
 from mrm_jax.ops.normalise import normalise
+from mrm_jax.sharding import over_batch
 from mrm_jax.types import IGNORE, Tree
 
 _T = TypeVar("_T")
@@ -103,6 +104,15 @@ class Evaluation:
             "confusion": self.confusion.tolist(),
             "seconds": round(self.seconds, 3),
         }
+
+
+def document(found: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
+    """What evaluation.json holds: the first network's scores, the others' under their names.
+
+    `protocol.network` names the first. `facts` (JSON values, such as the step) stand beside them.
+    """
+    (_, first), *others = found.items()
+    return {**facts, **first.as_dict(), **{name: other.as_dict() for name, other in others}}
 
 
 def _finite(value: float) -> float | None:
@@ -260,9 +270,9 @@ def _place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
     """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
     first = jax.tree.leaves(variables)[0]
     lying = first.sharding if isinstance(first, jax.Array) else None
-    if not isinstance(lying, NamedSharding) or arrays[0].shape[0] % lying.mesh.size:
+    if not isinstance(lying, NamedSharding) or len(arrays[0]) % lying.mesh.size:
         return arrays
-    rows = NamedSharding(lying.mesh, PartitionSpec(lying.mesh.axis_names))
+    rows = over_batch(lying.mesh)
     return tuple(jax.device_put(array, rows) for array in arrays)
 
 
