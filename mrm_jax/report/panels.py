@@ -1,7 +1,7 @@
 """Picture sheets: what a training step looked at, and predictions beside the ground truth.
 
 Sheets are arrays until they are saved, so that a test can read a colour out of them. Pictures and
-class maps are scaled by whole factors: no colours are mixed, and what has a class's colour is that class.
+class maps are scaled by whole factors: no colours mix, and what has a class's colour is that class.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _RAMP = np.array([(12, 14, 40), (58, 40, 130), (160, 50, 130), (240, 120, 80), (
 VIEWS = {
     "source_image": "source",
     "source_label": "source label",
+    "augmented_image": "augmented source",
     "target_image": "target",
     "pseudo_label": "pseudo-label",
     "pseudo_weight": "pseudo-label weight",
@@ -72,8 +73,8 @@ def compose(
     """The sheet u8[H,W,3] of a batch: a block for every image, with those of `VIEWS` that exist.
 
     `*_image` are RGB u8[B,H,W,3]; `*_label`, `*prediction`, `ground_truth` ids [B,H,W]; `*_weight`
-    floats in 0..1 of shape [B,H,W], [B] or []; `token_mask` [B,gh,gw] is true where a token is
-    hidden. At most `MAX_IMAGES` images.
+    floats in 0..1 of shape [B,H,W], [B] or []; `token_mask` [B,gh,gw] of any grid is nonzero where
+    features are hidden. At most `MAX_IMAGES` images.
     Raises ValueError when no view is known or a view's shape is none of these.
     """
     known = [name for name in VIEWS if name in views]
@@ -196,7 +197,9 @@ def _view_cell(
             if picture is None
             else _as_u8(picture[index], "target_image")
         )
-        return Cell(caption, cover(ground, array[index]), f"{np.mean(array[index]):.0%} hidden")
+        return Cell(
+            caption, cover(ground, array[index]), f"{np.mean(array[index] != 0):.0%} hidden"
+        )
     return Cell(caption, colourise(array[index], classes))
 
 
