@@ -1,0 +1,36 @@
+"""`train`: trains the config's network in a workdir, or goes on where that workdir stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mrm_jax.config import Config, UsageError
+from mrm_jax.train import workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb besides `--config`."""
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        help="folder of the run; the same command on the same folder goes on where it stopped",
+    )
+
+
+def run(arguments: argparse.Namespace, config: Config | None) -> int:
+    """Exit code: 0 at the end or after SIGTERM, 130 after Ctrl-C; state and report are on disk then.
+
+    Raises UsageError (a mistake in the command, a folder of another run) or RunError.
+    """
+    if config is None:
+        raise UsageError("train needs a config: add --config FILE, say configs/quickstart.py.")
+    try:
+        with workdir.opened(arguments.workdir, config) as folder:
+            from mrm_jax.train.loop import train  # only now: imports jax
+
+            return train(config, folder)
+    except KeyboardInterrupt:
+        print("stopped before the first step or for the second time; nothing more was saved.")
+        return 130

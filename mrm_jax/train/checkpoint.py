@@ -1,0 +1,271 @@
+"""Checkpoints: the only place that knows Orbax.
+
+A checkpoint is a folder `checkpoints/<steps done>/` with one folder an item: `student`, `teacher`, `rebuilder`,
+`training` (step, optimiser, root key) and `facts` (config, versions, scores). It appears under its name by one
+rename when all of it is written, so that a save cut short is never taken for a checkpoint. Deleting `rebuilder`,
+`training` or `teacher` leaves a checkpoint that evaluates and predicts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+
+from mrm_jax.config import Config, UsageError, from_config_dict
+from mrm_jax.types import RunError, TrainState
+
+FOLDER = "checkpoints"
+BEST_BY = "eval/student/mIoU"
+"""The score that decides which checkpoint is the best one."""
+
+_TREES = ("student", "teacher", "rebuilder", "training")
+_FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint opened without its mesh: numpy arrays, nothing on a device.
+
+    `student` and `teacher` are {"params", "batch_stats"} of the segmentor, ready for `model.apply`; `teacher` is
+    None where the method has none or its folder was deleted. `step` counts the steps done.
+    """
+
+    config: Config
+    step: int
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, open for writing: the last `keep` and the best by `BEST_BY`."""
+
+    def __init__(self, directory: Path, *, keep: int):
+        # Orbax logs the traceback of a failed save by itself; ours is one line, raised below.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.directory = directory.resolve()
+        self._keep = keep
+        self._scores: dict[int, float | None] = {}
+        handlers: dict[str, ocp.CheckpointHandler] = {
+            name: ocp.StandardCheckpointHandler() for name in _TREES
+        }
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+            item_handlers={**handlers, _FACTS: ocp.JsonCheckpointHandler()},
+        )
+        self._newest: int | None = self._manager.latest_step()
+        for step in self._manager.all_steps():
+            self._scores[step] = _score(_read_facts(self.directory / str(step)))
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint, in steps done."""
+        return self._newest
+
+    def best(self) -> int | None:
+        """The checkpoint with the highest score; None before the first evaluation."""
+        scored = {step: score for step, score in self._scores.items() if score is not None}
+        return max(scored, key=lambda step: scored[step]) if scored else None
+
+    def is_best(self, score: float | None) -> bool:
+        """Whether `score` beats every checkpoint that is kept."""
+        best = self.best()
+        known = None if best is None else self._scores[best]
+        return score is not None and (known is None or score > known)
+
+    def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
+        """Saves `state` in the background; it may be donated as soon as this returns.
+
+        `facts` is JSON; its "scores" hold `BEST_BY` if the step was evaluated. Raises RunError if this save, or
+        the one before it, cannot be written.
+        """
+        if step == self._newest:
+            return
+        self.wait()
+        self._prune()
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()}
+        items[_FACTS] = ocp.args.JsonSave(dict(facts))
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
+            raise self._failure(step, error) from error
+        self._newest, self._scores[step] = step, _score(facts)
+
+    def wait(self) -> None:
+        """Returns once the save in the background is complete. Raises RunError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # as in save
+            raise self._failure(self._newest, error) from error
+
+    def close(self) -> None:
+        """Completes the save in the background and deletes what is not kept."""
+        self.wait()
+        self._prune()
+        self._manager.close()
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state saved at `step`, with the shardings of `like`, and its facts.
+
+        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises RunError if the checkpoint does not fit.
+        """
+        wanted = {name: jax.tree.map(_abstract, tree) for name, tree in _split(like).items()}
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            state = _join({name: found[name] for name in wanted}, like)
+        except Exception as error:  # as in save
+            raise RunError(
+                f"The checkpoint {self.directory / str(step)} does not open: {_line(error)} "
+                "Delete this folder to go on from the one before it."
+            ) from error
+        return state, _read_facts(self.directory / str(step))
+
+    def _prune(self) -> None:
+        # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the best stays.
+        steps = sorted(self._manager.all_steps())
+        for step in set(steps[: -self._keep]) - {self.best()}:
+            self._manager.delete(step)
+            self._scores.pop(step, None)
+
+    def _failure(self, step: int | None, error: Exception) -> RunError:
+        self._scores.pop(-1 if step is None else step, None)
+        good = [s for s in _steps(self.directory) if s != step]
+        rest = f"The last good one is step {good[-1]}." if good else "There is none before it."
+        return RunError(
+            f"The checkpoint of step {step} could not be saved in {self.directory}: {_line(error)} {rest} "
+            "Free some space, then give the same command again."
+        )
+
+
+def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
+    """Opens a checkpoint of a run on any machine: numpy arrays, whatever mesh it was saved from.
+
+    `path` is a workdir, its `checkpoints` folder or one checkpoint in it (then `which` is not used); `which` is
+    "last", "best" or a step. Raises UsageError if there is none.
+    """
+    folder = _find(Path(path), which)
+    facts = _read_facts(folder)
+    student = _read_tree(folder / "student")
+    if student is None:
+        raise UsageError(f"{folder} is not a checkpoint: it has no folder 'student'.")
+    return LoadedRun(
+        config=from_config_dict(facts["config"]),
+        step=int(folder.name),
+        student=student,
+        teacher=_read_tree(folder / "teacher"),
+        facts=facts,
+    )
+
+
+def _find(path: Path, which: str | int) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a folder; give a workdir or a checkpoint in it.")
+    if (path / "student").is_dir() and path.name.isdigit():
+        return path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    steps = _steps(folder)
+    if not steps:
+        raise UsageError(f"{path} holds no complete checkpoint.")
+    if which == "last":
+        return folder / str(steps[-1])
+    if which == "best":
+        scores = {step: _score(_read_facts(folder / str(step))) for step in steps}
+        scored = {step: score for step, score in scores.items() if score is not None}
+        if not scored:
+            raise UsageError(f"No checkpoint in {folder} was evaluated; use 'last' or a step.")
+        return folder / str(max(scored, key=lambda step: scored[step]))
+    if str(which).isdigit() and int(which) in steps:
+        return folder / str(int(which))
+    raise UsageError(
+        f"There is no checkpoint '{which}' in {folder}; use last, best or one of "
+        f"{', '.join(map(str, steps))}."
+    )
+
+
+def _steps(folder: Path) -> list[int]:
+    """Complete checkpoints, oldest first: a save in progress has a longer name."""
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def _split(state: TrainState) -> dict[str, Any]:
+    """The state as plain nested dicts, one an item; items without arrays are left out."""
+    tree = serialization.to_state_dict(state.replace(root_key=_key_data(state.root_key)))
+    items = {
+        "student": {"params": tree["params"]["segmentor"], "batch_stats": tree["batch_stats"]},
+        "teacher": {"params": tree["teacher_params"], "batch_stats": tree["teacher_batch_stats"]},
+        "rebuilder": tree["params"].get("rebuilder", {}),
+        "training": {name: tree[name] for name in ("step", "opt_state", "root_key")},
+    }
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+
+def _join(items: Mapping[str, Any], like: TrainState) -> TrainState:
+    """The inverse of `_split`; what was left out is empty in `like` too."""
+    empty: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    student, teacher = items["student"], items.get("teacher", empty)
+    rebuilder = {"rebuilder": items.get("rebuilder", {})} if "rebuilder" in like.params else {}
+    tree = {
+        "params": {"segmentor": student["params"], **rebuilder},
+        "batch_stats": student["batch_stats"],
+        "teacher_params": teacher["params"],
+        "teacher_batch_stats": teacher["batch_stats"],
+        **items["training"],
+    }
+    state = serialization.from_state_dict(like, tree)
+    if jax.dtypes.issubdtype(like.root_key.dtype, jax.dtypes.prng_key):
+        state = state.replace(root_key=jax.random.wrap_key_data(state.root_key))
+    return state
+
+
+def _key_data(key: Any) -> Any:
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, jax.ShapeDtypeStruct):
+        shape = jax.eval_shape(jax.random.key_data, key)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=key.sharding)
+    return jax.random.key_data(key)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _read_tree(folder: Path) -> dict[str, Any] | None:
+    """All arrays of one item as numpy; None if the folder does not exist."""
+    if not folder.is_dir():
+        return None
+    handler, path = ocp.PyTreeCheckpointHandler(), folder.resolve()
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(path).tree)
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / _FACTS / "metadata"  # where Orbax's JSON handler writes
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is not a checkpoint of a run: {path} {_line(error)}") from error
+
+
+def _score(facts: Mapping[str, Any]) -> float | None:
+    score = facts.get("scores", {}).get(BEST_BY)
+    return None if score is None or np.isnan(score) else float(score)
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line that ends in a full stop."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    return (text if len(text) < 300 else text[:297] + "...").rstrip(".") + "."

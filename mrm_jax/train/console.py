@@ -1,0 +1,111 @@
+"""What a person sees of a run: a banner, progress with rate and time left, tables of scores.
+
+On a terminal a bar that stays in place; in a file plain lines, one a log interval.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from mrm_jax.evaluation.evaluator import Evaluation
+from mrm_jax.types import TrainState
+
+_SHOWN = ("total/loss", "source/ce", "mixed/ce", "reconstructed/ce", "teacher/confident_share")
+
+
+class Screen:
+    """Prints; `with` it, so that a terminal is left in order whatever happens."""
+
+    def __init__(self, steps: int, console: Console | None = None):
+        # soft_wrap in `say` leaves lines whole in log files, however narrow rich thinks they are.
+        self._console = console or Console(highlight=False)
+        self._steps = steps
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("train", total=steps, rate="")
+
+    def __enter__(self) -> Screen:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """One line of text."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """One line that should not be overlooked."""
+        self._console.print(f"WARNING {line}", markup=False, soft_wrap=True, style="bold yellow")
+
+    def advance(self, step: int, pace: str = "") -> None:
+        """Moves the bar to `step`; nothing in a log file."""
+        self._bar.update(self._task, completed=step, **({"rate": pace} if pace else {}))
+
+    def metrics(self, step: int, values: Mapping[str, float], pace: str) -> None:
+        """The losses of a step; on a terminal the bar already shows the pace."""
+        parts = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values]
+        end = "" if self._console.is_terminal else f"  {pace}"
+        self.say(f"step {step}/{self._steps}  {'  '.join(parts)}{end}")
+
+    def scores(self, step: int, found: Mapping[str, Evaluation]) -> None:
+        """A table of an evaluation: one row a class, one column a network, the protocol below."""
+        table = Table(title=f"Evaluation at step {step}, IoU in %", title_justify="left")
+        table.add_column("class")
+        for name in found:
+            table.add_column(name, justify="right")
+        columns = [evaluation.per_class() for evaluation in found.values()]
+        for row in columns[0]:
+            table.add_row(row, *(_percent(column[row]) for column in columns))
+        table.add_section()
+        table.add_row("mIoU", *(_percent(e.mean_iou) for e in found.values()), style="bold")
+        table.add_row("pixel accuracy", *(_percent(e.pixel_accuracy) for e in found.values()))
+        self._console.print(table)
+        self.say(next(iter(found.values())).protocol.sentence())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or np.isnan(value) else f"{value:.1%}".rstrip("%")
+
+
+def pace_text(steps_per_second: float, seconds_left: float) -> str:
+    """Rate and time left, such as "3.21 steps/s, 0:01:50 left"."""
+    left = datetime.timedelta(seconds=round(seconds_left))
+    if steps_per_second >= 0.1:
+        return f"{steps_per_second:.2f} steps/s, {left} left"
+    return f"{1 / max(steps_per_second, 1e-9):.1f} s/step, {left} left"
+
+
+def parameters(state: TrainState) -> dict[str, int]:
+    """Number of parameters of every part of the network."""
+    parts: dict[str, Any] = dict(state.params.get("segmentor", {}))
+    if jax.tree.leaves(state.params.get("rebuilder", {})):
+        parts["rebuilder"] = state.params["rebuilder"]
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+
+
+def banner(devices: Sequence[jax.Device], workdir: str, state: TrainState, start: int) -> list[str]:
+    """What runs where, in a few lines."""
+    kinds = sorted({device.device_kind for device in devices})
+    counts = parameters(state)
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    place = f"goes on from step {start}" if start else "starts"
+    return [
+        f"devices: {len(devices)} x {', '.join(kinds)} ({devices[0].platform}), batch spread over all of them",
+        f"workdir: {workdir} ({place})",
+        f"parameters: {sum(counts.values()):,} ({parts})",
+    ]

@@ -1,0 +1,166 @@
+"""What happens between steps: evaluation, checkpoints' facts, panels, the report, rates and memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import mrm_jax
+from mrm_jax.config import Config
+from mrm_jax.data.pipeline import Example
+from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
+from mrm_jax.models.build import build_segmentor
+from mrm_jax.train.workdir import config_hash
+from mrm_jax.types import TrainState
+
+VIEWS = "views"
+
+
+def networks(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The networks of a state that can be evaluated, by name: variables of the segmentor."""
+    found = {"student": {"params": state.params["segmentor"], "batch_stats": state.batch_stats}}
+    if jax.tree.leaves(state.teacher_params):
+        found["teacher"] = {
+            "params": state.teacher_params,
+            "batch_stats": state.teacher_batch_stats,
+        }
+    return found
+
+
+def evaluate(
+    config: Config, state: TrainState, examples: Sequence[Example]
+) -> dict[str, Evaluation]:
+    """Scores of student and teacher under the protocol of `config`."""
+    model = build_segmentor(config.model, len(config.data.classes.names))
+    return evaluate_networks(config, model, networks(state), examples)
+
+
+def score_metrics(found: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Scores under their metrics.jsonl names, `eval/<network>/...`."""
+    return {
+        f"eval/{network}/{name}": value
+        for network, evaluation in found.items()
+        for name, value in evaluation.metrics().items()
+    }
+
+
+def facts(config: Config, **more: Any) -> dict[str, Any]:
+    """What is stored beside the arrays of a checkpoint, as JSON."""
+    return {
+        "mrm_jax": mrm_jax.__version__,
+        "jax": jax.__version__,
+        "config": asdict(config),
+        "config_hash": config_hash(config),
+        **more,
+    }
+
+
+def device_facts(mesh: jax.sharding.Mesh, start: int) -> dict[str, Any]:
+    """What environment.json says about the devices and the start of a run."""
+    devices = list(mesh.devices.flat)
+    return {
+        "platform_of_devices": devices[0].platform,
+        "devices": [device.device_kind for device in devices],
+        "mesh": {name: size for name, size in mesh.shape.items()},
+        "processes": jax.process_count(),
+        "resumed_from": start,
+    }
+
+
+_PANELS = {
+    "target/label": "pseudo_label",
+    "target/weight": "pseudo_weight",
+    "target/prediction": "prediction",
+    "reconstructed/mask": "token_mask",
+    "reconstructed/prediction": "reconstructed_prediction",
+}
+"""Views of `step.inspect` whose name on a sheet is not their own with an underscore."""
+
+
+def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax.Array]) -> Path:
+    """Writes what a step looks at (`Program.inspect`) as one PNG, `views/training_<n>.png`."""
+    from mrm_jax.report.panels import save_panels
+
+    sheet: dict[str, np.ndarray] = {}
+    for name, value in jax.device_get(dict(views)).items():
+        value = np.asarray(value)
+        weight = name.endswith("/weight")
+        sheet[_PANELS.get(name, name.replace("/", "_"))] = value / 255 if weight else value
+    path = workdir / VIEWS / f"training_{step:07d}.png"
+    return save_panels(sheet, config.data.classes, path, title=f"Training, step {step}")
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes report.html from what the workdir holds."""
+    from mrm_jax.report.html import write_report as write
+
+    return write(workdir)
+
+
+class Pace:
+    """Rates since they were last asked for. Time in `pause` (evaluation, saving) does not count."""
+
+    def __init__(self, batch: int):
+        self._batch = batch
+        self._rate, self._wait_share = float("inf"), 0.0
+        self._reset(time.perf_counter())
+
+    def _reset(self, now: float) -> None:
+        self._since, self._steps, self._waited, self._paused = now, 0, 0.0, 0.0
+
+    def step(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    def wait(self, seconds: float) -> None:
+        """Counts time in which the loop waited for data."""
+        self._waited += seconds
+
+    def pause(self, seconds: float) -> None:
+        """Takes out time in which no steps were due."""
+        self._paused += seconds
+
+    def read(self, steps_left: int) -> dict[str, float]:
+        """`perf/` metrics of the time since the last call; images are source pictures."""
+        now = time.perf_counter()
+        if self._steps:  # catching up reads several steps at once; the first has counted them all
+            elapsed = max(now - self._since - self._paused, 1e-9)
+            self._rate = self._steps / elapsed
+            self._wait_share = min(1.0, self._waited / elapsed)
+            self._reset(now)
+        return {
+            "perf/steps_per_second": self._rate,
+            "perf/images_per_second": self._rate * self._batch,
+            "perf/data_wait_share": self._wait_share,
+            "perf/eta_seconds": steps_left / self._rate,
+            **memory(),
+        }
+
+
+def memory() -> dict[str, float]:
+    """Memory of this process and, where it says so, of its first device, in bytes."""
+    values = {"perf/memory_bytes": float(resident_bytes())}
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        values["perf/device_peak_bytes"] = float(stats["peak_bytes_in_use"])
+    return values
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; its peak where the system does not tell the present value."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,165 @@
+"""The folder that holds all of a run: who may use it, and its small files.
+
+`config.json` (resolved config), `environment.json` (versions, devices, command), `checkpoints/`, `metrics.jsonl`,
+TensorBoard events, `views/` (panels), `fault/` (a step that went wrong), `report.html`. Files are replaced by a
+rename, so that none is ever half written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mrm_jax
+from mrm_jax.config import Config, UsageError, runtime_fields
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+_LOCK = ".lock"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text` in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` by `value` as indented JSON in one move."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and JSON values of every field, such as {"train.steps": 400}."""
+    values = dataclasses.asdict(config) if isinstance(config, Config) else config
+    return dict(_leaves(json.loads(json.dumps(values)), ""))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def config_hash(config: Config) -> str:
+    """First 16 hex digits of the SHA-256 over all fields that change results."""
+    fixed = {k: v for k, v in flatten(config).items() if k not in runtime_fields()}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def opened(path: Path, config: Config) -> Iterator[Path]:
+    """The folder of a run under `config`, new or of the same run, held for this process alone.
+
+    Fields marked runtime may differ from the ones it was started with. Raises UsageError for another run's folder
+    (naming the first field that differs), a folder of other things, or one that a running process holds.
+    """
+    _check(path, config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / _LOCK, "w")  # noqa: SIM115 - held open for as long as the run
+    except OSError as error:
+        raise UsageError(f"--workdir {path} cannot be written: {error.strerror}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--workdir {path} is in use by another run; wait for it or choose another folder."
+            ) from error
+        except OSError:
+            pass  # a file system without locks: the run goes on unprotected
+        yield path
+
+
+def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
+    """Makes the folder this run's: called when the first step is ready, so that a command which
+    fails before can be corrected and given again. `facts` go to environment.json.
+    """
+    write_json(path / CONFIG, dataclasses.asdict(config))
+    write_json(path / ENVIRONMENT, environment(**facts))
+
+
+def _check(path: Path, config: Config) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--workdir {path} is a file; give a folder.")
+    entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if not entries - {_LOCK}:
+        return
+    if CONFIG not in entries:
+        raise UsageError(
+            f"--workdir {path} holds other things and no {CONFIG}; give a new or an empty folder."
+        )
+    try:
+        stored = flatten(json.loads((path / CONFIG).read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path / CONFIG} cannot be read ({error}); use a new folder.") from error
+    wanted = flatten(config)
+    free = runtime_fields()
+    for name in [*wanted, *(name for name in stored if name not in wanted)]:
+        if name not in free and stored.get(name) != wanted.get(name):
+            raise UsageError(
+                f"--workdir {path} belongs to another run: config.{name} is {wanted.get(name)!r} here and was "
+                f"{stored.get(name)!r} there. Use the same config to go on, or a new folder."
+            )
+
+
+def environment(**facts: Any) -> dict[str, Any]:
+    """Versions, platform, command and git revision of this process, and `facts` about its devices."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "mrm_jax": mrm_jax.__version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "command": command(),
+        "commit": _git_revision(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+
+
+def command() -> str:
+    """The command that started this process, as one would type it again."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    start = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
+    return " ".join([*start, *(_quoted(word) for word in sys.argv[1:])])
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if set(word) & set(" ()*?$&;<>|\"'") else word
+
+
+def _git_revision() -> str | None:
+    """Commit of the code that runs, with a mark when files differ from it; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

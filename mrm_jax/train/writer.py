@@ -1,0 +1,78 @@
+"""Where numbers go: metrics.jsonl and TensorBoard events.
+
+metrics.jsonl holds one JSON object a line with `step` (steps done) and any of: the losses and shares of that step,
+scores (`eval/<student|teacher>/...`), alarms (`alarm/...`, a sentence), rates and memory (`perf/...`). A number that
+is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrm_jax.train.workdir import write_text
+
+METRICS = "metrics.jsonl"
+
+
+def cut_back(path: Path, step: int) -> int:
+    """Drops the lines of metrics.jsonl after `step`, and torn ones; returns how many went.
+
+    What a killed run wrote after its last checkpoint is computed again, and must not stand there twice.
+    """
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _step(line) <= step]
+    if len(kept) < len(lines) or (lines and not path.read_bytes().endswith(b"\n")):
+        write_text(path, "".join(line + "\n" for line in kept))
+    return len(lines) - len(kept)
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinite for one that is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class Writer:
+    """Appends to metrics.jsonl and TensorBoard of a run that restarts at `step`."""
+
+    def __init__(self, workdir: Path, *, step: int):
+        from tensorboardX import SummaryWriter
+
+        cut_back(workdir / METRICS, step)
+        self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        # purge_step hides what a killed run wrote beyond the restored step.
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of numbers and sentences under their metrics.jsonl names, at once visible to readers."""
+        plain = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+        for name, value in plain.items():
+            if isinstance(value, str):
+                self._events.add_text(name, value, step)
+            elif value is not None:
+                self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Brings TensorBoard's events to disk; metrics.jsonl is there already."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes both."""
+        self._file.close()
+        self._events.close()
+
+
+def _plain(value: Any) -> float | int | str | None:
+    if isinstance(value, str | int):
+        return value
+    return float(value) if math.isfinite(value) else None
