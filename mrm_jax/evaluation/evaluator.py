@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from mrm_jax.config import Config
+from mrm_jax.config import Config, UsageError
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation import protocols
@@ -190,7 +190,7 @@ def evaluate_networks(
 
     networks: name to {"params", "batch_stats"} of the segmentor. progress(done, total) is called
     with numbers of pictures; on_prediction(network, name, ids u8[H,W]) with every prediction at its
-    label's size, in no particular order. Raises ValueError for a label that is neither a class nor
+    label's size, in no particular order. Raises UsageError for a label that is neither a class nor
     255, or of another size than its picture.
     """
     start = time.perf_counter()
@@ -270,9 +270,10 @@ def _place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
     """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
     first = jax.tree.leaves(variables)[0]
     lying = first.sharding if isinstance(first, jax.Array) else None
-    if not isinstance(lying, NamedSharding) or len(arrays[0]) % lying.mesh.size:
+    mesh = lying.mesh if isinstance(lying, NamedSharding) else None
+    if not isinstance(mesh, Mesh) or len(arrays[0]) % mesh.size:
         return arrays
-    rows = over_batch(lying.mesh)
+    rows = over_batch(mesh)
     return tuple(jax.device_put(array, rows) for array in arrays)
 
 
@@ -299,13 +300,13 @@ def _prepared(
 ) -> tuple[str, np.ndarray, np.ndarray]:
     example = examples[index]
     if example.image.shape[:2] != example.label.shape:
-        raise ValueError(
+        raise UsageError(
             f"{example.name}: the picture is {example.image.shape[:2]}, its label "
             f"{example.label.shape} (rows, columns); they must be equal."
         )
     wrong = (example.label >= classes) & (example.label != IGNORE)
     if wrong.any():
-        raise ValueError(
+        raise UsageError(
             f"{example.name}: its label holds {int(example.label[wrong][0])}, which is neither one "
             f"of {classes} classes nor {IGNORE}; check raw_ids and ignored_ids."
         )

@@ -48,8 +48,8 @@ class Protocol:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The protocol as JSON values."""
-        return dataclasses.asdict(self)
+        """The protocol as JSON values, with its sentence for people."""
+        return {**dataclasses.asdict(self), "sentence": self.sentence()}
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -1,0 +1,188 @@
+"""`evaluate`: scores a run's checkpoint on labelled pictures, and says by which protocol."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrm_jax.config import Config, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mrm_jax.train.checkpoint import LoadedRun
+
+NETWORKS = ("student", "teacher")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb besides `--config`."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--network",
+        choices=(*NETWORKS, "both"),
+        default="both",
+        help="whose scores; the student's are the papers' numbers (default: both)",
+    )
+    parser.add_argument(
+        "--path",
+        type=Path,
+        help="another folder of the same layout as the config's evaluation pictures",
+    )
+    parser.add_argument(
+        "--save_predictions",
+        type=Path,
+        metavar="DIR",
+        help="write one 8-bit PNG of train ids a picture; of the student unless --network teacher",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="folder of evaluation.json (default: the workdir; with --checkpoint the current one)",
+    )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--workdir | --checkpoint` and `--which`, for verbs that open a run."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--workdir", type=Path, help="folder of a run")
+    where.add_argument("--checkpoint", type=Path, help="a run's folder or one checkpoint in it")
+    parser.add_argument(
+        "--which",
+        default="last",
+        metavar="last|best|STEP",
+        help="which checkpoint where there are several (default: last)",
+    )
+
+
+def run(arguments: argparse.Namespace, config: Config | None) -> int:
+    """Writes evaluation.json and prints the scores; exit code.
+
+    `config`, if given, says what is evaluated on and how (`data.evaluation`, `evaluation`); the
+    network is the checkpoint's. Raises UsageError, or RunError for a folder that cannot be written.
+    """
+    from rich.console import Console
+
+    from mrm_jax.train.checkpoint import load_run
+
+    loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
+    protocol = _protocol(loaded.config, config, arguments.path)
+    variables = chosen_networks(loaded, arguments.network)
+    console = Console(highlight=False)
+    console.print(
+        f"checkpoint: {arguments.workdir or arguments.checkpoint}, step {loaded.step}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+    from mrm_jax.data.pipeline import evaluation_set
+    from mrm_jax.evaluation.evaluator import document, evaluate_networks
+    from mrm_jax.models.build import build_segmentor
+    from mrm_jax.train.console import Screen
+
+    examples = evaluation_set(protocol)
+    with progress_bar("pictures", len(examples)) as advance:
+        found = evaluate_networks(
+            protocol,
+            build_segmentor(protocol.model, len(protocol.data.classes.names)),
+            variables,
+            examples,
+            progress=lambda done, total: advance(done),
+            on_prediction=_saver(arguments.save_predictions, next(iter(variables))),
+        )
+    Screen(0, console).scores(loaded.step, found)
+    folder = arguments.to or arguments.workdir or Path()
+    facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
+    console.print(
+        f"written: {_write(folder, document(found, **facts))}", markup=False, soft_wrap=True
+    )
+    return 0
+
+
+def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
+    """Variables by network name, the student first; UsageError for a teacher that is not there."""
+    found = {"student": loaded.student}
+    if loaded.teacher is not None:
+        found["teacher"] = loaded.teacher
+    if which == "both":
+        return found
+    if which not in found:
+        raise UsageError(
+            f"--network teacher: this checkpoint ({loaded.config.method.kind}) holds no teacher; "
+            "use --network student."
+        )
+    return {which: found[which]}
+
+
+def progress_bar(what: str, total: int):
+    """Context of a bar on stderr, gone at its end; gives `advance(done)`. Silent in a log file."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    @contextmanager
+    def bar():
+        console = Console(stderr=True)
+        columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), Remaining())
+        shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        with shown:
+            task = shown.add_task(what, total=total)
+            yield lambda done: shown.update(task, completed=done)
+
+    return bar()
+
+
+def _protocol(trained: Config, given: Config | None, path: Path | None) -> Config:
+    """The checkpoint's config with the pictures and the protocol that the command asks for."""
+    from mrm_jax.evaluation.protocols import evaluation_domain
+
+    data, evaluation = trained.data, trained.evaluation
+    domain = evaluation_domain(trained)
+    if given is not None:
+        if given.data.classes.names != data.classes.names:
+            raise UsageError(
+                f"--config has the classes {', '.join(given.data.classes.names)}; the checkpoint "
+                f"was trained on {', '.join(data.classes.names)}. They must be the same."
+            )
+        evaluation, domain = given.evaluation, evaluation_domain(given)
+    if path is not None:
+        if domain.kind != "folder":
+            raise UsageError(
+                f"--path {path}: the evaluation pictures of this config are drawn. "
+                "Give --config with a folder's layout as data.evaluation."
+            )
+        domain = dataclasses.replace(domain, path=str(path))
+    data = dataclasses.replace(data, evaluation=domain)
+    return dataclasses.replace(trained, data=data, evaluation=evaluation)
+
+
+def _saver(folder: Path | None, network: str) -> Callable[[str, str, np.ndarray], None] | None:
+    if folder is None:
+        return None
+
+    from mrm_jax.evaluation.pictures import write_png
+
+    def save(whose: str, name: str, ids: np.ndarray) -> None:
+        if whose == network:
+            write_png(folder / f"{name}.png", ids)
+
+    return save
+
+
+def _write(folder: Path, values: dict) -> Path:
+    from mrm_jax.train.workdir import write_json
+    from mrm_jax.types import RunError
+
+    path = folder / "evaluation.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, values)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+    return path

@@ -1,0 +1,83 @@
+"""A checkpoint of an untrained toy network, saved as training saves one."""
+
+from dataclasses import asdict, replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from mrm_jax import config
+from mrm_jax.train.checkpoint import Checkpoints
+from mrm_jax.train.state import init, networks
+
+CONFIG = config.Config(
+    data=config.Data(
+        classes=config.Classes(
+            names=("road", "car", "sky"), colours=((128, 64, 128), (0, 0, 142), (70, 130, 180))
+        ),
+        evaluation=config.Domain(images="images", labels="labels", resize=(64, 48)),
+        crop=(32, 32),
+    ),
+    model=config.Model(
+        encoder=config.Encoder(
+            dims=(8, 8),
+            depths=(1, 1),
+            heads=(1, 2),
+            sr_ratios=(4, 1),
+            strides=(4, 2),
+            mlp_ratio=1,
+        ),
+        decoder=config.Decoder(channels=8, fusion="conv1"),
+    ),
+    method=config.Method(
+        mrm=config.MRM(enabled=True, grid=(4, 4), dim=8, depth=1, heads=2),
+    ),
+    evaluation=config.Evaluation(batch=2),
+)
+
+
+def with_data(path) -> config.Config:
+    """The config with its evaluation pictures below `path`."""
+    domain = replace(CONFIG.data.evaluation, path=str(path))
+    return replace(CONFIG, data=replace(CONFIG.data, evaluation=domain))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """A folder of four pictures of two sizes, with labels."""
+    import cv2
+
+    root, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    for i, size in enumerate([(48, 64), (96, 128), (48, 64), (48, 64)]):
+        label = rng.choice([0, 1, 2, 255], size).astype(np.uint8)
+        for folder, array in (
+            ("images", rng.integers(0, 256, (*size, 3), np.uint8)),
+            ("labels", label),
+        ):
+            path = root / folder / "town" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), array)
+    return root
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, dataset):
+    """A run's folder with checkpoints at steps 3 (best) and 7; the teacher differs from the student."""
+    path, cfg = tmp_path_factory.mktemp("run"), with_data(dataset)
+    state = jax.jit(partial(init, cfg, networks(cfg)))(jax.random.key(0))
+    noise = np.random.default_rng(1)
+
+    def moved(leaf):
+        return leaf + 0.2 * np.abs(noise.normal(size=leaf.shape)).astype(np.float32)
+
+    checkpoints = Checkpoints(path / "checkpoints", keep=2)
+    for step, score in ((3, 0.5), (7, 0.25)):
+        state = state.replace(
+            teacher_params=jax.tree.map(moved, state.params["segmentor"]),
+            batch_stats=jax.tree.map(moved, state.batch_stats),
+        )
+        facts = {"config": asdict(cfg), "scores": {"eval/student/mIoU": score}}
+        checkpoints.save(step, state, facts)
+    checkpoints.close()
+    return path

@@ -1,0 +1,115 @@
+"""`evaluate` as a user calls it."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from mrm_jax.main import run
+
+
+def table_of(predictions, dataset, classes):
+    """Confusion of the PNGs below `predictions`, counted pixel by pixel."""
+    found = np.zeros((classes, classes), np.int64)
+    for path in sorted((dataset / "labels").rglob("*.png")):
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        name = path.relative_to(dataset / "labels")
+        ids = cv2.imread(str(predictions / name), cv2.IMREAD_UNCHANGED)
+        assert ids.dtype == np.uint8
+        assert ids.shape == label.shape
+        known = label != 255
+        np.add.at(found, (label[known], ids[known]), 1)
+    return found
+
+
+def test_evaluation_json_holds_what_the_saved_predictions_score(workdir, dataset, tmp_path, capsys):
+    folder = tmp_path / "predictions"
+    command = ["evaluate", "--workdir", str(workdir), "--to", str(tmp_path)]
+    assert run([*command, "--save_predictions", str(folder)]) == 0
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    confusion = table_of(folder, dataset, 3)
+    assert stored["confusion"] == confusion.tolist()
+    hit = np.diagonal(confusion)
+    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit)
+    assert list(stored["IoU"].values()) == pytest.approx(iou.tolist())
+    assert stored["mIoU"] == pytest.approx(iou.mean())
+    assert stored["pixel_accuracy"] == pytest.approx(hit.sum() / confusion.sum())
+    assert stored["classes_counted"] == ["road", "car", "sky"]
+    assert stored["step"] == 7
+    protocol = stored["protocol"]
+    assert (protocol["network"], protocol["pictures"]) == ("student", 4)
+    assert protocol["input_sizes"] == [[48, 64]]
+    assert protocol["label_sizes"] == [[48, 64], [96, 128]]
+    assert stored["teacher"]["confusion"] != stored["confusion"]
+    shown = capsys.readouterr().out
+    assert "student on 4 pictures" in shown
+    assert "teacher" in shown
+
+
+def test_the_best_checkpoint_and_one_network_can_be_asked_for(workdir, tmp_path):
+    command = ["evaluate", "--checkpoint", str(workdir), "--to", str(tmp_path)]
+    assert run([*command, "--which", "best", "--network", "teacher"]) == 0
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["step"] == 3
+    assert stored["protocol"]["network"] == "teacher"
+    assert "student" not in stored
+
+
+def test_a_checkpoint_without_rebuilder_and_optimiser_evaluates_to_the_same_bits(workdir, tmp_path):
+    whole, bare = workdir / "checkpoints" / "7", tmp_path / "copy" / "7"
+    shutil.copytree(whole, bare)
+    assert (bare / "rebuilder").is_dir(), "the run was to have a Rebuilder"
+    for part in ("rebuilder", "training"):
+        shutil.rmtree(bare / part)
+    found = []
+    for path, to in ((whole, tmp_path / "a"), (bare, tmp_path / "b")):
+        command = ["evaluate", "--checkpoint", str(path), "--to", str(to)]
+        assert run([*command, "--save_predictions", str(to / "ids")]) == 0
+        stored = json.loads((to / "evaluation.json").read_text())
+        ids = [p.read_bytes() for p in sorted((to / "ids").rglob("*.png"))]
+        found.append((ids, stored["confusion"], stored["teacher"]["confusion"]))
+    assert len(found[0][0]) == 4
+    assert found[0] == found[1]
+
+
+def test_another_folder_of_the_same_layout_can_be_scored(workdir, dataset, tmp_path):
+    other = tmp_path / "other"
+    for kind in ("images", "labels"):
+        (other / kind).mkdir(parents=True)
+        shutil.copy(dataset / kind / "town" / "1.png", other / kind)
+    command = ["evaluate", "--workdir", str(workdir), "--to", str(tmp_path)]
+    assert run([*command, "--path", str(other)]) == 0
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["protocol"]["pictures"] == 1
+    assert str(other) in stored["protocol"]["domain"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workdir", "{run}", "--which", "9"], "use last, best or one of 3, 7"),
+        (["--workdir", "{run}/nowhere"], "is not a folder"),
+        (["--workdir", "{run}", "--checkpoint", "{run}"], "not allowed with"),
+        ([], "required"),
+        (["--workdir", "{run}", "--path", "{run}/nowhere"], "there is no folder"),
+        (["--workdir", "{run}", "--network", "techer"], "student"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(workdir, words, message, tmp_path):
+    from mrm_jax.config import UsageError
+
+    filled = [word.format(run=workdir) for word in words]
+    with pytest.raises(UsageError, match=message) as caught:
+        run(["evaluate", *filled, "--to", str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_that_was_deleted_is_asked_for_in_vain(workdir, tmp_path):
+    from mrm_jax.config import UsageError
+
+    shutil.copytree(workdir / "checkpoints" / "7", tmp_path / "7")
+    shutil.rmtree(tmp_path / "7" / "teacher")
+    with pytest.raises(UsageError, match="holds no teacher"):
+        run(["evaluate", "--checkpoint", str(tmp_path / "7"), "--network", "teacher"])
