@@ -21,7 +21,7 @@ ALLOWED = {
     "convert": {"config", "types"},
     "data": {"config", "types"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
-    "report": {"config", "types", "options"},
+    "report": {"config", "types", "options", "data"},
     "train": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda"),
         *("data", "evaluation", "report"),

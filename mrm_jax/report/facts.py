@@ -113,7 +113,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 def evaluations(run: Record) -> list[tuple[str, Mapping[str, Any]]]:
-    """(network, scores) in evaluation.json: the first network at its top, others under their names."""
+    """(network, scores) in evaluation.json: the first at its top, others under their names."""
     protocol = run.evaluation.get("protocol")
     first = protocol.get("network") if isinstance(protocol, Mapping) else None
     found = [(str(first), run.evaluation)] if first else []

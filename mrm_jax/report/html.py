@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__
-from mrm_jax.evaluation.protocols import Protocol
-from mrm_jax.report import charts, facts, record
-from mrm_jax.report.charts import Curve, line_chart, series_colour
+from mrm_jax.report import facts, record, scores
 from mrm_jax.report.facts import drawn_mark
-from mrm_jax.report.record import Record, Score
+from mrm_jax.report.record import Record
 from mrm_jax.report.theme import CSS
 
 NAME = "report.html"
@@ -24,9 +22,8 @@ def write_report(workdir: str | Path) -> Path:
     """Writes `report.html` of a run into its workdir and returns its path.
 
     Reads config.json, environment.json, metrics.jsonl, evaluation.json and views/*.png; what is
-    missing or torn is
-    left out. The file appears whole or not at all. Raises FileNotFoundError when there is no such
-    folder.
+    missing or torn is left out. The file appears whole or not at all. Raises FileNotFoundError when
+    there is no such folder.
     """
     found = record.read(workdir)
     path = found.workdir / NAME
@@ -43,8 +40,8 @@ def page(run: Record) -> str:
         _headline,
         _alarms,
         _command,
-        _classes,
-        _curves,
+        scores.class_table,
+        scores.curves,
         _pictures,
         facts.confusion,
         facts.configuration,
@@ -110,17 +107,16 @@ def _headline(run: Record) -> str:
     student, teacher = run.scores("student"), run.scores("teacher")
     if not student and not teacher:
         return '<div class="card"><p>No evaluation has been written yet.</p></div>'
-    network, scores = ("student", student) if student else ("teacher", teacher)
-    final, others = scores[-1], []
+    network, found = ("student", student) if student else ("teacher", teacher)
+    final, others = found[-1], []
     if student and teacher:
         others.append((_percent(teacher[-1].mean_iou), f"teacher, step {teacher[-1].step}"))
-    if top := record.best(scores):
+    if top := record.best(found):
         others.append(
             (
                 _percent(top.mean_iou),
-                f"best {network}, step {top.step}: the highest of {len(scores)} evaluations, "
-                f"picked on the "
-                "pictures it is scored on, so it flatters",
+                f"best {network}, step {top.step}: the highest of {len(found)} evaluations, "
+                "picked on the pictures it is scored on, so it flatters",
             )
         )
     accuracy = dict(run.series(f"eval/{network}/pixel_accuracy")).get(final.step)
@@ -129,11 +125,7 @@ def _headline(run: Record) -> str:
     extra = "".join(
         f'<div><b>{v}</b><span class="small faint">{escape(t)}</span></div>' for v, t in others
     )
-    number = (
-        charts.short(final.mean_iou * 100)
-        if math.isnan(final.mean_iou)
-        else f"{final.mean_iou:.1%}"[:-1]
-    )
+    number = "–" if math.isnan(final.mean_iou) else f"{100 * final.mean_iou:.1f}"
     done, planned = _steps(run)
     last = "final step" if planned is not None and final.step >= planned else "last evaluation"
     return (
@@ -170,22 +162,18 @@ def _protocol(run: Record) -> str:
     else:
         how = "whole pictures"
     return (
-        f"Protocol: mean IoU over {len(counted)}{of} classes on {where}, {how}, labels at their "
-        f"own size, "
-        "one scale, no flips."
+        f"Protocol: mean IoU over {len(counted)}{of} classes on {where}, {how}, "
+        "labels at their own size, one scale, no flips."
     )
 
 
 def _recorded_protocol(run: Record) -> str:
     """The protocol in evaluation.json, where it belongs to the last scores of metrics.jsonl."""
-    scores = run.scores("student") or run.scores("teacher")
+    found = run.scores("student") or run.scores("teacher")
     fields = run.evaluation.get("protocol")
-    if not scores or run.evaluation.get("step") != scores[-1].step or not isinstance(fields, dict):
+    if not found or run.evaluation.get("step") != found[-1].step or not isinstance(fields, dict):
         return ""
-    try:
-        return Protocol(**fields).sentence()
-    except (TypeError, KeyError, IndexError):  # written by another version
-        return ""
+    return str(fields.get("sentence", ""))
 
 
 def _size(value: Any) -> str:
@@ -204,13 +192,11 @@ def _alarms(run: Record) -> str:
         for name in line
         if name.startswith("alarm/")
     ]
-    scores = run.scores("student")
-    lost = [name for name, value in scores[-1].iou.items() if value < 0.005] if scores else []
+    found = run.scores("student")
+    lost = [name for name, value in found[-1].iou.items() if value < 0.005] if found else []
     if lost:
-        rows.append(
-            f"step {scores[-1].step}: the student finds nothing of {', '.join(lost)} (IoU below "
-            f"0.5 %)"
-        )
+        never = f"the student finds nothing of {', '.join(lost)} (IoU below 0.5 %)"
+        rows.append(f"step {found[-1].step}: {never}")
     if not rows:
         return ""
     items = "".join(f"<li>{escape(row)}</li>" for row in rows[-30:])
@@ -226,117 +212,9 @@ def _command(run: Record) -> str:
     return (
         f"<h2>Command</h2><pre>{escape(str(command))}</pre>"
         f'<p class="small faint">To do it again, run this{at} with the package versions listed '
-        f"under "
-        "Environment. The order of the data and every draw follow from the seed and the step; on "
-        "one kind of "
-        "device the figures come back exactly, on another one up to rounding.</p>"
+        "under Environment. The order of the data and every draw follow from the seed and the step: "
+        "on a CPU the figures come back exactly, elsewhere up to rounding.</p>"
     )
-
-
-def _classes(run: Record) -> str:
-    columns: list[tuple[str, Score]] = []
-    for network in record.NETWORKS:
-        scores = run.scores(network)
-        if scores:
-            columns.append((f"{network}, step {scores[-1].step}", scores[-1]))
-    for network in record.NETWORKS:
-        top = record.best(run.scores(network))
-        if top and top.step != run.scores(network)[-1].step:
-            columns.append((f"best {network}, step {top.step}", top))
-    if not columns:
-        return ""
-    curves = {score.step: score for score in run.scores("student") or run.scores("teacher")}
-    head = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
-    rows = [_class_row("mean", "var(--accent)", [s.mean_iou for _, s in columns], "", "mean")]
-    for name, colour in run.classes().items():
-        css = f"rgb({','.join(map(str, colour))})"
-        line = charts.sparkline(
-            [(k, s.iou.get(name, math.nan)) for k, s in curves.items()], "var(--accent)"
-        )
-        rows.append(
-            _class_row(name, css, [s.iou.get(name, math.nan) for _, s in columns], line, "")
-        )
-    return (
-        f"<h2>IoU of every class, %{drawn_mark(run, 'evaluation')}</h2>"
-        f'<div class="card scroll"><table class="iou"><tr><th>class</th>{head}<th '
-        f'class="spare">over steps</th>'
-        f"</tr>{''.join(rows)}</table></div>"
-        '<p class="small faint">A dash is a class that neither the labels nor the predictions '
-        "have.</p>"
-    )
-
-
-def _class_row(name: str, css: str, values: list[float], line: str, kind: str) -> str:
-    swatch = "" if kind else f'<i class="swatch" style="background:{css}"></i>'
-    cells = "".join(f"<td>{_bar(value, css)}</td>" for value in values)
-    first = f"<td>{swatch}{escape(name)}</td>"
-    return f'<tr class="{kind}">{first}{cells}<td class="spare">{line}</td></tr>'
-
-
-def _bar(value: float, css: str) -> str:
-    if not math.isfinite(value):
-        return '<div class="value"><span>–</span></div>'
-    width = 100 * min(max(value, 0), 1)
-    return (
-        f'<div class="value"><span>{100 * value:.1f}</span>'
-        f'<div class="bar"><i style="width:{width:.1f}%;background:{css}"></i></div></div>'
-    )
-
-
-def _curves(run: Record) -> str:
-    names = run.names()
-    train, evaluation = ("source", "target"), ("evaluation",)
-    losses = [
-        n
-        for n in names
-        if n != "total/loss" and n.split("/")[-1].startswith(("ce", "feature_dist"))
-    ]
-    rates = [n for n in names if "learning_rate" in n]
-    figures = [
-        ("mIoU", _many(run, [f"eval/{n}/mIoU" for n in record.NETWORKS], percent=True), evaluation),
-        ("Loss of every pass, unweighted", _many(run, losses, low=0), train),
-        ("Total loss", _many(run, ["total/loss"], low=0), train),
-        (
-            "Target pixels whose pseudo-label is confident",
-            _many(run, ["teacher/confident_share"], percent=True, low=0),
-            ("target",),
-        ),
-        ("Share of every class in the pseudo-labels", _class_shares(run), ("target",)),
-        ("Learning rate", _many(run, rates, low=0), ()),
-    ]
-    cards = "".join(
-        f'<figure class="card"><h3>{escape(title)}{drawn_mark(run, *sets)}</h3>{chart}</figure>'
-        for title, chart, sets in figures
-        if chart
-    )
-    return f'<h2>Curves over steps</h2><div class="grid2">{cards}</div>' if cards else ""
-
-
-def _many(run: Record, names: list[str], *, percent: bool = False, low: float | None = None) -> str:
-    curves = []
-    for name in names:
-        evaluated = name.startswith("eval/")
-        label = name.split("/")[1] if evaluated else name
-        colour = series_colour(len(curves))
-        noisy = "learning_rate" not in name
-        style = "dots" if evaluated else "noisy" if noisy else "plain"
-        curves.append(Curve(label, run.series(name), colour, style))
-    return line_chart(curves, percent=percent, low=0 if percent else low)
-
-
-def _class_shares(run: Record) -> str:
-    prefix = "teacher/class_share/"
-    colours = run.classes()
-    curves = [
-        Curve(
-            name.removeprefix(prefix),
-            charts.running_mean(run.series(name)),
-            f"rgb({','.join(map(str, colours.get(name.removeprefix(prefix), (128, 128, 128))))})",
-        )
-        for name in run.names()
-        if name.startswith(prefix)
-    ]
-    return line_chart(curves, percent=True, low=0)
 
 
 def _pictures(run: Record) -> str:
@@ -345,15 +223,10 @@ def _pictures(run: Record) -> str:
         chosen = dict.fromkeys((sheets[0], sheets[-1]))
         for step, path in chosen:
             title = f"{kind or 'views'}, step {step}".replace("_", " ")
-            mark = (
-                drawn_mark(run, "evaluation")
-                if "eval" in kind
-                else drawn_mark(run, "source", "target")
-            )
+            sets = ("evaluation",) if kind.startswith("eval") else ("source", "target")
             data = base64.b64encode(path.read_bytes()).decode("ascii")
             figures.append(
-                f'<figure class="sheet"><figcaption>{escape(title)}{mark}</figcaption><div '
-                f'class="scroll">'
-                f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></div></figure>'
+                f'<figure class="sheet"><figcaption>{escape(title)}{drawn_mark(run, *sets)}'
+                f'</figcaption><div class="scroll"><img alt="{escape(title)}" src="data:image/png;base64,{data}"></div></figure>'
             )
     return f"<h2>Pictures, first and last</h2>{''.join(figures)}" if figures else ""

@@ -77,7 +77,7 @@ vertical-align:-1px;box-shadow:0 0 0 1px var(--edge) inset}
 .plain td{vertical-align:top;overflow-wrap:anywhere}
 .plain td:first-child{white-space:nowrap}
 .plain .doc{color:var(--faint);font-size:13px}
-.alarm{border-color:var(--bad);background:var(--bad-soft)}
+.alarm ul{margin:0;padding-left:20px}.alarm{border-color:var(--bad);background:var(--bad-soft)}
 .sheet{margin-top:14px}
 .sheet img{display:block;max-width:100%;border-radius:10px;border:1px solid var(--line)}
 figcaption{margin:0 0 8px;font-size:14px;font-weight:600}
@@ -87,7 +87,8 @@ footer{margin-top:44px;color:var(--faint);font-size:13px}
 @media(max-width:640px){main{padding:18px 14px 40px}.head{grid-template-columns:1fr}
 .big{font-size:46px}
 .card{padding:14px}.sheet img{max-width:none;width:920px}.plain td:first-child{white-space:normal}
-.plain .doc{display:none}.iou .value{gap:6px}.iou td{min-width:74px}}
+.plain .doc{display:none}.iou .spare{display:none}
+.iou td{min-width:0}.iou .value{gap:6px}.iou th{white-space:normal}.iou .bar{min-width:40px}}
 @media print{:root{--page:#fff;--card:#fff;--ink:#111;--faint:#555;--line:#ccc;--grid:#ddd;
 --track:#eee;--soft:#eef;--accent:#124;color-scheme:light}main{max-width:none;padding:0}
 .card,figure,tr{break-inside:avoid}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
