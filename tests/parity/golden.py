@@ -106,9 +106,13 @@ def load(name: str) -> Case:
 
 
 def shape_lists(prefix: str = "") -> dict[str, dict[str, tuple[int, ...]]]:
-    """Full-size key lists (`state_dict_shapes/*.json`): name -> torch key -> shape. Empty where
-    the folder has none."""
-    paths = sorted((folder() / "state_dict_shapes").glob(f"{prefix}*.json"))
+    """Full-size lists (`state_dict_shapes/*.json`): name -> torch key -> shape.
+
+    The committed ones where the folder has none.
+    """
+    found = folder() / "state_dict_shapes"
+    found = found if found.is_dir() else COMMITTED / "state_dict_shapes"
+    paths = sorted(found.glob(f"{prefix}*.json"))
     return {path.stem: _shapes(json.loads(path.read_text())["keys"]) for path in paths}
 
 

@@ -13,7 +13,7 @@ import pytest
 from compare import check, tolerance
 from golden import Case, cases, load
 
-from mrm_jax.convert import describe, import_torch
+from mrm_jax.convert import describe, export_torch, import_torch
 from mrm_jax.evaluation.inference import predict
 from mrm_jax.models.build import build_segmentor
 
@@ -62,7 +62,8 @@ def test_inference(name: str) -> None:
 @pytest.mark.parametrize("name", cases("inference"))
 def test_a_changed_weight_turns_the_comparison_red(name: str) -> None:
     case = load(name)
-    key = next(key for key in case.groups["sd"] if key.endswith("conv_seg.weight"))
+    head = export_torch(import_torch(case.groups["sd"], "segmentor"), "segmentor")
+    key = next(key for key in head if key.endswith(("linear_pred.weight", "conv_seg.weight")))
     state = {**case.groups["sd"], key: case.groups["sd"][key] * np.float32(1.01)}
     with pytest.raises(AssertionError, match="differs by more than"):
         check(case, _sampled(case, _probabilities(case, state)))

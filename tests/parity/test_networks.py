@@ -8,7 +8,7 @@ import networks
 import numpy as np
 import pytest
 from compare import check, difference, tolerance
-from golden import Case, cases, family, load
+from golden import COMMITTED, Case, cases, family, folder, load
 
 RUNNERS = {
     "backbone_mit": networks.run_encoder,
@@ -30,19 +30,20 @@ def _runner(case: Case) -> networks.Runner:
     return RUNNERS[prefix](case)
 
 
-def _smallest(prefix: str) -> str:
-    """The case of a family with the fewest weights: every one of its tensors can be tried.
+def _samples() -> list[str]:
+    """Of every family the case with the fewest weights, so that each of its tensors can be tried.
 
     Cases that were made to show the LayerNorm's eps have tiny weights, which add next to nothing
-    to the residual stream: 1 % of them is below rounding, so they are the last choice.
+    to the residual stream: 1 % of them is below rounding, so they are no samples.
     """
-
-    def order(name: str) -> tuple[bool, int]:
-        case = load(name)
-        tiny = "maxrel_change_if_uniform_eps" in case.meta
-        return tiny, sum(weight.size for weight in case.groups["sd"].values())
-
-    return min(cases(prefix), key=order)
+    found: dict[str, tuple[int, str]] = {}
+    for prefix in RUNNERS:
+        for name in cases(prefix):
+            case = load(name)
+            size = sum(weight.size for weight in case.groups["sd"].values())
+            if "maxrel_change_if_uniform_eps" not in case.meta:
+                found[prefix] = min(found.get(prefix, (size, name)), (size, name))
+    return [name for _, name in found.values()]
 
 
 def _moved(case: Case, found: dict[str, object]) -> bool:
@@ -67,14 +68,22 @@ WITHOUT_INFLUENCE = {
 }
 
 
-@pytest.mark.parametrize("name", [_smallest(prefix) for prefix in RUNNERS if cases(prefix)])
+@pytest.mark.parametrize("name", _samples())
 def test_one_percent_on_any_one_weight_turns_the_comparison_red(name: str) -> None:
     case = load(name)
     run, weights = _runner(case), case.groups["sd"]
-    unseen = []
-    for key, weight in weights.items():
-        if any(name.startswith(f) and re.fullmatch(p, key) for f, p in WITHOUT_INFLUENCE):
-            continue
-        if not _moved(case, run({**weights, key: weight * np.float32(1.01)})):
-            unseen.append(key)
-    assert not unseen, f"{len(unseen)} of {len(weights)} go unnoticed: {unseen}"
+
+    def unseen(key: str, factor: float) -> bool:
+        return not _moved(case, run({**weights, key: weights[key] * np.float32(factor)}))
+
+    tried = [
+        key
+        for key in weights
+        if not any(name.startswith(f) and re.fullmatch(p, key) for f, p in WITHOUT_INFLUENCE)
+    ]
+    hidden = [key for key in tried if unseen(key, 1.01)]
+    if folder() != COMMITTED:
+        # Weights we have not chosen may hardly matter, a query's bias under flat attention for one.
+        assert len(hidden) <= len(tried) // 20, f"{len(hidden)} of {len(tried)}: {hidden}"
+        hidden = [key for key in hidden if unseen(key, 2.0)]
+    assert not hidden, f"{len(hidden)} of {len(tried)} go unnoticed: {hidden}"
