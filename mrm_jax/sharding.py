@@ -1,6 +1,8 @@
-"""Where every array of a step lives: one axis of devices, the batch spread over it, the state on all of them.
+"""Where every array of a step lives: one axis of devices, the batch spread over it, the state on
+all of them.
 
-The only partition specs of the package. Rows are matched in order, so a later split of the parameters is one row here.
+The only partition specs of the package. Rows are matched in order, so a later split of the
+parameters is one row here.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def mesh(devices: int | None = None, *, batch: int | None = None) -> Mesh:
     """A line of `devices` devices (None: all there are) called "data".
 
-    Raises UsageError where there are fewer, or where `batch` (pictures a step) cannot be shared out evenly.
+    Raises UsageError where there are fewer, or where `batch` (pictures a step) cannot be shared out
+    evenly.
     """
     available = jax.devices()
     count = len(available) if devices is None else devices
@@ -57,7 +60,9 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def of_state(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of `state` (arrays or abstract), by `RULES`; ValueError for a leaf without a rule."""
+    """A sharding for every leaf of `state` (arrays or abstract), by `RULES`; ValueError for a leaf
+    without a rule.
+    """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         del leaf
@@ -71,7 +76,9 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The global batch on the mesh, from the part that this process read (all of it where there is one process)."""
+    """The global batch on the mesh, from the part that this process read (all of it where there is
+    one process).
+    """
     target = over_batch(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(target, np.asarray(x)), batch
@@ -85,7 +92,8 @@ def init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
 
 
 def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh) -> Any:
-    """`step(state, frozen, batch) -> (state, metrics)` compiled over `mesh`; the state it is given is donated.
+    """`step(state, frozen, batch) -> (state, metrics)` compiled over `mesh`; the state it is given
+    is donated.
 
     `state`: the state or its abstract form, for its shardings.
     """

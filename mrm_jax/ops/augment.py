@@ -1,7 +1,9 @@
-"""Strong augmentation of whole batches from stored draws: colour jitter and Gaussian blur, each image with its own strength.
+"""Strong augmentation of whole batches from stored draws: colour jitter and Gaussian blur, each
+image with its own strength.
 
-Source: the transforms that DACS and its successors train with (peer: kornia 0.5.8 as called by `dacs_transforms.py`), which differ
-from torchvision's: brightness is added, contrast scales about zero and not about the mean.
+Source: the transforms that DACS and its successors train with (peer: kornia 0.5.8 as called by
+`dacs_transforms.py`), which differ from torchvision's: brightness is added, contrast scales about
+zero and not about the mean.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from mrm_jax.types import Array
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLUR_RADIUS = 6
-"""Taps kept on either side: at the recipes' widest sigma of 1.15 px the rest of the kernel sums to less than 1e-6."""
+"""Taps kept on either side: at the recipes' widest sigma of 1.15 px the rest of the kernel sums to
+less than 1e-6.
+"""
 
 
 def _each(values: jax.Array) -> jax.Array:
@@ -51,8 +55,9 @@ def _to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Arra
 def colour_jitter(image: Array, strength: Array, order: Array) -> jax.Array:
     """Jittered pictures, f[B, H, W, 3] RGB in [0, 1] like `image`.
 
-    strength: f[B, 4], what is added to the brightness, to the contrast's and the saturation's factor of 1, and to the hue
-    in turns. order: i[B, n], the operations (numbered in that order) one after the other; each ends by clipping to [0, 1].
+    strength: f[B, 4], what is added to the brightness, to the contrast's and the saturation's
+    factor of 1, and to the hue in turns. order: i[B, n], the operations (numbered in that order)
+    one after the other; each ends by clipping to [0, 1].
     """
     image, strength, order = jnp.asarray(image), jnp.asarray(strength), jnp.asarray(order)
     strength = strength.astype(image.dtype)
@@ -61,7 +66,8 @@ def colour_jitter(image: Array, strength: Array, order: Array) -> jax.Array:
     richer, turned = 1 + _each(strength[:, SATURATION]), _each(strength[:, HUE])
     for position in range(order.shape[1]):
         now = _each(order[:, position])
-        # Orders differ between images, so every operation runs and one is kept; saturation and hue share their way to HSV.
+        # Orders differ between images, so every operation runs and one is kept; saturation and hue
+        # share their way to HSV.
         hue, saturation, value = _to_hsv(image)
         saturation = jnp.where(now == SATURATION, jnp.clip(saturation * richer, 0, 1), saturation)
         hue = jnp.where(now == HUE, hue + turned, hue)
@@ -73,13 +79,17 @@ def colour_jitter(image: Array, strength: Array, order: Array) -> jax.Array:
 
 
 def blur_kernel_size(side: int) -> int:
-    """Taps of the reference's blur along a side of `side` pixels: 51 for 512, 103 for 1024; always odd."""
+    """Taps of the reference's blur along a side of `side` pixels: 51 for 512, 103 for 1024; always
+    odd.
+    """
     tenth = math.ceil(side * 0.1)
     return math.floor(tenth - 0.5 + tenth % 2)
 
 
 def gaussian_blur(image: Array, sigma: Array) -> jax.Array:
-    """Blurred pictures [B, H, W, C] with reflected borders; `sigma` f[B] in pixels, above 0, one an image."""
+    """Blurred pictures [B, H, W, C] with reflected borders; `sigma` f[B] in pixels, above 0, one an
+    image.
+    """
     image, sigma = jnp.asarray(image), jnp.asarray(sigma)
     wide = image.astype(jnp.promote_types(image.dtype, jnp.float32))
     for axis in (1, 2):

@@ -1,7 +1,8 @@
 """ClassMix: paste half of the source's classes onto the target.
 
-Source: DACS (Tranheden et al., 2021); the classes are those of the whole batch, as the reference trains (peer: mmseg
-`uda/dacs.py`, `models/utils/dacs_transforms.py`); the original draws from each image's own.
+Source: DACS (Tranheden et al., 2021); the classes are those of the whole batch, as the reference
+trains (peer: mmseg `uda/dacs.py`, `models/utils/dacs_transforms.py`); the original draws from each
+image's own.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from mrm_jax.types import IGNORE, Array
 def class_mask(
     label: Array, scores: Array, *, num_classes: int, classes_of: Literal["batch", "image"]
 ) -> jax.Array:
-    """The pixels to paste: bool[B, H, W], true where the label is one of the classes chosen for that image.
+    """The pixels to paste: bool[B, H, W], true where the label is one of the classes chosen for
+    that image.
 
-    label: i[B, H, W] with values below `num_classes` or 255. scores: f[B, 256], one for every label value and image; of the
-    n values present, 255 included, each image takes the ceil(n / 2) with the highest scores. classes_of: whether "present"
-    means in the whole batch or in the image itself.
+    label: i[B, H, W] with values below `num_classes` or 255. scores: f[B, 256], one for every label
+    value and image; of the n values present, 255 included, each image takes the ceil(n / 2) with
+    the highest scores. classes_of: whether "present" means in the whole batch or in the image
+    itself.
     """
     label, scores = jnp.asarray(label), jnp.asarray(scores)
     ids = np.append(np.arange(min(num_classes, IGNORE)), IGNORE)
-    # Comparing with every id costs less than a scatter and a gather, and keeps the batch axis apart for sharding.
+    # Comparing with every id costs less than a scatter and a gather, and keeps the batch axis apart
+    # for sharding.
     same = label[..., None] == jnp.asarray(ids, label.dtype).reshape(1, 1, 1, -1)
     present = same.any((1, 2))
     if classes_of == "batch":
@@ -39,6 +43,8 @@ def class_mask(
 
 
 def paste(mask: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """`source` where `mask` bool[B, H, W] is true, else `target`; both [B, H, W] or [B, H, W, C], of one dtype."""
+    """`source` where `mask` bool[B, H, W] is true, else `target`; both [B, H, W] or [B, H, W, C],
+    of one dtype.
+    """
     where = mask.reshape(mask.shape + (1,) * (source.ndim - mask.ndim))
     return jnp.where(where, source, target)

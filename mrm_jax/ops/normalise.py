@@ -1,6 +1,8 @@
-"""From 8-bit pictures to the numbers that the networks see, and back. Runs on the device, so that loaders hand out uint8.
+"""From 8-bit pictures to the numbers that the networks see, and back. Runs on the device, so that
+loaders hand out uint8.
 
-Source: the ImageNet constants of the reference (peer: mmseg `Normalize`), RGB, in grey levels 0..255.
+Source: the ImageNet constants of the reference (peer: mmseg `Normalize`), RGB, in grey levels
+0..255.
 """
 
 from __future__ import annotations
@@ -40,5 +42,5 @@ def from_unit(image: jax.Array) -> jax.Array:
 
 
 def to_uint8(image: jax.Array) -> jax.Array:
-    """A normalised picture f[..., 3] as u8[..., 3] RGB for people to look at, rounded and clipped."""
+    """A normalised picture f[..., 3] as u8[..., 3] RGB to look at, rounded and clipped."""
     return jnp.clip(jnp.round(to_unit(image) * 255), 0, 255).astype(jnp.uint8)

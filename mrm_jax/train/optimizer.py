@@ -1,8 +1,9 @@
 """AdamW with one table of parameter groups and the reference's schedule.
 
-Source: DAFormer sec. 4 (peer: mmcv `DefaultOptimizerConstructor`, `LinearWarmup` + `PolyLr`): linear decay to 0 with linear
-warm-up, ten times the rate for the decoder, no weight decay on the encoder's norms, no clipping. The Rebuilder has a rate of
-its own (MRM sec. 4). The reference finds its groups by substrings of names; here each leaf's path meets one row.
+Source: DAFormer sec. 4 (peer: mmcv `DefaultOptimizerConstructor`, `LinearWarmup` + `PolyLr`):
+linear decay to 0 with linear warm-up, ten times the rate for the decoder, no weight decay on the
+encoder's norms, no clipping. The Rebuilder has a rate of its own (MRM sec. 4). The reference finds
+its groups by substrings of names; here each leaf's path meets one row.
 """
 
 from __future__ import annotations
@@ -70,13 +71,15 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def learning_rate(step: Array, base: Array, warmup: Array, total: Array) -> jax.Array:
-    """The rate f[] of step 0, 1, ...: base * (1 - step / total), times a rise from 1e-6 to 1 over `warmup` steps.
+    """The rate f[] of step 0, 1, ...: base * (1 - step / total), times a rise from 1e-6 to 1 over
+    `warmup` steps.
 
     `base`, `warmup` and `total` are f[]; no warm-up where `warmup` is 0.
     """
     base = jnp.asarray(base)
     done = jnp.asarray(step).astype(base.dtype)
-    # (total - step) / total keeps the last steps' few digits, which 1 - step / total would cancel in float32.
+    # (total - step) / total keeps the last steps' few digits, which 1 - step / total would cancel
+    # in float32.
     decayed = base * (total - done) / total
     rise = done / jnp.maximum(warmup, 1)
     return jnp.where(done < warmup, decayed * (rise + (1 - rise) * WARMUP_START), decayed)
@@ -104,7 +107,8 @@ def update(
 ) -> tuple[Any, Any]:
     """(parameters, optimiser state) after one AdamW step; each leaf keeps its dtype.
 
-    A leaf moves by -rate * (moment + decay * leaf): the decay is decoupled and scaled by the rate, as in PyTorch.
+    A leaf moves by -rate * (moment + decay * leaf): the decay is decoupled and scaled by the rate,
+    as in PyTorch.
     """
     table, rate = groups(params, config), rates(step, scalars)
     moments, opt_state = adam(config.optimizer).update(grads, opt_state, params)
@@ -119,7 +123,9 @@ def update(
 
 
 def gradient_norms(grads: Any) -> Metrics:
-    """Euclidean norm f[] of the gradient of encoder, decoder and (where there is one) Rebuilder: `grad_norm/...`."""
+    """Euclidean norm f[] of the gradient of encoder, decoder and (where there is one) Rebuilder:
+    `grad_norm/...`.
+    """
     parts = {**grads["segmentor"], "rebuilder": grads["rebuilder"]}
     return {
         f"grad_norm/{name}": optax.tree.norm(part)

@@ -34,10 +34,11 @@ def networks(config: Config) -> Networks:
 
 
 def init(config: Config, modules: Networks, key: Array) -> TrainState:
-    """A fresh state; a pure function of `key`, u32[2] key data or a typed key. No two leaves share a buffer under jit.
+    """A fresh state; a pure function of `key`, u32[2] key data or a typed key. No two leaves share
+    a buffer under jit.
 
-    The teacher starts as the student's copy and is empty ({}) for a method without one. `jax.eval_shape` of this function
-    gives the abstract state.
+    The teacher starts as the student's copy and is empty ({}) for a method without one.
+    `jax.eval_shape` of this function gives the abstract state.
     """
     key = jnp.asarray(key)
     root = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

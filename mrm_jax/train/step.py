@@ -1,6 +1,8 @@
-"""One training step as a pure function: views, passes, one update. Methods are data (`uda/methods.py`), not branches here.
+"""One training step as a pure function: views, passes, one update. Methods are data
+(`uda/methods.py`), not branches here.
 
-Source: DACS and MRM, run in the reference's order (peer: mmseg `uda/dacs.py`): teacher, source, mixed, rebuilt target, update.
+Source: DACS and MRM, run in the reference's order (peer: mmseg `uda/dacs.py`): teacher, source,
+mixed, rebuilt target, update.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from mrm_jax.models.layers import fold_moments
 from mrm_jax.ops.mask import hidden
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
-from mrm_jax.train import optimizer, state as states
+from mrm_jax.train import optimizer
+from mrm_jax.train import state as states
 from mrm_jax.train.state import Networks
 from mrm_jax.types import (
     Array,
@@ -42,13 +45,13 @@ from mrm_jax.uda.views import make_views, normalise_batch
 class Program(NamedTuple):
     """The pure functions of a run, none of them jitted yet.
 
-    init(key) -> TrainState                          key: u32[2] or typed; the root of all randomness of the run
-    draw(root_key, step, index) -> Draws             index: i32[B], global sample indices
-    step_with(state, frozen, batch, draws) -> (TrainState, metrics)      batch: normalised, see `normalise`
-    train_step(state, frozen, batch) -> (TrainState, metrics)            batch: uint8, as the loader gives it
-    inspect(state, frozen, batch) -> dict            pictures for panels, u8
-    normalise(state, batch) -> Batch                 pictures in the dtype of the parameters
-    frozen(config) -> Frozen                         with the traced scalars of `config`
+    init(key) -> TrainState: `key` u32[2] or typed is the root of all randomness of the run.
+    draw(root_key, step, index) -> Draws: `index` i32[B], global sample indices.
+    normalise(state, batch) -> Batch: pictures in the dtype of the parameters.
+    step_with(state, frozen, batch, draws) -> (TrainState, metrics): `batch` normalised.
+    train_step(state, frozen, batch) -> (TrainState, metrics): `batch` uint8, from the loader.
+    inspect(state, frozen, batch) -> dict: pictures for panels, u8.
+    frozen(config) -> Frozen: with the traced scalars of `config`.
     """
 
     networks: Networks
@@ -74,9 +77,11 @@ class _Run(NamedTuple):
 def build(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
 
-    metrics: `<pass>/ce` (before the pass's weight), `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K], all
-    others f[]), `learning_rate` (the encoder's), `grad_norm/<encoder|decoder|rebuilder>`, and `finite` (bool[]): false where the
-    loss or a gradient was not finite, and then the state comes back exactly as it went in, step number included.
+    metrics: `<pass>/ce` (before the pass's weight), `total/loss`, `teacher/confident_share`,
+    `teacher/class_share` (f[K], all others f[]), `learning_rate` (the encoder's),
+    `grad_norm/<encoder|decoder|rebuilder>`, and `finite` (bool[]): false where the loss or a
+    gradient was not finite, and then the state comes back exactly as it went in, step number
+    included.
     """
     run = _Run(config, networks or states.networks(config), passes(config.method))
     drawn = partial(draw, passes=run.passes, grid=config.method.mrm.grid)
@@ -127,7 +132,9 @@ def _step_with(
 def _teach(
     run: _Run, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, PseudoLabel | None, Metrics]:
-    """The state with its teacher moved towards the student, what it says about the target, and metrics of that."""
+    """The state with its teacher moved towards the student, what it says about the target, and
+    metrics of that.
+    """
     method, scalars = run.config.method, frozen.scalars
     if not has_teacher(method):
         return state, None, {}
@@ -162,7 +169,9 @@ def _views(
 def accumulate(
     run: _Run, state: TrainState, frozen: Frozen, views: dict[str, View], draws: Draws
 ) -> tuple[Any, Metrics, list[Tree]]:
-    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one after the other."""
+    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one after the
+    other.
+    """
     params, moments, metrics = state.params, [], {}
     grads = jax.tree.map(jnp.zeros_like, params)
     losses = []
@@ -172,7 +181,8 @@ def accumulate(
         )
         (value, (found, moment)), grad = jax.value_and_grad(loss, has_aux=True)(params)
         grads = jax.tree.map(jnp.add, grads, grad)
-        # Without the barrier XLA may run all forwards first and keep every pass's activations alive at once.
+        # Without the barrier XLA may run all forwards first and keep every pass's activations alive
+        # at once.
         params, grads = jax.lax.optimization_barrier((params, grads))
         losses.append(value)
         moments.append(moment)
@@ -214,7 +224,9 @@ def _forward(
     draws: Draws,
     mode: Mode,
 ) -> tuple[SegOutput, Tree]:
-    """The student on one view, with its features rebuilt where the pass says so, and its BatchNorm moments."""
+    """The student on one view, with its features rebuilt where the pass says so, and its BatchNorm
+    moments.
+    """
 
     def rebuild(features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         assert (
@@ -243,11 +255,12 @@ def _finite(tree: Any) -> jax.Array:
 def _inspect(
     run: _Run, drawn: Callable, state: TrainState, frozen: Frozen, batch: Batch
 ) -> dict[str, jax.Array]:
-    """What the next step would look at, u8: pictures [B,H,W,3], class maps [B,H,W], weights [B,H,W] with 255 for 1.
+    """What the next step would look at, u8: pictures [B,H,W,3], class maps [B,H,W], weights [B,H,W]
+    with 255 for 1.
 
-    `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its pseudo-labels) and
-    `mixed/{image,label,weight}`; `augmented/{image,label,weight}`; with MRM, for each rebuilt pass,
-    `<pass>/{mask,prediction}`, mask 255 where features are hidden.
+    `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its
+    pseudo-labels) and `mixed/{image,label,weight}`; `augmented/{image,label,weight}`; with MRM, for
+    each rebuilt pass, `<pass>/{mask,prediction}`, mask 255 where features are hidden.
     """
     raw, batch = batch, _normalise(state, batch)
     draws = drawn(state.root_key, state.step, batch.index)

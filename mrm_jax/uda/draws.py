@@ -1,7 +1,8 @@
-"""All randomness of a step, from named streams of one root key, the step and the global sample index.
+"""All randomness of a step, from named streams of one root key, the step and the global sample
+index.
 
-A sample's draws depend on its index alone, so the same seed and step give the same draws however a batch is spread over
-devices and hosts. No network and no view draws for itself.
+A sample's draws depend on its index alone, so the same seed and step give the same draws however a
+batch is spread over devices and hosts. No network and no view draws for itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def draw(
 ) -> Draws:
     """The draws of one step for the samples `index` i32[B], all in float32.
 
-    root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's mask.
+    root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
+    mask.
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}

@@ -1,6 +1,8 @@
-"""Every method as data: a tuple of passes. The step runs whatever stands here and knows no method by name.
+"""Every method as data: a tuple of passes. The step runs whatever stands here and knows no method
+by name.
 
-Sources: DACS (Tranheden et al., 2021); MRM (Zhou et al., CVPR 2026), which adds one pass to any method with a teacher.
+Sources: DACS (Tranheden et al., 2021); MRM (Zhou et al., CVPR 2026), which adds one pass to any
+method with a teacher.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from mrm_jax.uda.objectives import Objective, cross_entropy
 class Pass:
     """One student forward on one view: encode, transform the features if asked to, decode, judge.
 
-    name: prefix of its metrics and of its draws.   view: key in the views of the step.   weight: name of the traced scalar
-    that multiplies its losses, None for 1.   transform: "rebuild" masks the features and lets the Rebuilder predict them.
+    `name` comes before its metrics and draws; `view` is a key in the views of the step; `weight`
+    names the traced scalar that multiplies its losses, None for 1; the transform "rebuild" masks
+    the features and lets the Rebuilder predict them.
     """
 
     name: str
@@ -43,7 +46,7 @@ _REBUILT = {
 
 
 def passes(method: Method) -> tuple[Pass, ...]:
-    """The passes of a method in the order in which they run and their BatchNorm moments are folded."""
+    """The passes of a method, in the order in which their BatchNorm moments are folded."""
     rows = _BASE[method.kind]
     if method.augmented_source:
         rows += (AUGMENTED,)

@@ -25,10 +25,12 @@ Objective = Callable[[Call, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def weighted_cross_entropy(logits: Array, label: Array, weight: Array | None = None) -> jax.Array:
-    """Cross entropy f[] of logits f[B, h, w, K], upsampled to the label's size, times `weight` f[B, H, W] (none: 1).
+    """Cross entropy f[] of logits f[B, h, w, K], upsampled to the label's size, times `weight` f[B,
+    H, W] (none: 1).
 
-    The mean is over all B * H * W pixels: a pixel labelled 255 adds 0 and still counts, so a batch of which half is ignored
-    has half the loss, and all ignored gives 0. At least float32. Source: peer mmseg `losses/cross_entropy_loss.py`.
+    The mean is over all B * H * W pixels: a pixel labelled 255 adds 0 and still counts, so a batch
+    of which half is ignored has half the loss, and all ignored gives 0. At least float32. Source:
+    peer mmseg `losses/cross_entropy_loss.py`.
     """
     logits, label = jnp.asarray(logits), jnp.asarray(label)
     logits = resize(

@@ -1,7 +1,7 @@
 """Pseudo-labels and their weights from the teacher's logits.
 
-Source: DACS sec. 3 and DAFormer sec. 3.1 (peer: mmseg `uda/dacs.py`): every pixel keeps its label, however unsure; the share of
-sure pixels scales the loss.
+Source: DACS sec. 3 and DAFormer sec. 3.1 (peer: mmseg `uda/dacs.py`): every pixel keeps its label,
+however unsure; the share of sure pixels scales the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mrm_jax.types import Array, Metrics
 
 @struct.dataclass
 class PseudoLabel:
-    """`label` i32[B,H,W] (never 255), `weight` f[B,H,W] in [0, 1], `confident_share` f[] of all pixels of the batch."""
+    """`label` i32[B,H,W] (never 255), `weight` f[B,H,W] in [0, 1], `confident_share` f[] of all
+    pixels of the batch.
+    """
 
     label: jax.Array
     weight: jax.Array
@@ -32,10 +34,12 @@ def make(
     *,
     weight_over: Literal["batch", "image"],
 ) -> PseudoLabel:
-    """Pseudo-labels at the size of `valid` from logits f[B, h, w, K], which are upsampled bilinearly first.
+    """Pseudo-labels at the size of `valid` from logits f[B, h, w, K], which are upsampled
+    bilinearly first.
 
-    The weight is the share of pixels whose confidence reaches `threshold`, one number a batch (as the reference trains) or an
-    image, times `valid` [B, H, W]. The share counts all pixels, those outside the validity map too.
+    The weight is the share of pixels whose confidence reaches `threshold`, one number a batch (as
+    the reference trains) or an image, times `valid` [B, H, W]. The share counts all pixels, those
+    outside the validity map too.
     """
     valid = jnp.asarray(valid)
     label, confidence = _label(jnp.asarray(logits), (valid.shape[1], valid.shape[2]))
@@ -56,7 +60,9 @@ def _label(logits: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Arr
 
 
 def metrics(pseudo: PseudoLabel, num_classes: int) -> Metrics:
-    """`teacher/confident_share` f[], and `teacher/class_share` f[K], the share of pixels that each class is given."""
+    """`teacher/confident_share` f[], and `teacher/class_share` f[K], the share of pixels that each
+    class is given.
+    """
     share = pseudo.confident_share
     same = pseudo.label[..., None] == jnp.arange(num_classes).reshape(1, 1, 1, -1)
     return {

@@ -1,7 +1,7 @@
 """The teacher: an exponential moving average of the student's parameters, which labels the target.
 
-Source: Tarvainen and Valpola (2017), as DACS uses it (peer: mmseg `uda/dacs.py`). Only parameters are averaged; the teacher's
-BatchNorm statistics are its own.
+Source: Tarvainen and Valpola (2017), as DACS uses it (peer: mmseg `uda/dacs.py`). Only parameters
+are averaged; the teacher's BatchNorm statistics are its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mrm_jax.types import Array, Tree
 def ema(student: Any, teacher: Any, step: Array, decay: Array | float) -> Any:
     """a * teacher + (1 - a) * student, leaf by leaf, with a = min(1 - 1 / (step + 1), decay).
 
-    step: i[], updates done so far; at 0 the result is a copy of the student. Dtypes are those of `teacher`.
+    step: i[], updates done so far; at 0 the result is a copy of the student. Dtypes are those of
+    `teacher`.
     """
     wide = jnp.promote_types(jnp.asarray(decay).dtype, jnp.float32)
     done = jnp.asarray(step).astype(wide)
@@ -31,9 +32,11 @@ def ema(student: Any, teacher: Any, step: Array, decay: Array | float) -> Any:
 def predict(
     segmentor: nn.Module, params: Tree, batch_stats: Tree, image: Array
 ) -> tuple[jax.Array, Tree]:
-    """Logits f[B, h, w, K] of normalised pictures and the BatchNorm moments of this forward ({} without BatchNorm).
+    """Logits f[B, h, w, K] of normalised pictures and the BatchNorm moments of this forward ({}
+    without BatchNorm).
 
-    Normalises with the statistics of this batch and drops nothing, as the reference's teacher does, and lets no gradient out.
+    Normalises with the statistics of this batch and drops nothing, as the reference's teacher does,
+    and lets no gradient out.
     """
     variables = jax.lax.stop_gradient({"params": params, "batch_stats": batch_stats})
     output, moved = segmentor.apply(variables, image, mode="pseudo", mutable=["moments"])

@@ -1,7 +1,9 @@
-"""The views of a step: what its passes look at, made from the batch, the pseudo-labels and the draws.
+"""The views of a step: what its passes look at, made from the batch, the pseudo-labels and the
+draws.
 
-Source: DACS sec. 3 (peer: mmseg `uda/dacs.py`): classes of the source are pasted onto the target, then the mixed picture is
-jittered and blurred. Source and target themselves are never augmented beyond what the loader did.
+Source: DACS sec. 3 (peer: mmseg `uda/dacs.py`): classes of the source are pasted onto the target,
+then the mixed picture is jittered and blurred. Source and target themselves are never augmented
+beyond what the loader did.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mrm_jax.uda.pseudo_label import PseudoLabel
 
 
 def normalise_batch(batch: Batch, dtype: jnp.dtype) -> Batch:
-    """The batch with normalised pictures in `dtype` and labels i32; validity and index unchanged."""
+    """The batch with pictures normalised in `dtype` and labels i32; the rest unchanged."""
     source = Labelled(
         normalise(batch.source.image, dtype), jnp.asarray(batch.source.label).astype(jnp.int32)
     )
@@ -31,7 +33,9 @@ def normalise_batch(batch: Batch, dtype: jnp.dtype) -> Batch:
 def strong_augment(
     image: jax.Array, draws: Jitter, scalars: Scalars, options: Augment
 ) -> jax.Array:
-    """Normalised pictures f[B, H, W, 3], colour-jittered and blurred where the batch's switches say so."""
+    """Normalised pictures f[B, H, W, 3], colour-jittered and blurred where the batch's switches say
+    so.
+    """
 
     def jitter(x: jax.Array) -> jax.Array:
         strength = jnp.asarray(draws.strength).astype(x.dtype) * options.jitter_strength
@@ -55,10 +59,11 @@ def make_views(
     method: Method,
     num_classes: int,
 ) -> dict[str, View]:
-    """The views `names` (of source, augmented, target, mixed) of a normalised batch, under stop-gradient.
+    """The views `names` (of source, augmented, target, mixed) of a normalised batch, under
+    stop-gradient.
 
-    `pseudo` is needed for target and mixed. Pasted pixels carry the source's label and weight 1, the others the
-    pseudo-label and its weight. Source i is pasted onto target i.
+    `pseudo` is needed for target and mixed. Pasted pixels carry the source's label and weight 1,
+    the others the pseudo-label and its weight. Source i is pasted onto target i.
     """
     ones = jnp.ones(batch.source.label.shape, batch.source.image.dtype)
     source = View(batch.source.image, batch.source.label, ones)
