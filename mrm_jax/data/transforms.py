@@ -131,7 +131,7 @@ def fit_source(
     """The part without chance: image u8[H,W,3] and label u8[H,W] fitted into `box` = (long, short),
     None: as they are.
     """
-    size = label.shape[:2] if box is None else keep_ratio_size(*label.shape[:2], box)
+    size = label.shape[:2] if box is None else keep_ratio_size(label.shape[0], label.shape[1], box)
     return resize_image(image, size), resize_label(label, size)
 
 
@@ -141,7 +141,7 @@ def fit_target(
     """Image u8[h,w,3] fitted into `box` and its validity u8[h,w], whose `margins` count pixels of
     the picture as read.
     """
-    size = image.shape[:2] if box is None else keep_ratio_size(*image.shape[:2], box)
+    size = image.shape[:2] if box is None else keep_ratio_size(image.shape[0], image.shape[1], box)
     return resize_image(image, size), resize_label(margin_map(image.shape[:2], margins), size)
 
 
