@@ -16,6 +16,8 @@ CONFIG = config.Config(
         classes=config.Classes(
             names=("road", "car", "sky"), colours=((128, 64, 128), (0, 0, 142), (70, 130, 180))
         ),
+        source=config.Domain(kind="drawn"),
+        target=config.Domain(kind="drawn"),
         evaluation=config.Domain(images="images", labels="labels", resize=(64, 48)),
         crop=(32, 32),
     ),
@@ -63,20 +65,22 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, dataset):
-    """A run's folder with checkpoints at steps 3 (best) and 7; the teacher differs from the student."""
+    """A run's folder with checkpoints at steps 3 (best) and 7; teacher and student differ."""
     path, cfg = tmp_path_factory.mktemp("run"), with_data(dataset)
-    state = jax.jit(partial(init, cfg, networks(cfg)))(jax.random.key(0))
-    noise = np.random.default_rng(1)
+    shapes = jax.eval_shape(partial(init, cfg, networks(cfg)), jax.random.key(0))
+    rng = np.random.default_rng(1)
 
-    def moved(leaf):
-        return leaf + 0.2 * np.abs(noise.normal(size=leaf.shape)).astype(np.float32)
+    def some(leaf):
+        if leaf.dtype != np.float32:
+            return np.zeros(leaf.shape, leaf.dtype)
+        return rng.normal(0.1, 0.5, leaf.shape).astype(np.float32)
 
+    state = jax.tree.map(some, shapes.replace(root_key=np.zeros(2, np.uint32)))
+    spread = jax.tree.map(lambda leaf: np.abs(some(leaf)), state.batch_stats)
+    state = state.replace(batch_stats=spread, teacher_batch_stats=spread)
     checkpoints = Checkpoints(path / "checkpoints", keep=2)
     for step, score in ((3, 0.5), (7, 0.25)):
-        state = state.replace(
-            teacher_params=jax.tree.map(moved, state.params["segmentor"]),
-            batch_stats=jax.tree.map(moved, state.batch_stats),
-        )
+        state = state.replace(teacher_params=jax.tree.map(some, state.teacher_params))
         facts = {"config": asdict(cfg), "scores": {"eval/student/mIoU": score}}
         checkpoints.save(step, state, facts)
     checkpoints.close()

@@ -9,6 +9,7 @@ import pytest
 from mrm_jax.config import UsageError
 from mrm_jax.evaluation.pictures import adapted, collect, name_outputs, scale_warning
 from mrm_jax.main import run
+from mrm_jax.train.checkpoint import load_run
 
 RNG = np.random.default_rng(0)
 
@@ -116,7 +117,7 @@ def test_a_result_never_replaces_a_picture(tmp_path):
 
 def test_folders_patterns_and_files_mean_each_picture_once(tmp_path):
     first = write(tmp_path / "in/a.png", (4, 4, 3))
-    second = write(tmp_path / "in/deep/b.JPG".replace("JPG", "jpg"), (4, 4, 3))
+    second = write(tmp_path / "in/deep/b.jpg", (4, 4, 3))
     (tmp_path / "in/notes.txt").write_text("no picture")
     earlier = write(tmp_path / "in/out/a.png", (4, 4, 3))
     words = [str(tmp_path / "in"), str(first), str(tmp_path / "in/**/*.jpg")]
@@ -143,8 +144,7 @@ def test_scales_far_from_training_are_warned_of_and_near_ones_not():
 
 
 def test_a_picture_far_larger_than_the_crop_is_read_in_windows(workdir):
-    from conftest import CONFIG
-
-    assert adapted(CONFIG, (64, 96)) is CONFIG
-    large = adapted(CONFIG, (2160, 3840)).evaluation
+    config = load_run(workdir).config
+    assert adapted(config, (64, 96)) is config
+    large = adapted(config, (2160, 3840)).evaluation
     assert (large.mode, large.window, large.stride) == ("slide", (32, 32), (21, 21))
