@@ -57,11 +57,11 @@ def _value(value: Any) -> str:
 
 
 def time_and_memory(run: Record) -> str:
-    """Every `perf/` metric: median, lowest, highest and last value."""
+    """Every `perf/` metric but the time left: median, lowest, highest and last value."""
     rows = []
     for name in run.names():
         values = [v for _, v in run.series(name) if math.isfinite(v)]
-        if name.startswith("perf/") and values:
+        if name.startswith("perf/") and "eta" not in name and values:
             numbers = (statistics.median(values), min(values), max(values), values[-1])
             cells = "".join(f"<td>{quantity(name, number)}</td>" for number in numbers)
             rows.append(

@@ -212,7 +212,7 @@ def _command(run: Record) -> str:
     return (
         f"<h2>Command</h2><pre>{escape(str(command))}</pre>"
         f'<p class="small faint">To do it again, run this{at} with the package versions listed '
-        "under Environment. The order of the data and every draw follow from the seed and the step: "
+        "under Environment. Data order and every draw follow from the seed and the step; "
         "on a CPU the figures come back exactly, elsewhere up to rounding.</p>"
     )
 
@@ -226,7 +226,9 @@ def _pictures(run: Record) -> str:
             sets = ("evaluation",) if kind.startswith("eval") else ("source", "target")
             data = base64.b64encode(path.read_bytes()).decode("ascii")
             figures.append(
-                f'<figure class="sheet"><figcaption>{escape(title)}{drawn_mark(run, *sets)}'
-                f'</figcaption><div class="scroll"><img alt="{escape(title)}" src="data:image/png;base64,{data}"></div></figure>'
+                f'<figure class="sheet"><figcaption>{escape(title)}'
+                f"{drawn_mark(run, *sets)}</figcaption>"
+                f'<div class="scroll"><img alt="{escape(title)}" '
+                f'src="data:image/png;base64,{data}"></div></figure>'
             )
     return f"<h2>Pictures, first and last</h2>{''.join(figures)}" if figures else ""

@@ -81,6 +81,11 @@ def curves(run: Record) -> str:
             ("target",),
         ),
         ("Share of every class in the pseudo-labels", _class_shares(run), ("target",)),
+        (
+            "Gradient norm",
+            _many(run, [n for n in names if n.startswith("grad_norm/")], low=0),
+            train,
+        ),
         ("Learning rate", _many(run, rates, low=0), ()),
     ]
     cards = "".join(
@@ -95,7 +100,7 @@ def _many(run: Record, names: list[str], *, percent: bool = False, low: float | 
     curves = []
     for name in names:
         evaluated = name.startswith("eval/")
-        label = name.split("/")[1] if evaluated else name
+        label = name.split("/")[1] if name.startswith(("eval/", "grad_norm/")) else name
         colour = series_colour(len(curves))
         style = "dots" if evaluated else "plain" if "learning_rate" in name else "noisy"
         curves.append(Curve(label, run.series(name), colour, style))
