@@ -56,7 +56,7 @@ def draw(
     if height < 32 or width < 64:
         raise ValueError(f"size is {size}; drawn scenes need at least (32, 64).")
     sequence = np.random.SeedSequence((seed, _SPLITS[split], _LOOKS[look], index))
-    layout, colour, light = (np.random.Generator(np.random.Philox(s)) for s in sequence.spawn(3))
+    layout, colour, light = (np.random.Generator(np.random.SFC64(s)) for s in sequence.spawn(3))
     dice = Dice(layout)
     canvas = Canvas(
         np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), np.uint8),

@@ -114,8 +114,12 @@ def _camera(
     planes *= (contrast * tint)[:, None, None]
     planes += (118 * (1 - contrast) * tint)[:, None, None]
     sigma = HARSHNESS * dice.u(4, 9)
-    planes += _grain(rng, planes.shape) * (0.6 * sigma)
-    planes += _grain(rng, ids.shape) * (0.7 * sigma)
+    grain = _grain(rng, ids.shape) * sigma
+    for shift, plane in enumerate(planes):
+        # Grey noise with some colour: every channel shares a part of it and has another, moved, for
+        # its own. The shifts are far from any texture's size.
+        plane += 0.75 * grain
+        plane += 0.6 * np.roll(grain, (17 + 13 * shift, 31 + 29 * shift), (0, 1))
     return planes
 
 

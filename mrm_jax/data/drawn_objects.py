@@ -30,6 +30,7 @@ CAR = Vehicle("car", 1.85, 4.3, 0.95, 1.55, 0.55)
 BUS = Vehicle("bus", 2.5, 10.0, 1.3, 3.2, 0.0)
 TRUCK = Vehicle("truck", 2.5, 7.5, 1.0, 3.4, 0.0)
 CAB_LENGTH, CAB_ROOF = 2.0, 2.5
+Layers = list[tuple[np.ndarray, int]]
 
 
 def shadow(canvas: Canvas, x0: float, x1: float, z0: float, z1: float) -> None:
@@ -61,11 +62,11 @@ def draw_vehicle(
     half = kind.width / 2
     inner = x + half if x + half < 0 else x - half if x - half > 0 else None
     if kind is TRUCK:
-        _draw_truck(canvas, parts, x, z, inner, oncoming)
-        return
-    if inner is not None:
-        _side(canvas, parts, kind, inner, z, oncoming)
-    _end(canvas, parts, kind, x, z, oncoming)
+        layers = _truck(parts, x, z, inner, oncoming)
+    else:
+        side = [] if inner is None else _side(parts, kind, inner, z, oncoming)
+        layers = [*side, *(_car_end if kind is CAR else _bus_end)(parts, kind, x, z, oncoming)]
+    canvas.polygons(*layers)
 
 
 def _plane(
@@ -75,103 +76,103 @@ def _plane(
     return np.array([[x, y, z + length * (1 - t if flip else t)] for t, y in outline])
 
 
-def _wheels(
-    canvas: Canvas, material: int, x: float, z: float, length: float, radius: float
-) -> None:
-    angles = np.linspace(0, 2 * math.pi, 11)[:-1]
-    for t in (0.19, 0.81):
-        ring = np.stack(
-            [
-                np.full(10, x),
-                radius + radius * np.sin(angles),
-                z + length * t + radius * np.cos(angles),
-            ],
-            1,
-        )
-        canvas.polygons(ring, material)
+_RING = np.linspace(0, 2 * math.pi, 11)[:-1]
+_RING = np.stack([np.zeros(10), 1 + np.sin(_RING), np.cos(_RING)], 1)
 
 
-def _side(
-    canvas: Canvas, parts: dict[str, int], kind: Vehicle, x: float, z: float, oncoming: bool
-) -> None:
+def _wheels(x: float, z: float, length: float, radius: float) -> np.ndarray:
+    """Two wheels f[2,10,3] on the side of a vehicle."""
+    rings = np.stack([_RING, _RING]) * radius
+    rings[..., 0] = x
+    rings[0, :, 2] += z + 0.19 * length
+    rings[1, :, 2] += z + 0.81 * length
+    return rings
+
+
+def _side(parts: dict[str, int], kind: Vehicle, x: float, z: float, oncoming: bool) -> Layers:
     length, flip = kind.length, oncoming
     if kind is CAR:
         roof, belt = kind.roof, kind.body
         hull = [(0, 0.3), (0, 0.85), (0.05, belt), (0.17, roof), (0.6, roof), (0.77, belt)]
         hull += [(0.98, 0.8), (1, 0.3)]
-        canvas.polygons(_plane(x, hull, z, length, flip), parts["side"])
         pane = [(0.1, belt), (0.19, roof - 0.1), (0.57, roof - 0.1), (0.71, belt)]
-        canvas.polygons(_plane(x, pane, z, length, flip), parts["glass"])
-        _wheels(canvas, parts["dark"], x, z, length, 0.34)
-        return
-    whole = np.array([[z, z + length]])
-    canvas.polygons(wall_quads(x, whole, np.array([[0.3, kind.roof]])), parts["side"])
-    panes = spans(z + 0.4, z + length - 0.4, 1.6, 0.8)
-    canvas.polygons(wall_quads(x, panes, np.array([[kind.body, kind.roof - 0.45]])), parts["glass"])
-    _wheels(canvas, parts["dark"], x, z, length, 0.48)
+        return [
+            (_plane(x, hull, z, length, flip), parts["side"]),
+            (_plane(x, pane, z, length, flip), parts["glass"]),
+            (_wheels(x, z, length, 0.34), parts["dark"]),
+        ]
+    whole, panes = np.array([[z, z + length]]), spans(z + 0.4, z + length - 0.4, 1.6, 0.8)
+    return [
+        (wall_quads(x, whole, np.array([[0.3, kind.roof]])), parts["side"]),
+        (wall_quads(x, panes, np.array([[kind.body, kind.roof - 0.45]])), parts["glass"]),
+        (_wheels(x, z, length, 0.48), parts["dark"]),
+    ]
 
 
-def _end(
-    canvas: Canvas, parts: dict[str, int], kind: Vehicle, x: float, z: float, oncoming: bool
-) -> None:
-    half = kind.width / 2
-    tyres = np.array([[x - half, x - half + 0.3], [x + half - 0.3, x + half]])
-    canvas.polygons(face_quads(tyres, np.array([[0, 0.4]]), z), parts["dark"])
-    lamps = np.array([[x - half + 0.08, x - half + 0.45], [x + half - 0.45, x + half - 0.08]])
-    if kind is CAR:
-        near = z + kind.inset
-        top, belt = kind.roof, kind.body
-        cabin = [[x - half * 0.92, belt, near], [x - half * 0.72, top, near + 0.2]]
-        cabin += [[x + half * 0.72, top, near + 0.2], [x + half * 0.92, belt, near]]
-        canvas.polygons(np.array(cabin), parts["body"])
-        pane = [[x - half * 0.8, belt, near], [x - half * 0.65, top - 0.1, near + 0.1]]
-        pane += [[x + half * 0.65, top - 0.1, near + 0.1], [x + half * 0.8, belt, near]]
-        canvas.polygons(np.array(pane), parts["glass"])
-        hull = np.array([[x - half, x + half]])
-        canvas.polygons(face_quads(hull, np.array([[0.28, belt]]), z), parts["body"])
-        canvas.polygons(face_quads(hull, np.array([[0.28, 0.42]]), z), parts["dark"])
-        canvas.polygons(face_quads(lamps, np.array([[0.6, 0.8]]), z), parts["lamp"])
-        return
+def _pair(x: float, half: float, inset: float, width: float) -> np.ndarray:
+    """f[2,2]: two spans of `width` at the left and right of a vehicle, `inset` from its edges."""
+    outer = half - inset
+    return np.array([[x - outer, x - outer + width], [x + outer - width, x + outer]])
+
+
+def _car_end(parts: dict[str, int], kind: Vehicle, x: float, z: float, _: bool) -> Layers:
+    half, near, top, belt = kind.width / 2, z + kind.inset, kind.roof, kind.body
+    cabin = [[x - half * 0.92, belt, near], [x - half * 0.72, top, near + 0.2]]
+    cabin += [[x + half * 0.72, top, near + 0.2], [x + half * 0.92, belt, near]]
+    pane = [[x - half * 0.8, belt, near], [x - half * 0.65, top - 0.1, near + 0.1]]
+    pane += [[x + half * 0.65, top - 0.1, near + 0.1], [x + half * 0.8, belt, near]]
     hull = np.array([[x - half, x + half]])
-    canvas.polygons(face_quads(hull, np.array([[0.3, kind.roof]]), z), parts["body"])
-    low = 1.1 if oncoming else 1.7
-    canvas.polygons(
-        face_quads(hull + [[0.15, -0.15]], np.array([[low, kind.roof - 0.4]]), z), parts["glass"]
-    )
-    canvas.polygons(face_quads(lamps, np.array([[0.6, 0.9]]), z), parts["lamp"])
+    return [
+        (face_quads(_pair(x, half, 0, 0.3), np.array([[0, 0.4]]), z), parts["dark"]),
+        (np.array(cabin), parts["body"]),
+        (np.array(pane), parts["glass"]),
+        (face_quads(hull, np.array([[0.28, belt]]), z), parts["body"]),
+        (face_quads(hull, np.array([[0.28, 0.42]]), z), parts["dark"]),
+        (face_quads(_pair(x, half, 0.08, 0.37), np.array([[0.6, 0.8]]), z), parts["lamp"]),
+    ]
 
 
-def _draw_truck(
-    canvas: Canvas, parts: dict[str, int], x: float, z: float, inner: float | None, oncoming: bool
-) -> None:
+def _bus_end(parts: dict[str, int], kind: Vehicle, x: float, z: float, oncoming: bool) -> Layers:
+    half = kind.width / 2
+    hull = np.array([[x - half, x + half]])
+    pane = np.array([[1.1 if oncoming else 1.7, kind.roof - 0.4]])
+    return [
+        (face_quads(_pair(x, half, 0, 0.3), np.array([[0, 0.4]]), z), parts["dark"]),
+        (face_quads(hull, np.array([[0.3, kind.roof]]), z), parts["body"]),
+        (face_quads(hull + [[0.15, -0.15]], pane, z), parts["glass"]),
+        (face_quads(_pair(x, half, 0.08, 0.37), np.array([[0.6, 0.9]]), z), parts["lamp"]),
+    ]
+
+
+def _truck(
+    parts: dict[str, int], x: float, z: float, inner: float | None, oncoming: bool
+) -> Layers:
     """A box behind a cab: going our way the box is near, coming towards us the cab is."""
     length, half = TRUCK.length, TRUCK.width / 2
     box_z = (z + CAB_LENGTH, z + length) if oncoming else (z, z + length - CAB_LENGTH)
     cab_z = (z, z + CAB_LENGTH) if oncoming else (z + length - CAB_LENGTH, z + length)
-    hull = np.array([[x - half, x + half]])
+    hull, box_y = np.array([[x - half, x + half]]), np.array([[0.7, TRUCK.roof]])
+    layers: Layers = []
     if inner is not None:
-        canvas.polygons(
-            wall_quads(inner, np.array([cab_z]), np.array([[0.4, CAB_ROOF]])), parts["side"]
-        )
         pane = np.array([[cab_z[0] + 0.4, cab_z[1] - 0.4]])
-        canvas.polygons(wall_quads(inner, pane, np.array([[1.4, 2.2]])), parts["glass"])
-        canvas.polygons(
-            wall_quads(inner, np.array([box_z]), np.array([[0.7, TRUCK.roof]])), parts["side"]
-        )
-    canvas.polygons(face_quads(hull, np.array([[0.7, TRUCK.roof]]), box_z[0]), parts["body"])
+        layers = [
+            (wall_quads(inner, np.array([cab_z]), np.array([[0.4, CAB_ROOF]])), parts["side"]),
+            (wall_quads(inner, pane, np.array([[1.4, 2.2]])), parts["glass"]),
+            (wall_quads(inner, np.array([box_z]), box_y), parts["side"]),
+        ]
+    layers.append((face_quads(hull, box_y, box_z[0]), parts["body"]))
     if oncoming:
-        canvas.polygons(face_quads(hull, np.array([[0.4, CAB_ROOF]]), z), parts["side"])
         pane = hull + [[0.2, -0.2]]
-        canvas.polygons(face_quads(pane, np.array([[1.35, 2.25]]), z), parts["glass"])
+        layers.append((face_quads(hull, np.array([[0.4, CAB_ROOF]]), z), parts["side"]))
+        layers.append((face_quads(pane, np.array([[1.35, 2.25]]), z), parts["glass"]))
     else:
         split = np.array([[x - 0.05, x + 0.05]])
-        canvas.polygons(face_quads(split, np.array([[0.8, TRUCK.roof - 0.1]]), z), parts["side"])
+        layers.append((face_quads(split, np.array([[0.8, TRUCK.roof - 0.1]]), z), parts["side"]))
     if inner is not None:
-        _wheels(canvas, parts["dark"], inner, z, length, 0.5)
-    tyres = np.array([[x - half, x - half + 0.4], [x + half - 0.4, x + half]])
-    canvas.polygons(face_quads(tyres, np.array([[0, 0.7]]), z), parts["dark"])
-    lamps = np.array([[x - half + 0.1, x - half + 0.5], [x + half - 0.5, x + half - 0.1]])
-    canvas.polygons(face_quads(lamps, np.array([[0.7, 0.95]]), z), parts["lamp"])
+        layers.append((_wheels(inner, z, length, 0.5), parts["dark"]))
+    lamps = face_quads(_pair(x, half, 0.1, 0.4), np.array([[0.7, 0.95]]), z)
+    tyres = face_quads(_pair(x, half, 0, 0.4), np.array([[0, 0.7]]), z)
+    return [*layers, (tyres, parts["dark"]), (lamps, parts["lamp"])]
 
 
 def draw_person(canvas: Canvas, paint: Paint, dice: Dice, x: float, z: float) -> None:

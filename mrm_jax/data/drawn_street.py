@@ -94,10 +94,9 @@ def draw_ground(canvas: Canvas, paint: Paint, dice: Dice, street: Street) -> Non
         inner, lot = street.side(sign)
         outer = inner + sign * dice.u(1.4, 2.2) if verge else lot + sign * 12 * dice.chance(0.4)
         outer = outer if verge else max(abs(outer), abs(lot)) * sign
-        canvas.polygons(strip(inner, outer), pavement)
-        canvas.polygons(strip(inner, inner + sign * 0.22), kerb)
+        canvas.polygons((strip(inner, outer), pavement), (strip(inner, inner + sign * 0.22), kerb))
     road = paint.new(canvas, "road")
-    canvas.polygons(strip(street.left, street.right), road)
+    canvas.polygons((strip(street.left, street.right), road))
     _draw_markings(canvas, paint, dice, street, road)
 
 
@@ -106,19 +105,20 @@ def _draw_markings(canvas: Canvas, paint: Paint, dice: Dice, street: Street, roa
     patch = canvas.material("road", shade(base, dice.u(0.8, 0.92)), paint.texture("road"))
     for _ in range(dice.count(0, 3)):
         x, z = dice.u(street.left + 0.5, street.right - 2), dice.u(4, 25)
-        canvas.polygons(strip(x, x + dice.u(0.8, 2.0), z, z + dice.u(1.5, 6)), patch)
+        canvas.polygons((strip(x, x + dice.u(0.8, 2.0), z, z + dice.u(1.5, 6)), patch))
     white = canvas.material("road", paint.marking(base), (0.03, 0.05, 0.02))
     middle = (street.left + street.right) / 2 + 0.3
     dash = dice.u(2.0, 3.5)
-    for z in np.arange(dice.u(1.5, 6), 45, 2 * dash + 1):
-        canvas.polygons(strip(middle - 0.09, middle + 0.09, z, z + dash), white)
+    dashes = np.arange(dice.u(1.5, 6), 45, 2 * dash + 1)
+    lines = [strip(middle - 0.09, middle + 0.09, z, z + dash) for z in dashes]
+    canvas.polygons((np.stack(lines), white))
     if dice.chance(0.25):
         z = dice.u(6, 16)
         stripes = [
             strip(x, x + 0.5, z, z + 2.6)
             for x in np.arange(street.left + 0.4, street.right - 0.5, 1.05)
         ]
-        canvas.polygons(np.stack(stripes), white)
+        canvas.polygons((np.stack(stripes), white))
 
 
 def draw_lots(canvas: Canvas, paint: Paint, dice: Dice, street: Street) -> None:
@@ -156,18 +156,20 @@ def _draw_building(
     glass = canvas.material("building", paint.glass(), (0.02, 0.06, 0.05), depth)
     trim = canvas.material("building", shade(base, dice.pick((0.7, 1.2))), (0.03, 0.02, 0), depth)
     y = spans(0.5, height - 0.4, storey, dice.u(0.4, 0.55))
+    whole, up = np.array([[z0, z1]]), np.array([[0, height]])
+    layers = []
     if z0 > NEAR:
         end = x + sign * 14
-        canvas.polygons(face_quads(np.array([[x, end]]), np.array([[0, height]]), z0), gable)
-        canvas.polygons(face_quads(spans(x, end, sign * 3.2, 0.4), y, z0), glass)
-    canvas.polygons(wall_quads(x, np.array([[z0, z1]]), np.array([[0, height]])), front)
-    canvas.polygons(wall_quads(x, spans(z0, z1, dice.u(2.4, 3.6), dice.u(0.4, 0.6)), y), glass)
+        layers.append((face_quads(np.array([[x, end]]), up, z0), gable))
+        layers.append((face_quads(spans(x, end, sign * 3.2, 0.4), y, z0), glass))
+    layers.append((wall_quads(x, whole, up), front))
+    layers.append((wall_quads(x, spans(z0, z1, dice.u(2.4, 3.6), dice.u(0.4, 0.6)), y), glass))
     band = [[height - 0.35, height]] if dice.chance(0.6) else [[3.0, 3.25]]
-    canvas.polygons(wall_quads(x, np.array([[z0, z1]]), np.array(band)), trim)
+    layers.append((wall_quads(x, whole, np.array(band)), trim))
     if dice.chance(0.5):
         z = dice.u(z0, z1 - 2)
-        door = wall_quads(x, np.array([[z, z + 1.4]]), np.array([[0, 2.4]]))
-        canvas.polygons(door, trim)
+        layers.append((wall_quads(x, np.array([[z, z + 1.4]]), np.array([[0, 2.4]])), trim))
+    canvas.polygons(*layers)
 
 
 def _behind(
@@ -190,10 +192,11 @@ def _draw_wall(
     joint = canvas.material("wall", shade(base, 0.84), paint.texture("wall"), depth)
     cap = canvas.material("wall", shade(base, 1.15), paint.texture("wall"), depth)
     whole = np.array([[z0, z1]])
-    canvas.polygons(wall_quads(x, whole, np.array([[0, height]])), wall)
-    courses = spans(0.1, height - 0.2, 0.65, 0.14)
-    canvas.polygons(wall_quads(x, whole, courses), joint)
-    canvas.polygons(wall_quads(x, whole, np.array([[height - 0.2, height]])), cap)
+    canvas.polygons(
+        (wall_quads(x, whole, np.array([[0, height]])), wall),
+        (wall_quads(x, whole, spans(0.1, height - 0.2, 0.65, 0.14)), joint),
+        (wall_quads(x, whole, np.array([[height - 0.2, height]])), cap),
+    )
 
 
 def _draw_fence(
@@ -206,10 +209,12 @@ def _draw_fence(
         "fence", shade(paint.colour_of(canvas, slat), 0.55), paint.texture("fence"), depth
     )
     whole = np.array([[z0, z1]])
-    canvas.polygons(wall_quads(x, whole, np.array([[0, height]])), gap)
     bars = spans(z0, z1, dice.u(0.45, 0.8), 0.55)
-    canvas.polygons(wall_quads(x, bars, np.array([[0.1, height]])), slat)
-    canvas.polygons(wall_quads(x, whole, np.array([[height * 0.7, height * 0.8]])), slat)
+    canvas.polygons(
+        (wall_quads(x, whole, np.array([[0, height]])), gap),
+        (wall_quads(x, bars, np.array([[0.1, height]])), slat),
+        (wall_quads(x, whole, np.array([[height * 0.7, height * 0.8]])), slat),
+    )
 
 
 def _draw_hedge(
@@ -218,7 +223,7 @@ def _draw_hedge(
     _behind(canvas, paint, dice, sign, x, z0, z1)
     height, depth = dice.u(1.2, 2.2), (z0 + z1) / 2
     leaf = paint.new(canvas, "vegetation", depth=depth)
-    canvas.polygons(wall_quads(x, np.array([[z0, z1]]), np.array([[0, height]])), leaf)
+    canvas.polygons((wall_quads(x, np.array([[z0, z1]]), np.array([[0, height]])), leaf))
     for z in np.arange(max(z0, 3), z1, 1.2):
         column, row, scale = canvas.camera.at(x, height, z)
         canvas.disc(column, row, 0.45 * scale * dice.u(0.7, 1.2), leaf)
