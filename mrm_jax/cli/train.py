@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
-    """Exit code: 0 at the end or after SIGTERM, 130 after Ctrl-C; state and report are on disk then.
+    """Exit code: 0 at the end or after SIGTERM, 130 after Ctrl-C; state and report are on disk
+    then.
 
     Raises UsageError (a mistake in the command, a folder of another run) or RunError.
     """

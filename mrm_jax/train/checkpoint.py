@@ -1,9 +1,10 @@
 """Checkpoints: the only place that knows Orbax.
 
-A checkpoint is a folder `checkpoints/<steps done>/` with one folder an item: `student`, `teacher`, `rebuilder`,
-`training` (step, optimiser, root key) and `facts` (config, versions, scores). It appears under its name by one
-rename when all of it is written, so that a save cut short is never taken for a checkpoint. Deleting `rebuilder`,
-`training` or `teacher` leaves a checkpoint that evaluates and predicts.
+A checkpoint is a folder `checkpoints/<steps done>/` with one folder an item: `student`, `teacher`,
+`rebuilder`, `training` (step, optimiser, root key) and `facts` (config, versions, scores). It
+appears under its name by one rename when all of it is written, so that a save cut short is never
+taken for a checkpoint. Deleting `rebuilder`, `training` or `teacher` leaves a checkpoint that
+evaluates and predicts.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
@@ -36,8 +38,9 @@ _FACTS = "facts"
 class LoadedRun:
     """A checkpoint opened without its mesh: numpy arrays, nothing on a device.
 
-    `student` and `teacher` are {"params", "batch_stats"} of the segmentor, ready for `model.apply`; `teacher` is
-    None where the method has none or its folder was deleted. `step` counts the steps done.
+    `student` and `teacher` are {"params", "batch_stats"} of the segmentor, ready for `model.apply`;
+    `teacher` is None where the method has none or its folder was deleted. `step` counts the steps
+    done.
     """
 
     config: Config
@@ -86,14 +89,16 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
         """Saves `state` in the background; it may be donated as soon as this returns.
 
-        `facts` is JSON; its "scores" hold `BEST_BY` if the step was evaluated. Raises RunError if this save, or
-        the one before it, cannot be written.
+        `facts` is JSON; its "scores" hold `BEST_BY` if the step was evaluated. Raises RunError if
+        this save, or the one before it, cannot be written.
         """
         if step == self._newest:
             return
         self.wait()
         self._prune()
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()}
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()
+        }
         items[_FACTS] = ocp.args.JsonSave(dict(facts))
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
@@ -118,7 +123,8 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state saved at `step`, with the shardings of `like`, and its facts.
 
-        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises RunError if the checkpoint does not fit.
+        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises RunError if the checkpoint
+        does not fit.
         """
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in _split(like).items()}
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
@@ -133,7 +139,8 @@ class Checkpoints:
         return state, _read_facts(self.directory / str(step))
 
     def _prune(self) -> None:
-        # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the best stays.
+        # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the best
+        # stays.
         steps = sorted(self._manager.all_steps())
         for step in set(steps[: -self._keep]) - {self.best()}:
             self._manager.delete(step)
@@ -144,16 +151,16 @@ class Checkpoints:
         good = [s for s in _steps(self.directory) if s != step]
         rest = f"The last good one is step {good[-1]}." if good else "There is none before it."
         return RunError(
-            f"The checkpoint of step {step} could not be saved in {self.directory}: {_line(error)} {rest} "
-            "Free some space, then give the same command again."
+            f"The checkpoint of step {step} could not be saved in {self.directory}: "
+            f"{_line(error)} {rest} Free some space, then give the same command again."
         )
 
 
 def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     """Opens a checkpoint of a run on any machine: numpy arrays, whatever mesh it was saved from.
 
-    `path` is a workdir, its `checkpoints` folder or one checkpoint in it (then `which` is not used); `which` is
-    "last", "best" or a step. Raises UsageError if there is none.
+    `path` is a workdir, its `checkpoints` folder or one checkpoint in it (then `which` is not
+    used); `which` is "last", "best" or a step. Raises UsageError if there is none.
     """
     folder = _find(Path(path), which)
     facts = _read_facts(folder)
@@ -201,7 +208,7 @@ def _steps(folder: Path) -> list[int]:
 
 def _split(state: TrainState) -> dict[str, Any]:
     """The state as plain nested dicts, one an item; items without arrays are left out."""
-    tree = serialization.to_state_dict(state.replace(root_key=_key_data(state.root_key)))
+    tree = serialization.to_state_dict(replace(state, root_key=_key_data(state.root_key)))
     items = {
         "student": {"params": tree["params"]["segmentor"], "batch_stats": tree["batch_stats"]},
         "teacher": {"params": tree["teacher_params"], "batch_stats": tree["teacher_batch_stats"]},
@@ -223,14 +230,14 @@ def _join(items: Mapping[str, Any], like: TrainState) -> TrainState:
         "teacher_batch_stats": teacher["batch_stats"],
         **items["training"],
     }
-    state = serialization.from_state_dict(like, tree)
-    if jax.dtypes.issubdtype(like.root_key.dtype, jax.dtypes.prng_key):
-        state = state.replace(root_key=jax.random.wrap_key_data(state.root_key))
+    state: Any = serialization.from_state_dict(like, tree)
+    if jnp.issubdtype(like.root_key.dtype, jax.dtypes.prng_key):
+        state = replace(state, root_key=jax.random.wrap_key_data(state.root_key))
     return state
 
 
 def _key_data(key: Any) -> Any:
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, jax.ShapeDtypeStruct):
         shape = jax.eval_shape(jax.random.key_data, key)
@@ -246,7 +253,8 @@ def _read_tree(folder: Path) -> dict[str, Any] | None:
     """All arrays of one item as numpy; None if the folder does not exist."""
     if not folder.is_dir():
         return None
-    handler, path = ocp.PyTreeCheckpointHandler(), folder.resolve()
+    handler: Any = ocp.PyTreeCheckpointHandler()  # its annotations want another Path than it takes
+    path = folder.resolve()
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(path).tree)
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))

@@ -6,11 +6,12 @@ On a terminal a bar that stays in place; in a file plain lines, one a log interv
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -54,7 +55,9 @@ class Screen:
 
     def advance(self, step: int, pace: str = "") -> None:
         """Moves the bar to `step`; nothing in a log file."""
-        self._bar.update(self._task, completed=step, **({"rate": pace} if pace else {}))
+        self._bar.update(self._task, completed=step)
+        if pace:
+            self._bar.update(self._task, rate=pace)
 
     def metrics(self, step: int, values: Mapping[str, float], pace: str) -> None:
         """The losses of a step; on a terminal the bar already shows the pace."""
@@ -98,14 +101,15 @@ def parameters(state: TrainState) -> dict[str, int]:
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
 
-def banner(devices: Sequence[jax.Device], workdir: str, state: TrainState, start: int) -> list[str]:
+def banner(mesh: Mesh, workdir: str, state: TrainState, start: int) -> list[str]:
     """What runs where, in a few lines."""
+    devices = list(mesh.devices.flat)
     kinds = sorted({device.device_kind for device in devices})
     counts = parameters(state)
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     place = f"goes on from step {start}" if start else "starts"
     return [
-        f"devices: {len(devices)} x {', '.join(kinds)} ({devices[0].platform}), batch spread over all of them",
+        f"devices: {len(devices)} x {', '.join(kinds)} ({devices[0].platform}), sharing the batch",
         f"workdir: {workdir} ({place})",
         f"parameters: {sum(counts.values()):,} ({parts})",
     ]

@@ -1,4 +1,6 @@
-"""What happens between steps: evaluation, checkpoints' facts, panels, the report, rates and memory."""
+"""What happens between steps: evaluation, checkpoints' facts, panels, the report, rates and
+memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 
 import mrm_jax
-from mrm_jax.config import Config
+from mrm_jax.config import Config, Domain
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
 from mrm_jax.models.build import build_segmentor
@@ -21,6 +23,8 @@ from mrm_jax.train.workdir import config_hash
 from mrm_jax.types import TrainState
 
 VIEWS = "views"
+SHOWN = 4
+"""Pictures on a sheet of predictions, spread over the evaluation set."""
 
 
 def networks(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -35,11 +39,42 @@ def networks(state: TrainState) -> dict[str, dict[str, Any]]:
 
 
 def evaluate(
-    config: Config, state: TrainState, examples: Sequence[Example]
+    config: Config, state: TrainState, examples: Sequence[Example], *, workdir: Path, step: int
 ) -> dict[str, Evaluation]:
-    """Scores of student and teacher under the protocol of `config`."""
+    """Scores of student and teacher under the protocol of `config`.
+
+    Writes predictions for a few of the pictures, with their ground truth, as one PNG,
+    `views/evaluation_<n>.png`.
+    """
+    from mrm_jax.report.panels import evaluation_panel
+
     model = build_segmentor(config.model, len(config.data.classes.names))
-    return evaluate_networks(config, model, networks(state), examples)
+    places = np.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).astype(int)
+    shown = [examples[place] for place in places]
+    names = {example.name for example in shown}
+    kept: dict[str, dict[str, np.ndarray]] = {}
+
+    def keep(network: str, name: str, ids: np.ndarray) -> None:
+        if name in names:
+            kept.setdefault(network, {})[name] = ids
+
+    found = evaluate_networks(config, model, networks(state), examples, on_prediction=keep)
+    predictions = {net: [ids[example.name] for example in shown] for net, ids in kept.items()}
+    if shown:
+        evaluation_panel(
+            shown,
+            predictions["student"],
+            config.data.classes,
+            workdir / VIEWS / f"evaluation_{step:07d}.png",
+            teacher=predictions.get("teacher"),
+            title=_title(f"Evaluation, step {step}", config.data.evaluation),
+        )
+    return found
+
+
+def _title(text: str, *domains: Domain) -> str:
+    """The title of a sheet; says so where its pictures are drawn."""
+    return f"{text} · drawn data" if any(domain.kind == "drawn" for domain in domains) else text
 
 
 def score_metrics(found: Mapping[str, Evaluation]) -> dict[str, float]:
@@ -92,9 +127,11 @@ def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax
     for name, value in jax.device_get(dict(views)).items():
         value = np.asarray(value)
         weight = name.endswith("/weight")
-        sheet[_PANELS.get(name, name.replace("/", "_"))] = value / 255 if weight else value
+        caption = _PANELS.get(name) or name.replace("/", "_")
+        sheet[caption] = value / 255 if weight else value
     path = workdir / VIEWS / f"training_{step:07d}.png"
-    return save_panels(sheet, config.data.classes, path, title=f"Training, step {step}")
+    title = _title(f"Training, step {step}", config.data.source, config.data.target)
+    return save_panels(sheet, config.data.classes, path, title=title)
 
 
 def write_report(workdir: Path) -> Path:
@@ -154,7 +191,9 @@ def memory() -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; its peak where the system does not tell the present value."""
+    """Resident memory of this process; its peak where the system does not tell the present
+    value.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

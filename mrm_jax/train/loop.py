@@ -1,12 +1,14 @@
 """The training loop.
 
-The work of step n (n steps are done when it is over) has one order: step -> log -> evaluate -> save -> panels. Each
-happens where n is a multiple of its cadence and at the last step; a save also where an evaluation gave a new best
-score, so that the best network is kept whatever the two cadences are, and where the run is asked to stop.
+The work of step n (n steps are done when it is over) has one order: step -> log -> evaluate -> save
+-> panels. Each happens where n is a multiple of its cadence and at the last step; a save also where
+an evaluation gave a new best score, so that the best network is kept whatever the two cadences are,
+and where the run is asked to stop.
 
-Metrics are fetched while the next step runs, so that the device never waits for the host; the loop catches up before it
-evaluates or saves. A latch is compiled into the step: after one that is not finite, later ones leave the state alone.
-So a fault that is noticed one step late still finds the last good state.
+Metrics are fetched while the next step runs, so that the device never waits for the host; the loop
+catches up before it evaluates or saves. A latch is compiled into the step: after one that is not
+finite, later ones leave the state alone. So a fault that is noticed one step late still finds the
+last good state.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class _Run:
 
 
 def train(config: Config, workdir: Path) -> int:
-    """Trains in `workdir`, or goes on where it stopped; returns the exit code of `StopSignal.exit_code`.
+    """Trains in `workdir`, or goes on where it stopped; returns the exit code of
+    `StopSignal.exit_code`.
 
     Raises UsageError or RunError with one line for the user.
     """
@@ -103,7 +106,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     program = build(config)
     sentinel = Sentinel(config.data.classes.names)
     state = _first_state(config, program, mesh, checkpoints, sentinel)
-    for line in banner(list(mesh.devices.flat), str(workdir), state, start):
+    for line in banner(mesh, str(workdir), state, start):
         screen.say(line)
     frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
@@ -163,7 +166,9 @@ def _first_state(
 
 
 def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
-    """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is donated."""
+    """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
+    donated.
+    """
 
     def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
         new, metrics = program.train_step(state, frozen, batch)
@@ -181,8 +186,10 @@ def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ..
 
 
 def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:
-    """All steps from `start` on, or until a signal; returns the exit code. The last save is complete then."""
-    steps = run.config.train.steps
+    """All steps from `start` on, or until a signal; returns the exit code. The last save is
+    complete then.
+    """
+    steps, number = run.config.train.steps, start
     with StopSignal() as stop:
         try:
             for number in range(start + 1, steps + 1):
@@ -210,7 +217,8 @@ def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int
         if stop.received is None:
             return 0
         run.screen.say(
-            f"stopped by {stop.received.name} after step {number}, which is saved; the same command goes on from there."
+            f"stopped by {stop.received.name} after step {number}, which is saved; "
+            "the same command goes on from there."
         )
         return stop.exit_code()
 
@@ -280,9 +288,10 @@ def _stop_at_fault(run: _Run, done: _Done, values: dict[str, np.ndarray]) -> Non
         _save(run, good, {})
     names = ", ".join(not_finite(values)) or "a gradient"
     raise RunError(
-        f"Step {done.number} is not finite ({names}) and was not applied; the state after step {good} is kept. "
-        f"Its pictures, labels and draws are in {path}: look whether one of them is odd; if none is, lower the "
-        f"learning rates, lengthen optimizer.warmup or use model.dtype=float32 in a new workdir."
+        f"Step {done.number} is not finite ({names}) and was not applied; the state after step "
+        f"{good} is kept. Its pictures, labels and draws are in {path}: look whether one of them "
+        f"is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
+        f"model.dtype=float32 in a new workdir."
     )
 
 
@@ -304,7 +313,7 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
 
 
 def _evaluate(run: _Run, number: int) -> dict[str, float]:
-    found = hooks.evaluate(run.config, run.state, run.examples)
+    found = hooks.evaluate(run.config, run.state, run.examples, workdir=run.workdir, step=number)
     scores = hooks.score_metrics(found)
     run.writer.write(number, scores)
     folders.write_json(run.workdir / "evaluation.json", document(found, step=number))

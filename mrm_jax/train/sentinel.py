@@ -1,6 +1,7 @@
 """What watches a run: classes that collapse, and numbers that are no longer finite.
 
-UDA runs lose single classes without any sign in the loss: here every class is compared with its own past.
+UDA runs lose single classes without any sign in the loss: here every class is compared with its own
+past.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SHARE_FELL_TO = 1 / 20
-"""A class has collapsed when its smoothed pseudo-label share is below this part of its earlier maximum."""
+"""A class has collapsed when its smoothed pseudo-label share is below this part of its earlier
+maximum.
+"""
 SMOOTHING_STEPS = 100
 """Time constant of the smoothing: single batches often lack a class."""
 RARE = 1e-4
@@ -23,7 +27,9 @@ IOU_WAS, IOU_FELL_TO = 0.10, 0.01
 
 
 class Sentinel:
-    """Watches the pseudo-label share and the IoU of every class; each is reported once until it recovers."""
+    """Watches the pseudo-label share and the IoU of every class; each is reported once until it
+    recovers.
+    """
 
     def __init__(self, classes: Sequence[str]):
         self._classes = tuple(classes)
@@ -43,11 +49,11 @@ class Sentinel:
         if self._steps < SMOOTHING_STEPS:
             return alarms
         for name, share, top in zip(self._classes, self._share, self._top_share, strict=True):
-            fell = top >= RARE and share < top * SHARE_FELL_TO
-            if self._changed(f"share/{name}", fell, recovered=share > top / 2):
+            fell = bool(top >= RARE and share < top * SHARE_FELL_TO)
+            if self._changed(f"share/{name}", fell, recovered=bool(share > top / 2)):
                 alarms[name] = (
-                    f"class {name}: its share of the pseudo-labels fell to {share:.3%} by step {step}; "
-                    f"it was {top:.2%}."
+                    f"class {name}: its share of the pseudo-labels fell to {share:.3%} "
+                    f"by step {step}; it was {top:.2%}."
                 )
         self._top_share = np.maximum(self._top_share, self._share)
         return alarms
@@ -65,7 +71,8 @@ class Sentinel:
             fell = top > IOU_WAS and value < IOU_FELL_TO
             if self._changed(f"iou/{key}", fell, recovered=value > top / 2):
                 alarms[name] = (
-                    f"class {name}: the {network}'s IoU fell to {value:.1%} at step {step}; it was {top:.1%}."
+                    f"class {name}: the {network}'s IoU fell to {value:.1%} at step {step}; "
+                    f"it was {top:.1%}."
                 )
             self._top_iou[key] = max(top, value)
         return alarms
@@ -103,10 +110,12 @@ def not_finite(values: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def save_fault(folder: Path, step: int, batch: Any, draws: Any, metrics: Any) -> Path:
-    """Writes all that the faulty step computed from: `step_<n>.npz`, every array under its dotted name.
+    """Writes all that the faulty step computed from: `step_<n>.npz`, every array under its dotted
+    name.
 
-    `batch.*` is what the loader gave (uint8 pictures), `draws.*` every random choice, `metrics.*` what came out:
-    `step_with(state, frozen, normalised batch, draws)` on the last good checkpoint repeats the step.
+    `batch.*` is what the loader gave (uint8 pictures), `draws.*` every random choice, `metrics.*`
+    what came out: `step_with(state, frozen, normalised batch, draws)` on the last good checkpoint
+    repeats the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step}.npz"
@@ -124,6 +133,6 @@ def save_fault(folder: Path, step: int, batch: Any, draws: Any, metrics: Any) ->
 
 
 def _plain(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf

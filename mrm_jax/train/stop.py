@@ -8,7 +8,9 @@ from typing import Any
 
 
 class StopSignal:
-    """Turns the first SIGTERM or Ctrl-C into a wish to stop; the next one acts at once, as without us."""
+    """Turns the first SIGTERM or Ctrl-C into a wish to stop; the next one acts at once, as without
+    us.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -31,5 +33,7 @@ class StopSignal:
             signal.signal(number, before)
 
     def exit_code(self) -> int:
-        """0 for SIGTERM (a scheduler asked, and the run is in order), 130 for Ctrl-C, as shells expect."""
+        """0 for SIGTERM (a scheduler asked, and the run is in order), 130 for Ctrl-C, as shells
+        expect.
+        """
         return 130 if self.received is signal.SIGINT else 0

@@ -1,8 +1,8 @@
 """The folder that holds all of a run: who may use it, and its small files.
 
-`config.json` (resolved config), `environment.json` (versions, devices, command), `checkpoints/`, `metrics.jsonl`,
-TensorBoard events, `views/` (panels), `fault/` (a step that went wrong), `report.html`. Files are replaced by a
-rename, so that none is ever half written.
+`config.json` (resolved config), `environment.json` (versions, devices, command), `checkpoints/`,
+`metrics.jsonl`, TensorBoard events, `views/` (panels), `fault/` (a step that went wrong),
+`report.html`. Files are replaced by a rename, so that none is ever half written.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def config_hash(config: Config) -> str:
 def opened(path: Path, config: Config) -> Iterator[Path]:
     """The folder of a run under `config`, new or of the same run, held for this process alone.
 
-    Fields marked runtime may differ from the ones it was started with. Raises UsageError for another run's folder
-    (naming the first field that differs), a folder of other things, or one that a running process holds.
+    Fields marked runtime may differ from the ones it was started with. Raises UsageError for
+    another run's folder (naming the first field that differs), a folder of other things, or one
+    that a running process holds.
     """
     _check(path, config)
     try:
@@ -115,13 +116,16 @@ def _check(path: Path, config: Config) -> None:
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         if name not in free and stored.get(name) != wanted.get(name):
             raise UsageError(
-                f"--workdir {path} belongs to another run: config.{name} is {wanted.get(name)!r} here and was "
-                f"{stored.get(name)!r} there. Use the same config to go on, or a new folder."
+                f"--workdir {path} belongs to another run: config.{name} is {wanted.get(name)!r} "
+                f"here and was {stored.get(name)!r} there. Use the same config to go on, or a new "
+                "folder."
             )
 
 
 def environment(**facts: Any) -> dict[str, Any]:
-    """Versions, platform, command and git revision of this process, and `facts` about its devices."""
+    """Versions, platform, command and git revision of this process, and `facts` about its
+    devices.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "mrm_jax": mrm_jax.__version__,

@@ -1,8 +1,8 @@
 """Where numbers go: metrics.jsonl and TensorBoard events.
 
-metrics.jsonl holds one JSON object a line with `step` (steps done) and any of: the losses and shares of that step,
-scores (`eval/<student|teacher>/...`), alarms (`alarm/...`, a sentence), rates and memory (`perf/...`). A number that
-is not finite is null.
+metrics.jsonl holds one JSON object a line with `step` (steps done) and any of: the losses and
+shares of that step, scores (`eval/<student|teacher>/...`), alarms (`alarm/...`, a sentence), rates
+and memory (`perf/...`). A number that is not finite is null.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ METRICS = "metrics.jsonl"
 def cut_back(path: Path, step: int) -> int:
     """Drops the lines of metrics.jsonl after `step`, and torn ones; returns how many went.
 
-    What a killed run wrote after its last checkpoint is computed again, and must not stand there twice.
+    What a killed run wrote after its last checkpoint is computed again, and must not stand there
+    twice.
     """
     if not path.exists():
         return 0
@@ -52,7 +53,9 @@ class Writer:
         self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of numbers and sentences under their metrics.jsonl names, at once visible to readers."""
+        """One line of numbers and sentences under their metrics.jsonl names, at once visible to
+        readers.
+        """
         plain = {name: _plain(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()

@@ -1,0 +1,271 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrm_jax import sharding
+from mrm_jax.config import Classes, Config, Data, Domain, UsageError
+from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints, load_run
+from mrm_jax.types import RunError, TrainState
+
+DRAWN = Domain(kind="drawn")
+CLASSES = Classes(names=("a", "b"), colours=((0, 0, 0), (1, 1, 1)))
+CONFIG = Config(data=Data(classes=CLASSES, source=DRAWN, target=DRAWN, evaluation=DRAWN))
+
+
+def _state(size=7, *, typed=False, teacher=True):
+    params = {
+        "segmentor": {"w": jnp.arange(size, dtype=jnp.float32), "h": jnp.ones(3, jnp.bfloat16)},
+        "rebuilder": {"token": jnp.full(2, 5.0)},
+    }
+    key = jax.random.key(3)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats={"mean": jnp.zeros(2)},
+        teacher_params={"w": jnp.zeros(size), "h": jnp.ones(3, jnp.bfloat16)} if teacher else {},
+        teacher_batch_stats={"mean": jnp.ones(2)} if teacher else {},
+        opt_state=optax.adam(0.1).init(params),
+        root_key=key if typed else jax.random.key_data(key),
+    )
+
+
+def _facts(score=None):
+    return {"config": asdict(CONFIG), "scores": {} if score is None else {BEST_BY: score}}
+
+
+def _like(state):
+    mesh = sharding.mesh(1)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
+    )
+
+
+def _plain(state):
+    if jnp.issubdtype(state.root_key.dtype, jax.dtypes.prng_key):
+        state = state.replace(root_key=jax.random.key_data(state.root_key))
+    return jax.device_get(state)
+
+
+def _assert_equal(found, wanted):
+    found, wanted = _plain(found), _plain(wanted)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@jax.jit
+def _copy(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_the_whole_state_comes_back_bit_for_bit(tmp_path, typed, teacher):
+    state = _state(typed=typed, teacher=teacher)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(4, state, _facts())
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.latest() == 4
+    restored, facts = again.restore(4, _like(state))
+    again.close()
+    _assert_equal(restored, state)
+    assert facts["config"] == json.loads(json.dumps(asdict(CONFIG)))
+
+
+def test_a_save_under_way_is_not_touched_by_donated_steps(tmp_path):
+    # Large enough (16 MB a leaf) for the write to be under way while the steps run.
+    state = _state(size=4_000_000)
+    step = jax.jit(
+        lambda s: jax.tree.map(lambda x: x * 2 + 1 if x.dtype == jnp.float32 else x, s),
+        donate_argnums=0,
+    )
+    state = step(state)
+    wanted = _plain(_copy(state))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, _facts())
+    for _ in range(10):
+        state = step(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, _like(_state(size=4_000_000)))
+    checkpoints.close()
+    _assert_equal(restored, wanted)
+
+
+def test_the_last_ones_and_the_best_one_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in enumerate([0.1, 0.6, None, 0.3, 0.2, None], 1):
+        assert checkpoints.is_best(score) == (step in (1, 2))
+        checkpoints.save(step, _state(), _facts(score))
+    checkpoints.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "5", "6"]
+    again = Checkpoints(tmp_path, keep=2)
+    assert (again.latest(), again.best()) == (6, 2)
+    assert not again.is_best(0.5)
+    assert again.is_best(0.7)
+    again.close()
+
+
+def _saved(tmp_path, *scores):
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=len(scores))
+    for step, score in enumerate(scores, 1):
+        state = _state()
+        checkpoints.save(
+            step, state.replace(batch_stats={"mean": jnp.full(2, step)}), _facts(score)
+        )
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("below", "which", "step"),
+    [
+        ("", "last", 3),
+        ("", "best", 2),
+        (FOLDER, 1, 1),
+        (FOLDER, "3", 3),
+        (f"{FOLDER}/1", "best", 1),
+    ],
+)
+def test_a_checkpoint_opens_from_a_workdir_its_folder_or_a_step(tmp_path, below, which, step):
+    _saved(tmp_path, 0.1, 0.5, 0.4)
+    run = load_run(tmp_path / below, which)
+    assert run.step == step
+    assert run.config == CONFIG
+    np.testing.assert_array_equal(run.student["batch_stats"]["mean"], [step, step])
+    np.testing.assert_array_equal(run.student["params"]["w"], np.arange(7))
+    assert run.teacher is not None
+    np.testing.assert_array_equal(run.teacher["params"]["w"], np.zeros(7))
+    leaves = jax.tree.leaves((run.student, run.teacher))
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+
+
+def test_a_checkpoint_without_rebuilder_optimiser_and_teacher_opens(tmp_path):
+    _saved(tmp_path, 0.1)
+    for name in ("rebuilder", "training", "teacher"):
+        shutil.rmtree(tmp_path / FOLDER / "1" / name)
+    run = load_run(tmp_path)
+    assert run.teacher is None
+    assert set(run.student["params"]) == {"w", "h"}
+
+
+def test_a_checkpoint_of_two_devices_opens_on_one(tmp_path):
+    mesh = sharding.mesh(2)
+    state = jax.device_put(_state(), sharding.replicated(mesh))
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=1)
+    checkpoints.save(1, state, _facts())
+    restored, _ = checkpoints.restore(1, _like(state))
+    checkpoints.close()
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(restored))
+    _assert_equal(restored, state)
+    code = (
+        "import jax; from mrm_jax.train.checkpoint import load_run; assert len(jax.devices()) == 1;"
+        f"print(load_run({str(tmp_path)!r}).student['params']['w'].sum())"
+    )
+    environment = os.environ | {"XLA_FLAGS": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) == 21
+
+
+@pytest.mark.parametrize(
+    ("below", "which", "says"),
+    [
+        ("", "7", "use last, best or one of 1"),
+        ("", "best", "No checkpoint .* was evaluated"),
+        ("nothing", "last", "is not a folder"),
+        (f"{FOLDER}/1/student", "last", "holds no complete checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_one_line_that_helps(tmp_path, below, which, says):
+    _saved(tmp_path, None)
+    with pytest.raises(UsageError, match=says):
+        load_run(tmp_path / below, which)
+
+
+def _save_and_wait(checkpoints, step, state):
+    checkpoints.save(step, state, _facts(0.9))  # may fail at once or in the background
+    checkpoints.wait()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(tmp_path):
+    state = _state(size=1_000_000)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, _facts(0.1))
+    checkpoints.wait()
+    # A limit on the size of files makes the writes inside Orbax fail as on a full disk. Random
+    # numbers, so that compression does not bring the file below the limit.
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000), jnp.float32)
+    params = {**state.params, "segmentor": {**state.params["segmentor"], "w": noise}}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"step 2 could not be saved.*last good one is step 1"):
+            _save_and_wait(checkpoints, 2, state.replace(params=params))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = Checkpoints(tmp_path, keep=2)
+    assert (again.latest(), again.best()) == (1, 1)
+    restored, _ = again.restore(1, _like(state))
+    again.save(2, state, _facts())  # with space again, the same step can be saved
+    again.close()
+    _assert_equal(restored, state)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_no_space_when_a_save_begins_is_one_line_too(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(RunError, match=r"step 3 could not be saved.*No space left.*none before it"):
+        checkpoints.save(3, _state(), _facts())
+    assert checkpoints.latest() is None
+
+
+_KILLED = """
+import os, signal, sys, threading
+import orbax.checkpoint as ocp
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_checkpoint import *
+from test_checkpoint import _state, _facts
+directory = Path({directory!r})
+checkpoints = Checkpoints(directory, keep=2)
+checkpoints.save(1, _state(size=2_000_000), _facts())
+checkpoints.wait()
+checkpoints.save(2, _state(size=2_000_000), _facts())
+while not any(p.is_dir() and not p.name.isdigit() for p in directory.iterdir()):
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_save_cut_short_by_kill_9_is_never_taken_for_a_checkpoint(tmp_path):
+    code = _KILLED.format(tests=os.path.dirname(__file__), directory=str(tmp_path))
+    killed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    unfinished = [p.name for p in tmp_path.iterdir() if not p.name.isdigit()]
+    assert unfinished  # else nothing was cut short
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.latest() == 1
+    again.restore(1, _like(_state(size=2_000_000)))
+    again.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
