@@ -128,7 +128,7 @@ def short(value: float) -> str:
         for size, mark in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
                 return f"{value / size:.3g}{mark}"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-2:
         digits, exponent = f"{value:.2e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}"

@@ -236,7 +236,7 @@ def _sheet(
     tall = [max(c.picture.shape[0] for c in part) for _, part in lines]
     top = _MARGIN + (34 if title else 0)
     height = top + sum(
-        h + 24 + _GAP + (20 if name else 0) for h, (name, _) in zip(tall, lines, strict=True)
+        h + 24 + _GAP + (28 if name else 0) for h, (name, _) in zip(tall, lines, strict=True)
     )
     canvas = Image.new("RGB", (width, height + legend.height + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -245,6 +245,7 @@ def _sheet(
     y = top
     for line_height, (name, part) in zip(tall, lines, strict=True):
         if name:
+            y += 8
             draw.text((_MARGIN, y), name, fill=_FAINT, font=ImageFont.load_default(12))
             y += 20
         for column, c in enumerate(part):

@@ -10,6 +10,8 @@ from mrm_jax.report.charts import Curve, line_chart, series_colour
 from mrm_jax.report.facts import drawn_mark
 from mrm_jax.report.record import Record, Score
 
+PASSES = ("source", "augmented", "mixed", "masked", "reconstructed")
+
 
 def class_table(run: Record) -> str:
     """IoU of every class: student and teacher at the last evaluation, and at their best ones."""
@@ -70,6 +72,7 @@ def curves(run: Record) -> str:
         for n in names
         if n != "total/loss" and n.split("/")[-1].startswith(("ce", "feature_dist"))
     ]
+    losses.sort(key=lambda name: _place(name.split("/")[0]))
     rates = [n for n in names if "learning_rate" in n]
     figures = [
         ("mIoU", _many(run, [f"eval/{n}/mIoU" for n in record.NETWORKS], percent=True), evaluation),
@@ -94,6 +97,11 @@ def curves(run: Record) -> str:
         if chart
     )
     return f'<h2>Curves over steps</h2><div class="grid2">{cards}</div>' if cards else ""
+
+
+def _place(name: str) -> int:
+    """Where a pass stands in a step."""
+    return PASSES.index(name) if name in PASSES else len(PASSES)
 
 
 def _many(run: Record, names: list[str], *, percent: bool = False, low: float | None = None) -> str:
