@@ -45,7 +45,7 @@ CAMERA: dict[str, tuple[Colour, ...]] = {
     "sky": ((204, 206, 208), (188, 196, 206), (212, 204, 192)),
     "person": ((58, 64, 98), (80, 58, 78), (48, 80, 86)),
     "rider": ((148, 168, 62), (170, 160, 70)),
-    "car": ((150, 154, 160), (60, 62, 68), (112, 46, 46), (190, 192, 196)),
+    "car": ((104, 112, 130), (120, 60, 56), (184, 186, 188), (64, 66, 70)),
     "truck": ((186, 140, 92), (108, 136, 128), (180, 178, 170)),
     "bus": ((96, 148, 84), (198, 170, 96)),
     "bicycle": ((62, 46, 60), (40, 44, 54)),
@@ -102,7 +102,11 @@ class Paint:
     def colour(self, name: str) -> Colour:
         """A base colour of a class, a little different every time."""
         dice = self._dice
-        first, second, bright = dice.pick(RENDERED[name]), dice.pick(CAMERA[name]), dice.u(0.9, 1.1)
+        # One number picks from both tables, so that a blue sign fades and does not turn yellow.
+        where, bright = dice.u(), dice.u(0.9, 1.1)
+        first, second = (
+            colours[int(where * len(colours))] for colours in (RENDERED[name], CAMERA[name])
+        )
         tint = (dice.u(-8, 8), dice.u(-8, 8), dice.u(-8, 8))
         mixed = shade(blend(first, second, self._gap), bright)
         return (mixed[0] + tint[0], mixed[1] + tint[1], mixed[2] + tint[2])
