@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import cv2
 import numpy as np
 import pytest
 
+from mrm_jax.config import UsageError
 from mrm_jax.main import run
+from mrm_jax.train.checkpoint import load_run
 
 
 def table_of(predictions, dataset, classes):
@@ -86,6 +89,35 @@ def test_another_folder_of_the_same_layout_can_be_scored(workdir, dataset, tmp_p
     assert str(other) in stored["protocol"]["domain"]
 
 
+def given(folder, changes: str):
+    """The flag of a config file that is the run's config with `changes`."""
+    lines = [
+        "import json, pathlib",
+        "from mrm_jax import config, options",
+        "def get_config(text=None):",
+        f"    values = json.loads(pathlib.Path({str(folder / 'config.json')!r}).read_text())",
+        f"    {changes}",
+        "    return options.to_config_dict(config.from_config_dict(values))",
+    ]
+    path = folder / "given.py"
+    path.write_text("\n".join(lines) + "\n")
+    return f"--config={path}"
+
+
+def test_a_config_can_ask_for_another_protocol_but_not_for_other_classes(workdir, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(load_run(workdir).config)))
+    command = ["evaluate", "--workdir", str(workdir), "--to", str(tmp_path)]
+    counted = given(tmp_path, "values['evaluation']['classes'] = ['road', 'sky']")
+    assert run([*command, counted, "--config.evaluation.limit=1"]) == 0
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["classes_counted"] == ["road", "sky"]
+    assert stored["protocol"]["pictures"] == 1
+    assert stored["mIoU"] == pytest.approx((stored["IoU"]["road"] + stored["IoU"]["sky"]) / 2)
+    renamed = given(tmp_path, "values['data']['classes']['names'] = ['a', 'b', 'c']")
+    with pytest.raises(UsageError, match="must be the same"):
+        run([*command, renamed])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -98,8 +130,6 @@ def test_another_folder_of_the_same_layout_can_be_scored(workdir, dataset, tmp_p
     ],
 )
 def test_mistakes_are_answered_in_one_line(workdir, words, message, tmp_path):
-    from mrm_jax.config import UsageError
-
     filled = [word.format(run=workdir) for word in words]
     with pytest.raises(UsageError, match=message) as caught:
         run(["evaluate", *filled, "--to", str(tmp_path)])
@@ -107,8 +137,6 @@ def test_mistakes_are_answered_in_one_line(workdir, words, message, tmp_path):
 
 
 def test_a_teacher_that_was_deleted_is_asked_for_in_vain(workdir, tmp_path):
-    from mrm_jax.config import UsageError
-
     shutil.copytree(workdir / "checkpoints" / "7", tmp_path / "7")
     shutil.rmtree(tmp_path / "7" / "teacher")
     with pytest.raises(UsageError, match="holds no teacher"):
