@@ -1,1 +1,2 @@
-"""Networks: encoders, decoders, the segmentor that joins them, and the Rebuilder of masked representation modelling."""
+"""Networks: encoders, decoders, the segmentor that joins them, and the Rebuilder of masked
+representation modelling."""

@@ -17,12 +17,14 @@ from mrm_jax.models.segformer import SegformerHead
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.types import FeatureSpec
 
-# Decoders that read every stage: all of them are rebuilt. Others read the last one, and only that is.
+# Decoders that read every stage: all of them are rebuilt. Others read the last one, and only that
+# is.
 _MULTI_SCALE = ("daformer", "segformer")
 
 
 def feature_spec(encoder: config.Encoder) -> FeatureSpec:
-    """Channels and total strides of the encoder's maps; `multiple_of` is what crop sides have to be a multiple of, px."""
+    """Channels and total strides of the encoder's maps; `multiple_of` is what crop sides have to be
+    a multiple of, px."""
     strides = tuple(accumulate(encoder.strides, mul))
     return FeatureSpec(
         channels=tuple(encoder.dims), strides=strides, multiple_of=math.prod(encoder.strides)
@@ -59,7 +61,8 @@ def build_decoder(decoder: config.Decoder, num_classes: int) -> nn.Module:
 
 
 def build_segmentor(model: config.Model, num_classes: int) -> Segmentor:
-    """The network that is trained and kept. dtype "float32" follows the image's dtype, so float64 images stay float64."""
+    """The network that is trained and kept. dtype "float32" follows the image's dtype, so float64
+    images stay float64."""
     return Segmentor(
         encoder=build_encoder(model), decoder=build_decoder(model.decoder, num_classes)
     )
@@ -68,7 +71,8 @@ def build_segmentor(model: config.Model, num_classes: int) -> Segmentor:
 def build_rebuilder(
     mrm: config.MRM, spec: FeatureSpec, decoder_kind: str, crop: tuple[int, int]
 ) -> Rebuilder:
-    """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained on."""
+    """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained
+    on."""
     count = len(spec.channels)
     return Rebuilder(
         spec=spec,

@@ -1,6 +1,8 @@
-"""DAFormer's decoder: all stages embedded, brought to the first one's size, and fused with a wide context.
+"""DAFormer's decoder: all stages embedded, brought to the first one's size, and fused with a wide
+context.
 
-Source: method.md 2.6; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is also HRDA's attention head.
+Source: method.md 2.6; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is also
+HRDA's attention head.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from mrm_jax.types import Mode
 
 
 def normed(x: jax.Array, bn: str, mode: Mode) -> jax.Array:
-    """ReLU of the batch-normalised `x`; the BatchNorm is called `bn` in the enclosing compact module."""
+    """ReLU of the batch-normalised `x`; the BatchNorm is called `bn` in the enclosing compact
+    module."""
     return nn.relu(BatchNorm(name=bn)(x, mode))
 
 
 def aligned(maps: list[jax.Array], *, reverse: bool = False) -> jax.Array:
-    """All maps resized to the first one's size and concatenated along channels, last map first if `reverse`."""
+    """All maps resized to the first one's size and concatenated along channels, last map first if
+    `reverse`."""
     size = (maps[0].shape[1], maps[0].shape[2])
     resized = [resize(m, size) for m in maps]
     return jnp.concatenate(resized[::-1] if reverse else resized, axis=-1)
@@ -58,7 +62,8 @@ class SeparableBranch(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
-        # 9 * C: the reference's rule counts a depthwise kernel's outputs without dividing by its groups.
+        # 9 * C: the reference's rule counts a depthwise kernel's outputs without dividing by its
+        # groups.
         init = fan_out_normal(9 * x.shape[-1])
         x = DepthwiseConv(init, self.dilation, use_bias=False, name="depthwise")(x)
         x = normed(x, "depthwise_bn", mode)
@@ -80,7 +85,8 @@ class Bottleneck(nn.Module):
 
 
 class AsppFusion(nn.Module):
-    """Parallel branches of different reach, concatenated and mixed: a dilation of 1 is a plain 1x1, the others separable 3x3."""
+    """Parallel branches of different reach, concatenated and mixed: a dilation of 1 is a plain 1x1,
+    the others separable 3x3."""
 
     channels: int
     dilations: tuple[int, ...]

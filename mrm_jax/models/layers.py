@@ -1,25 +1,28 @@
-"""Building blocks of all networks: normalisation, attention, convolutions in the forms that run fast, dropping, initialisers.
+"""Building blocks of all networks: normalisation, attention, convolutions in the forms that run
+fast, dropping, initialisers.
 
-Conventions. Maps are [B, H, W, C]. Every layer computes in the dtype of its input, and reductions (statistics, softmax) in at
-least float32; parameters are stored in float32. An encoder casts its input once, and everything behind it follows. A 1x1
-convolution is a dense layer and is stored as one, [in, out].
+Conventions. Maps are [B, H, W, C]. Every layer computes in the dtype of its input, and reductions
+(statistics, softmax) in at least float32; parameters are stored in float32. An encoder casts its
+input once, and everything behind it follows. A 1x1 convolution is a dense layer and is stored as
+one, [in, out].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from mrm_jax.types import Mode
+from mrm_jax.ops.convolution import depthwise3x3, transposed_conv
+from mrm_jax.ops.normalisation import layer_norm
+from mrm_jax.types import Mode, Tree
 
 Initializer = Callable[..., jax.Array]
-Tree = Any
 
 
 def at_least_float32(x: jax.Array) -> jnp.dtype:
@@ -28,7 +31,8 @@ def at_least_float32(x: jax.Array) -> jnp.dtype:
 
 
 def along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """`vector` [C] shaped to broadcast over the last axis of `x`, without relying on rank promotion."""
+    """`vector` [C] shaped to broadcast over the last axis of `x`, without relying on rank
+    promotion."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -45,7 +49,8 @@ def uniform(bound: float) -> Initializer:
 
 
 def fan_out_normal(fan_out: int) -> Initializer:
-    """Normal with standard deviation sqrt(2 / fan_out): Kaiming's rule for ReLU, counted on the output side."""
+    """Normal with standard deviation sqrt(2 / fan_out): Kaiming's rule for ReLU, counted on the
+    output side."""
     return nn.initializers.normal((2.0 / fan_out) ** 0.5)
 
 
@@ -55,10 +60,11 @@ def dense(
     name: str,
     *,
     kernel_init: Initializer,
-    bias_init: Initializer = nn.initializers.zeros_init(),
+    bias_init: Initializer = nn.initializers.zeros,
     use_bias: bool = True,
 ) -> jax.Array:
-    """A dense layer on the last axis, called `name` in the enclosing compact module, computed in `x`'s dtype."""
+    """A dense layer on the last axis, called `name` in the enclosing compact module, computed in
+    `x`'s dtype."""
     layer = nn.Dense(
         features, use_bias, dtype=x.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
     )
@@ -72,39 +78,37 @@ def torch_dense(features: int, x: jax.Array, name: str) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-    """Normalises over the last axis. The reference mixes eps 1e-6 and 1e-5, so each use names its own."""
+    """Normalises over the last axis. The reference mixes eps 1e-6 and 1e-5, so each use names its
+    own."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`x` with zero mean and unit variance over the last axis, scaled and shifted; same shape and dtype."""
+        """`x` with zero mean and unit variance over the last axis, scaled and shifted; same shape
+        and dtype."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
-        wide = x.astype(at_least_float32(x))
-        # Two passes: E[x^2] - E[x]^2 loses the variance of maps that are nearly constant over channels.
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normed = centred * lax.rsqrt(variance + self.eps)
-        scale, bias = (along_channels(p.astype(wide.dtype), x) for p in (scale, bias))
-        return (normed * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.eps)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation that never writes its running averages.
 
-    mode "eval" normalises with collection `batch_stats` {mean, var}. The other modes normalise with the statistics of the whole
-    batch (biased variance; over all devices when the batch is sharded under jit) and sow (mean, *unbiased* variance) into
-    collection `moments`, under the path and leaf names that `batch_stats` has. A leaf of `moments` is a tuple with one entry a
-    call, in the order of calls, so that a network applied twice in one `apply` (context, then detail) hands out both.
-    `fold_moments` turns them into new running averages.
+    mode "eval" normalises with collection `batch_stats` {mean, var}. The other modes normalise with
+    the statistics of the whole batch (biased variance; over all devices when the batch is sharded
+    under jit) and sow (mean, *unbiased* variance) into collection `moments`, under the path and
+    leaf names that `batch_stats` has. A leaf of `moments` is a tuple with one entry a call, in the
+    order of calls, so that a network applied twice in one `apply` (context, then detail) hands out
+    both. `fold_moments` turns them into new running averages.
     """
 
     eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        """`x` [..., C] normalised per channel over all other axes, scaled and shifted; same dtype."""
+        """`x` [..., C] normalised per channel over all other axes, scaled and shifted; same
+        dtype."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones_init(), channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
@@ -128,45 +132,49 @@ class BatchNorm(nn.Module):
 
 
 def fold_moments(batch_stats: Tree, moments: Tree, momentum: float = 0.1) -> Tree:
-    """Running averages after the forwards that handed out `moments`, oldest entry of each tuple first.
+    """Running averages after the forwards that handed out `moments`, oldest entry of each tuple
+    first.
 
-    One entry m moves an average a to (1 - momentum) * a + momentum * m (PyTorch's momentum; flax calls 0.9 what is 0.1 here).
-    Layers that `moments` does not mention (they were not run) keep theirs. Structure and dtypes are those of `batch_stats`.
+    One entry m moves an average a to (1 - momentum) * a + momentum * m (PyTorch's momentum; flax
+    calls 0.9 what is 0.1 here). Layers that `moments` does not mention (they were not run) keep
+    theirs. Structure and dtypes are those of `batch_stats`.
     """
-    if not isinstance(batch_stats, dict):
-        for moment in moments:
-            batch_stats = (1 - momentum) * batch_stats + momentum * moment.astype(batch_stats.dtype)
-        return batch_stats
     unknown = sorted(set(moments) - set(batch_stats))
     if unknown:
         raise ValueError(
-            f"fold_moments: moments has {unknown[0]!r}, batch_stats has {sorted(batch_stats)}."
+            f"fold_moments: moments has {unknown[0]!r}, batch_stats only {sorted(batch_stats)}."
         )
-    return {
-        name: fold_moments(stats, moments[name], momentum) if name in moments else stats
-        for name, stats in batch_stats.items()
-    }
+    folded = dict(batch_stats)
+    for name, moment in moments.items():
+        if isinstance(moment, Mapping):
+            folded[name] = fold_moments(batch_stats[name], moment, momentum)
+            continue
+        for entry in moment:
+            folded[name] = (1 - momentum) * folded[name] + momentum * entry.astype(
+                folded[name].dtype
+            )
+    return folded
 
 
-class DropPath(nn.Module):
-    """Drops the whole residual branch of some samples and scales the others up (stochastic depth). Needs rng "dropout"."""
+def drop_path_scales(key: jax.Array, rates: np.ndarray, batch: int) -> jax.Array:
+    """Factors f32[blocks, 2, batch] for the two residual branches of each block (stochastic depth).
 
-    active: bool
+    A branch of a sample is dropped (0) with its block's rate, or kept and scaled up: 1 / (1 -
+    rate).
+    """
+    keep = 1 - jnp.asarray(rates, jnp.float32).reshape(-1, 1, 1)
+    kept = jax.random.bernoulli(key, keep, (len(rates), 2, batch))
+    return jnp.where(kept, 1 / keep, 0.0)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, rate: jax.Array) -> jax.Array:
-        """`x` [B, ...] with each sample either zero (probability `rate`, a scalar array) or divided by 1 - rate."""
-        if not self.active:
-            return x
-        keep = 1 - rate
-        kept = jax.random.bernoulli(
-            self.make_rng("dropout"), keep, (x.shape[0],) + (1,) * (x.ndim - 1)
-        )
-        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+def scale_samples(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """`x` [B, H, W, C] with every sample times its `factor` [B]; same dtype."""
+    return x * factor.astype(x.dtype).reshape(-1, 1, 1, 1)
 
 
 def dropout2d(x: jax.Array, rate: float, mode: Mode) -> jax.Array:
-    """`x` [B, H, W, C] with whole channels of a sample zeroed and the others divided by 1 - rate, in mode "train" only.
+    """`x` [B, H, W, C] with whole channels of a sample zeroed and the others divided by 1 - rate,
+    in mode "train" only.
 
     To be called inside a compact module; needs the rng "dropout" where it acts.
     """
@@ -174,13 +182,15 @@ def dropout2d(x: jax.Array, rate: float, mode: Mode) -> jax.Array:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the exact normal distribution function, same dtype, computed in at least float32."""
+    """x * Phi(x) with the exact normal distribution function, same dtype, computed in at least
+    float32."""
     wide = x.astype(at_least_float32(x))
     return (wide * 0.5 * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
-    """Multi-head attention of `query` [B, N, C] over `key`, `value` [B, M, C]: [B, N, C]. Channels are split head-major."""
+    """Multi-head attention of `query` [B, N, C] over `key`, `value` [B, M, C]: [B, N, C]. Channels
+    are split head-major."""
     batch, length, channels = query.shape
     width = channels // heads
 
@@ -195,7 +205,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> ja
 
 
 class Conv(nn.Module):
-    """Dense convolution, odd square kernel HWIO, symmetric explicit padding (never "SAME", which is lopsided when strided)."""
+    """Dense convolution, odd square kernel HWIO, symmetric explicit padding (never "SAME", which is
+    lopsided when strided)."""
 
     features: int
     kernel: int
@@ -219,7 +230,8 @@ class Conv(nn.Module):
 
 
 class PatchReduction(nn.Module):
-    """Convolution whose kernel equals its stride, as one matrix product; rows and columns left over are dropped."""
+    """Convolution whose kernel equals its stride, as one matrix product; rows and columns left over
+    are dropped."""
 
     ratio: int
 
@@ -233,7 +245,8 @@ class PatchReduction(nn.Module):
         h, w = height // r, width // r
         if h == 0 or w == 0:
             raise ValueError(
-                f"The image is too small: attention reduces a {height}x{width} map by {r}. Use larger crops or smaller sr_ratios."
+                f"The image is too small: attention reduces a {height}x{width} map by {r}. "
+                "Use larger crops or smaller sr_ratios."
             )
         # A convolution inside a loop is 8-18 times slower backwards on CPU than this product.
         patches = (
@@ -241,58 +254,6 @@ class PatchReduction(nn.Module):
         )
         y = patches.reshape(batch, h, w, -1) @ kernel.astype(x.dtype).reshape(-1, channels)
         return y + along_channels(bias.astype(x.dtype), y)
-
-
-def _shifts(height: int, width: int, dilation: int) -> list[tuple[int, int]]:
-    """The taps of a 3x3 kernel that reach the map at all: with a large dilation the outer ones see only padding."""
-    rows = range(3) if dilation < height else (1,)
-    columns = range(3) if dilation < width else (1,)
-    return [(i, j) for i in rows for j in columns]
-
-
-def _shifted(
-    padded: jax.Array, tap: tuple[int, int], dilation: int, size: tuple[int, int]
-) -> jax.Array:
-    top, left = tap[0] * dilation, tap[1] * dilation
-    return padded[:, top : top + size[0], left : left + size[1]]
-
-
-def _pad(x: jax.Array, border: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """Depthwise 3x3 convolution, padding = dilation: `x` [B, H, W, C], `kernel` [3, 3, 1, C] in `x`'s dtype; same shape as `x`.
-
-    Nine shifted products, summed in at least float32, with the gradient written in the same form: XLA's grouped convolution is
-    20 to 400 times slower on CPU, and slower on TPU by its own cost model.
-    """
-    size, wide = x.shape[1:3], at_least_float32(x)
-    padded, taps = _pad(x, dilation).astype(wide), kernel.astype(wide)
-    total = sum(
-        _shifted(padded, tap, dilation, size) * along_channels(taps[tap][0], x)
-        for tap in _shifts(*size, dilation)
-    )
-    return jnp.asarray(total, x.dtype)
-
-
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, dilation: int) -> tuple[jax.Array, tuple]:
-    return depthwise3x3(x, kernel, dilation), (x, kernel)
-
-
-def _depthwise_backward(dilation: int, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    size, wide = x.shape[1:3], at_least_float32(x)
-    padded, wide_g = _pad(x, dilation).astype(wide), g.astype(wide)
-    grad = jnp.zeros(kernel.shape, wide)
-    for tap in _shifts(*size, dilation):
-        product = _shifted(padded, tap, dilation, size) * wide_g
-        grad = grad.at[tap[0], tap[1], 0].set(product.sum((0, 1, 2)))
-    return depthwise3x3(g, kernel[::-1, ::-1], dilation), grad.astype(kernel.dtype)
-
-
-depthwise3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
@@ -313,51 +274,9 @@ class DepthwiseConv(nn.Module):
         return y + along_channels(bias.astype(x.dtype), y)
 
 
-def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution 4x4, stride 2, that exactly doubles the size: `x` [B, H, W, I], `kernel` [4, 4, I, O].
-
-    The kernel is oriented as `lax.conv_transpose` reads it; PyTorch's is the same flipped in both directions.
-    """
-    return lax.platform_dependent(x, kernel, cpu=_by_subpixels, default=_by_lax)
-
-
-def _by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    padding = ((2, 2), (2, 2))
-    return lax.conv_transpose(
-        x, kernel, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _by_subpixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """One matrix product for all 16 taps, then each of the 2x2 output phases adds its four, shifted."""
-    batch, height, width, _ = x.shape
-    out = kernel.shape[-1]
-    taps = jnp.einsum("bhwi,yxio->yxbhwo", x, kernel)
-    # Output row 2m takes tap 2 of input row m and tap 0 of row m-1; row 2m+1 takes tap 1 of row m and tap 3 of row m+1.
-    rows = _interleave(taps[2] + _later(taps[0], 2), taps[1] + _earlier(taps[3], 2), 2)
-    both = _interleave(rows[2] + _later(rows[0], 2), rows[1] + _earlier(rows[3], 2), 2)
-    return both.reshape(batch, 2 * height, 2 * width, out)
-
-
-def _later(x: jax.Array, axis: int) -> jax.Array:
-    """`x` moved one position on along `axis`; zero comes in."""
-    widths = [(1, 0) if i == axis else (0, 0) for i in range(x.ndim)]
-    return lax.slice_in_dim(jnp.pad(x, widths), 0, x.shape[axis], axis=axis)
-
-
-def _earlier(x: jax.Array, axis: int) -> jax.Array:
-    """`x` moved one position back along `axis`; zero comes in."""
-    widths = [(0, 1) if i == axis else (0, 0) for i in range(x.ndim)]
-    return lax.slice_in_dim(jnp.pad(x, widths), 1, x.shape[axis] + 1, axis=axis)
-
-
-def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
-    both = jnp.stack([even, odd], axis + 1)
-    return both.reshape(*even.shape[:axis], 2 * even.shape[axis], *even.shape[axis + 1 :])
-
-
 class TransposedConv(nn.Module):
-    """Transposed convolution 4x4, stride 2, with bias; starts as PyTorch's does (fan_in counted as 16 * out)."""
+    """Transposed convolution 4x4, stride 2, with bias; starts as PyTorch's does (fan_in counted as
+    16 * out)."""
 
     features: int
 
@@ -374,20 +293,23 @@ class TransposedConv(nn.Module):
 def stacked_blocks(
     block: type[nn.Module], *, depth: int, unroll: bool, remat: str, name: str, **fields: Any
 ) -> Any:
-    """`depth` blocks of one shape, stored stacked under `name` (leading axis = block), called as `(x, rates) -> (x, None)`.
+    """`depth` blocks of one shape, stored stacked under `name` (leading axis = block), called as
+    `(x, rates) -> (x, None)`.
 
-    `rates` [depth] is handed out one a block. `unroll` runs them one after the other instead of in a loop (faster on CPU, slower
-    to compile); `remat` = "blocks" computes each block again in the backward pass. Both change only how the blocks run, never
-    the parameters or the values.
+    `inputs` [depth, ...] is handed out one a block (None: nothing is). `unroll` runs them one after
+    the other instead of in a loop (faster on CPU, slower to compile); `remat` = "blocks" computes
+    each block again in the backward pass. Both change only how the blocks run, never the parameters
+    or the values.
     """
     if remat not in ("none", "blocks"):
         raise ValueError(f"remat is {remat!r}; use 'none' or 'blocks'.")
-    # Inside a loop nothing can merge the recomputation with the first computation; unrolled, XLA would.
+    # Inside a loop nothing can merge the recomputation with the first computation; unrolled, XLA
+    # would.
     body = nn.remat(block, prevent_cse=unroll) if remat == "blocks" else block
     scanned = nn.scan(
         body,
         variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
+        split_rngs={"params": True},
         in_axes=0,
         length=depth,
         unroll=depth if unroll else 1,

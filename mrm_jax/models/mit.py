@@ -1,6 +1,8 @@
-"""Mix Transformer (MiT), the encoder of SegFormer and DAFormer: four stages of overlapping patches and efficient attention.
+"""Mix Transformer (MiT), the encoder of SegFormer and DAFormer: four stages of overlapping patches
+and efficient attention.
 
-Source: method.md 2.1; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and MIC code.
+Source: method.md 2.1; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and MIC
+code.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import numpy as np
 from mrm_jax.models.layers import (
     Conv,
     DepthwiseConv,
-    DropPath,
     LayerNorm,
     PatchReduction,
     attend,
     dense,
+    drop_path_scales,
     fan_out_normal,
     gelu,
+    scale_samples,
     stacked_blocks,
 )
 from mrm_jax.types import Mode
@@ -31,7 +34,8 @@ _LINEAR_INIT = nn.initializers.normal(0.02)
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys and values come from a map reduced by `sr_ratio` in each direction."""
+    """Self-attention whose keys and values come from a map reduced by `sr_ratio` in each
+    direction."""
 
     heads: int
     sr_ratio: int
@@ -53,7 +57,8 @@ class Attention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Two dense layers with a depthwise 3x3 convolution and a GELU between them; it is what tells positions apart."""
+    """Two dense layers with a depthwise 3x3 convolution and a GELU between them; it is what tells
+    positions apart."""
 
     ratio: int
 
@@ -66,23 +71,26 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """One MiT block: attention, then Mix-FFN, each on a normalised input and added back, each dropped with the same rate."""
+    """One MiT block: attention, then Mix-FFN, each on a normalised input and added back, each
+    dropped with the same rate."""
 
     heads: int
     sr_ratio: int
     mlp_ratio: int
     eps: float
     reduction_eps: float
-    drop: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: jax.Array) -> tuple[jax.Array, None]:
-        """(map [B, H, W, C], None): a scan's carry and its missing output. `rate` is this block's drop-path rate."""
+    def __call__(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
+        """(map [B, H, W, C], None): a scan's carry and its missing output.
+
+        `scales` [2, B] multiplies the two branches sample by sample; None leaves them as they are.
+        """
         attention = Attention(self.heads, self.sr_ratio, self.reduction_eps, name="attn")
         mixed = attention(LayerNorm(self.eps, name="norm1")(x))
-        x = x + DropPath(self.drop, name="drop_attn")(mixed, rate)
+        x = x + (mixed if scales is None else scale_samples(mixed, scales[0]))
         mixed = MixFFN(self.mlp_ratio, name="mlp")(LayerNorm(self.eps, name="norm2")(x))
-        return x + DropPath(self.drop, name="drop_mlp")(mixed, rate), None
+        return x + (mixed if scales is None else scale_samples(mixed, scales[1])), None
 
 
 class PatchEmbed(nn.Module):
@@ -102,12 +110,14 @@ class PatchEmbed(nn.Module):
 
 
 class MixTransformer(nn.Module):
-    """MiT of any size. The blocks of a stage are stored stacked under `block1` … `block4` (leading axis = block).
+    """MiT of any size. The blocks of a stage are stored stacked under `block1` … `block4` (leading
+    axis = block).
 
-    dims, depths, heads, sr_ratios, strides: one entry a stage; the first patch embedding has a 7x7 kernel, the others 3x3.
-    drop_path: rate of the last block; rates rise linearly from 0 over all blocks of all stages.
-    eps: of block and stage norms; embed_eps, reduction_eps: of the norms after patch embedding and attention's reduction
-    (PyTorch's default in the reference; Hugging Face runs all three at 1e-5). dtype: compute dtype, None follows the image.
+    dims, depths, heads, sr_ratios, strides: one entry a stage; the first patch embedding has a 7x7
+    kernel, the others 3x3. drop_path: rate of the last block; rates rise linearly from 0 over all
+    blocks of all stages. eps: of block and stage norms; embed_eps, reduction_eps: of the norms
+    after patch embedding and attention's reduction (PyTorch's default in the reference; Hugging
+    Face runs all three at 1e-5). dtype: compute dtype, None follows the image.
     """
 
     dims: tuple[int, ...] = (32, 64, 160, 256)
@@ -126,9 +136,12 @@ class MixTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, mode: Mode) -> tuple[jax.Array, ...]:
-        """One normalised map a stage, [B, ceil(H / s), ceil(W / s), dims[i]] with s the product of the strides so far."""
-        drop = mode == "train" and self.drop_path > 0
-        rates = np.linspace(0, self.drop_path, sum(self.depths), dtype=np.float32)
+        """One normalised map a stage, [B, ceil(H / s), ceil(W / s), dims[i]] with s the product of
+        the strides so far."""
+        scales = None
+        if mode == "train" and self.drop_path > 0:
+            rates = np.linspace(0, self.drop_path, sum(self.depths))
+            scales = drop_path_scales(self.make_rng("dropout"), rates, len(image))
         x = image.astype(self.dtype or image.dtype)
         features = []
         for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
@@ -146,10 +159,10 @@ class MixTransformer(nn.Module):
                 mlp_ratio=self.mlp_ratio,
                 eps=self.eps,
                 reduction_eps=self.reduction_eps,
-                drop=drop,
             )
             start = sum(self.depths[:i])
-            x, _ = blocks(embed(x), jnp.asarray(rates[start : start + depth]))
+            mine = None if scales is None else scales[start : start + depth]
+            x, _ = blocks(embed(x), mine)
             x = LayerNorm(self.eps, name=f"norm{i + 1}")(x)
             features.append(x)
         return tuple(features)

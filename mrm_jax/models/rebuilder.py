@@ -1,8 +1,10 @@
-"""The Rebuilder of masked representation modelling: hides part of the features and predicts it from what is left.
+"""The Rebuilder of masked representation modelling: hides part of the features and predicts it from
+what is left.
 
-The last stage's features become tokens on a coarse grid; some tokens are replaced by a learned one; a small transformer looks
-at all of them; projectors turn its output back into maps of every stage, which are used where the token was hidden.
-Source: method.md 2.8; reference: mmseg/models/utils/rebuilder.py of the MRM code.
+The last stage's features become tokens on a coarse grid; some tokens are replaced by a learned one;
+a small transformer looks at all of them; projectors turn its output back into maps of every stage,
+which are used where the token was hidden. Source: method.md 2.8; reference:
+mmseg/models/utils/rebuilder.py of the MRM code.
 """
 
 from __future__ import annotations
@@ -32,16 +34,19 @@ MAX_DOUBLINGS = 3
 
 
 def doublings(size: tuple[int, int], grid: tuple[int, int]) -> int:
-    """How many times a projector doubles the grid for a stage of `size`: ceil(log2(size / grid)), within 0 to 3.
+    """How many times a projector doubles the grid for a stage of `size`: ceil(log2(size / grid)),
+    within 0 to 3.
 
-    Factors 1, 2, 4 and 8 give exactly the published projectors. What is missing or too much is made up by bilinear resizing.
+    Factors 1, 2, 4 and 8 give exactly the published projectors. What is missing or too much is made
+    up by bilinear resizing.
     """
     factor = max(size[0] / grid[0], size[1] / grid[1])
     return min(max(math.ceil(math.log2(factor)), 0), MAX_DOUBLINGS)
 
 
 def position_table(grid: tuple[int, int], dim: int) -> np.ndarray:
-    """Fixed sine-cosine table f32[rows * columns, dim]: [sin r w, cos r w, sin c w, cos c w], w_k = 10000^(-k / (dim / 4)).
+    """Fixed sine-cosine table f32[rows * columns, dim]: [sin r w, cos r w, sin c w, cos c w], w_k =
+    10000^(-k / (dim / 4)).
 
     The first half tells the row, the second the column, as in the reference.
     """
@@ -62,7 +67,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] from [B, N, C]."""
         qkv = dense(3 * x.shape[-1], x, "qkv", kernel_init=_XAVIER)
-        mixed = attend(*jnp.split(qkv, 3, axis=-1), self.heads)
+        query, key, value = jnp.split(qkv, 3, axis=-1)
+        mixed = attend(query, key, value, self.heads)
         return dense(x.shape[-1], mixed, "proj", kernel_init=_XAVIER)
 
 
@@ -85,15 +91,16 @@ class TokenBlock(nn.Module):
     mlp_ratio: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, _: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
         """(tokens [B, N, C], None): a scan's carry and its missing output."""
         x = x + SelfAttention(self.heads, name="attn")(LayerNorm(1e-5, name="norm1")(x))
         return x + MLP(self.mlp_ratio, name="mlp")(LayerNorm(1e-5, name="norm2")(x)), None
 
 
 class Projector(nn.Module):
-    """From the token map to one stage: `doublings` transposed convolutions, a 1x1 convolution, resizing if sizes still differ,
-    and a LayerNorm after it (so that rebuilt vectors have unit variance at every position).
+    """From the token map to one stage: `doublings` transposed convolutions, a 1x1 convolution,
+    resizing if sizes still differ, and a LayerNorm after it (so that rebuilt vectors have unit
+    variance at every position).
     """
 
     channels: int
@@ -114,9 +121,10 @@ class Projector(nn.Module):
 class Rebuilder(nn.Module):
     """Replaces hidden positions of the feature maps by what a transformer predicts for them.
 
-    spec: of the encoder. nominal: crop size (height, width) in pixels; with the strides it fixes the projectors' layers, so the
-    layout does not depend on the image actually seen (any size works). grid: tokens (rows, columns). stages: indices of the maps
-    that are rebuilt: all for decoders that read all stages, only the last for DeepLabV2; the others pass unchanged.
+    spec: of the encoder. nominal: crop size (height, width) in pixels; with the strides it fixes
+    the projectors' layers, so the layout does not depend on the image actually seen (any size
+    works). grid: tokens (rows, columns). stages: indices of the maps that are rebuilt: all for
+    decoders that read all stages, only the last for DeepLabV2; the others pass unchanged.
     """
 
     spec: FeatureSpec
@@ -136,7 +144,8 @@ class Rebuilder(nn.Module):
     ) -> tuple[jax.Array, ...]:
         """Maps of the same number, shapes and dtypes as `features`.
 
-        uniforms: f[B, rows, columns] in [0, 1); a token is visible where it is above `ratio` (the expected share hidden).
+        uniforms: f[B, rows, columns] in [0, 1); a token is visible where it is above `ratio` (the
+        expected share hidden).
         """
         if uniforms.shape[1:] != self.grid:
             raise ValueError(
@@ -159,7 +168,8 @@ class Rebuilder(nn.Module):
         return tuple(rebuilt)
 
     def _predict(self, last: jax.Array, visible: jax.Array) -> jax.Array:
-        """Token map [B, rows, columns, dim] predicted from the visible tokens of the `last` stage."""
+        """Token map [B, rows, columns, dim] predicted from the visible tokens of the `last`
+        stage."""
         x = resize(dense(self.dim, last, "embed", kernel_init=_XAVIER), self.grid)
         token = self.param("mask_token", nn.initializers.normal(0.02), (self.dim,), jnp.float32)
         x = jnp.where(visible, x, token.astype(x.dtype).reshape(1, 1, 1, -1))
@@ -174,5 +184,5 @@ class Rebuilder(nn.Module):
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
         )
-        x, _ = blocks(x, jnp.zeros(self.depth))
+        x, _ = blocks(x, None)
         return LayerNorm(1e-5, name="norm")(x).reshape(-1, *self.grid, self.dim)

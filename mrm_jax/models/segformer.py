@@ -1,6 +1,8 @@
-"""SegFormer's decoder: every stage projected by a dense layer, resized, concatenated, mixed by one 1x1 convolution.
+"""SegFormer's decoder: every stage projected by a dense layer, resized, concatenated, mixed by one
+1x1 convolution.
 
-Source: method.md 2.5; reference: mmseg/models/decode_heads/segformer_head.py of the DAFormer and MIC code.
+Source: method.md 2.5; reference: mmseg/models/decode_heads/segformer_head.py of the DAFormer and
+MIC code.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from mrm_jax.types import Mode
 
 
 class SegformerHead(nn.Module):
-    """Decoder of `channels` width. `concat` is the order of the four blocks that the fusing kernel reads.
+    """Decoder of `channels` width. `concat` is the order of the four blocks that the fusing kernel
+    reads.
 
-    "c1..c4" is the order of the DAFormer and MIC code, "c4..c1" that of Hugging Face and of NVIDIA's weights.
+    "c1..c4" is the order of the DAFormer and MIC code, "c4..c1" that of Hugging Face and of
+    NVIDIA's weights.
     """
 
     num_classes: int

@@ -1,4 +1,5 @@
-"""Encoder and decoder as one network; what stands between them (the Rebuilder) comes in as a function, not as parameters."""
+"""Encoder and decoder as one network; what stands between them (the Rebuilder) comes in as a
+function, not as parameters."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ class Segmentor(nn.Module):
         transform: Transform | None = None,
         offset: jax.Array | None = None,
     ) -> SegOutput:
-        """Logits `main` [B, h, w, K] at the decoder's stride (at least float32), and the encoder's features.
+        """Logits `main` [B, h, w, K] at the decoder's stride (at least float32), and the encoder's
+        features.
 
-        image: f[B, H, W, 3], normalised. transform: applied to the features before they are decoded; `SegOutput.features` are
-        the encoder's own, untouched. offset: handed through; a single-scale network has no use for it.
-        Needs rng "dropout" in mode "train" if a drop rate is above 0. In other modes than "eval" the collection `moments` can be
-        asked for (mutable=["moments"]): batch statistics of every BatchNorm.
+        image: f[B, H, W, 3], normalised. transform: applied to the features before they are
+        decoded; `SegOutput.features` are the encoder's own, untouched. offset: handed through; a
+        single-scale network has no use for it. Needs rng "dropout" in mode "train" if a drop rate
+        is above 0. In other modes than "eval" the collection `moments` can be asked for
+        (mutable=["moments"]): batch statistics of every BatchNorm.
         """
         features = self.encoder(image, mode)
         decoded = features if transform is None else transform(features)
