@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from mrm_jax.ops.convolution import depthwise3x3, transposed_conv
-from mrm_jax.ops.normalisation import layer_norm
+from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.types import Mode, Tree
 
 Initializer = Callable[..., jax.Array]
