@@ -42,9 +42,9 @@ def class_mask(
     return (same & chosen[:, None, None, :]).any(-1)
 
 
-def paste(mask: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+def paste(mask: Array, source: Array, target: Array) -> jax.Array:
     """`source` where `mask` bool[B, H, W] is true, else `target`; both [B, H, W] or [B, H, W, C],
     of one dtype.
     """
-    where = mask.reshape(mask.shape + (1,) * (source.ndim - mask.ndim))
+    where = jnp.asarray(mask).reshape(mask.shape + (1,) * (source.ndim - mask.ndim))
     return jnp.where(where, source, target)

@@ -16,31 +16,31 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-def _constants(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _constants(image: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The picture, mean and deviation, ready to be combined without promotion."""
     shape = (1,) * (image.ndim - 1) + (3,)
     mean, std = (jnp.asarray(v, image.dtype).reshape(shape) for v in (MEAN, STD))
-    return mean, std
+    return jnp.asarray(image), mean, std
 
 
 def normalise(image: Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
     """`image` u8[..., 3] RGB as f[..., 3] with about zero mean and unit variance, in `dtype`."""
-    image = jnp.asarray(image).astype(dtype)
-    mean, std = _constants(image)
+    image, mean, std = _constants(jnp.asarray(image).astype(dtype))
     return (image - mean) / std
 
 
-def to_unit(image: jax.Array) -> jax.Array:
+def to_unit(image: Array) -> jax.Array:
     """A normalised picture f[..., 3] as RGB in [0, 1] (not clipped)."""
-    mean, std = _constants(image)
+    image, mean, std = _constants(image)
     return (image * std + mean) / 255
 
 
-def from_unit(image: jax.Array) -> jax.Array:
+def from_unit(image: Array) -> jax.Array:
     """RGB in [0, 1], f[..., 3], as a normalised picture: the inverse of `to_unit`."""
-    mean, std = _constants(image)
+    image, mean, std = _constants(image)
     return (image * 255 - mean) / std
 
 
-def to_uint8(image: jax.Array) -> jax.Array:
+def to_uint8(image: Array) -> jax.Array:
     """A normalised picture f[..., 3] as u8[..., 3] RGB to look at, rounded and clipped."""
     return jnp.clip(jnp.round(to_unit(image) * 255), 0, 255).astype(jnp.uint8)

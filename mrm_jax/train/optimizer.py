@@ -91,9 +91,9 @@ def rates(step: Array, scalars: Scalars) -> dict[Rate, jax.Array]:
         step, jnp.ones_like(scalars.learning_rate), scalars.warmup_steps, scalars.total_steps
     )
     return {
-        "encoder": scalars.learning_rate * unit,
-        "decoder": scalars.learning_rate * scalars.decoder_multiplier * unit,
-        "rebuilder": scalars.rebuilder_learning_rate * unit,
+        "encoder": unit * scalars.learning_rate,
+        "decoder": unit * scalars.learning_rate * scalars.decoder_multiplier,
+        "rebuilder": unit * scalars.rebuilder_learning_rate,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,10 +49,11 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
     params: dict[str, Any] = {"segmentor": variables["params"], "rebuilder": {}}
     stats = variables.get("batch_stats", {})
     if modules.rebuilder is not None:
-        output: Any = modules.segmentor.apply(variables, image, mode="eval")
-        grid = config.method.mrm.grid
+        seen: Any = jax.eval_shape(partial(modules.segmentor.apply, mode="eval"), variables, image)
+        features = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen.features)
+        tokens = jnp.zeros((1, *config.method.mrm.grid))
         fresh: Any = modules.rebuilder.init(
-            stream(root, "init/rebuilder", 0), output.features, jnp.zeros((1, *grid)), 0.0
+            stream(root, "init/rebuilder", 0), features, tokens, 0.0
         )
         params["rebuilder"] = fresh["params"]
     teacher = has_teacher(config.method)
@@ -69,21 +71,21 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
 def scalars(config: Config) -> Scalars:
     """The traced numbers of a run, in JAX's default float type."""
     method, optimizer, steps = config.method, config.optimizer, config.train.steps
-    values = Scalars(
-        learning_rate=optimizer.learning_rate,
-        rebuilder_learning_rate=method.mrm.learning_rate,
-        decoder_multiplier=optimizer.decoder_multiplier,
-        weight_decay=optimizer.weight_decay,
-        warmup_steps=round(optimizer.warmup * steps),
-        total_steps=steps,
-        ema_decay=method.ema_decay,
-        threshold=method.threshold,
-        jitter_probability=method.augment.jitter_probability,
-        blur_probability=method.augment.blur_probability,
-        mrm_weight=method.mrm.weight,
-        mrm_ratio=method.mrm.ratio,
-    )  # type: ignore[arg-type]
-    return jax.tree.map(lambda value: jnp.asarray(value, float), values)
+    values = {
+        "learning_rate": optimizer.learning_rate,
+        "rebuilder_learning_rate": method.mrm.learning_rate,
+        "decoder_multiplier": optimizer.decoder_multiplier,
+        "weight_decay": optimizer.weight_decay,
+        "warmup_steps": round(optimizer.warmup * steps),
+        "total_steps": steps,
+        "ema_decay": method.ema_decay,
+        "threshold": method.threshold,
+        "jitter_probability": method.augment.jitter_probability,
+        "blur_probability": method.augment.blur_probability,
+        "mrm_weight": method.mrm.weight,
+        "mrm_ratio": method.mrm.ratio,
+    }
+    return Scalars(**{name: jnp.asarray(value, float) for name, value in values.items()})
 
 
 def frozen(config: Config) -> Frozen:

@@ -8,6 +8,7 @@ mixed, rebuilt target, update.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -124,7 +125,9 @@ def _step_with(
     metrics |= passed | optimizer.gradient_norms(grads)
     metrics["learning_rate"] = optimizer.rates(state.step, scalars)["encoder"]
     metrics["finite"] = _finite((grads, metrics["total/loss"]))
-    new = taught.replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
+    new = replace(
+        taught, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
+    )
     kept = jax.tree.map(partial(jnp.where, metrics["finite"]), new, state)
     return kept, metrics
 
@@ -148,7 +151,7 @@ def _teach(
         logits, batch.target.valid, scalars.threshold, weight_over=method.weight_over
     )
     stats = fold_moments(state.teacher_batch_stats, moments)
-    state = state.replace(teacher_params=params, teacher_batch_stats=stats)
+    state = replace(state, teacher_params=params, teacher_batch_stats=stats)
     return state, pseudo, pseudo_label.metrics(pseudo, run.num_classes)
 
 
@@ -270,7 +273,7 @@ def _inspect(
     panels: dict[str, jax.Array] = {}
     for name, view in views.items():
         panels[f"{name}/image"] = to_uint8(view.image)
-        panels[f"{name}/label"] = view.label.astype(jnp.uint8)
+        panels[f"{name}/label"] = jnp.asarray(view.label).astype(jnp.uint8)
         panels[f"{name}/weight"] = jnp.round(view.weight * 255).astype(jnp.uint8)
     for row in run.passes:
         if row.transform != "rebuild":

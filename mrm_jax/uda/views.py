@@ -9,6 +9,7 @@ beyond what the loader did.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from mrm_jax.config import Augment, Method
 from mrm_jax.ops.augment import colour_jitter, gaussian_blur
 from mrm_jax.ops.mix import class_mask, paste
 from mrm_jax.ops.normalise import from_unit, normalise, to_unit
-from mrm_jax.types import Batch, Draws, Jitter, Labelled, Scalars, Unlabelled, View
+from mrm_jax.types import Array, Batch, Draws, Jitter, Labelled, Scalars, Unlabelled, View
 from mrm_jax.uda.pseudo_label import PseudoLabel
 
 
@@ -30,9 +31,7 @@ def normalise_batch(batch: Batch, dtype: jnp.dtype) -> Batch:
     return Batch(source, target, batch.index)
 
 
-def strong_augment(
-    image: jax.Array, draws: Jitter, scalars: Scalars, options: Augment
-) -> jax.Array:
+def strong_augment(image: Array, draws: Jitter, scalars: Scalars, options: Augment) -> jax.Array:
     """Normalised pictures f[B, H, W, 3], colour-jittered and blurred where the batch's switches say
     so.
     """
@@ -45,6 +44,7 @@ def strong_augment(
         low, high = options.blur_sigma
         return gaussian_blur(x, low + (high - low) * jnp.asarray(draws.sigma_u).astype(x.dtype))
 
+    image = jnp.asarray(image)
     image = jax.lax.cond(draws.jitter_u < scalars.jitter_probability, jitter, lambda x: x, image)
     return jax.lax.cond(draws.blur_u < scalars.blur_probability, blur, lambda x: x, image)
 
@@ -70,7 +70,7 @@ def make_views(
     views = {"source": source}
     if "augmented" in names:
         image = strong_augment(source.image, draws.augment["augmented"], scalars, method.augment)
-        views["augmented"] = source.replace(image=image)
+        views["augmented"] = replace(source, image=image)
     if pseudo is not None:
         weight = pseudo.weight.astype(ones.dtype)
         views["target"] = View(batch.target.image, pseudo.label, weight)

@@ -1,0 +1,87 @@
+"""What passes look at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrm_jax.config import Config, Method
+from mrm_jax.ops.normalise import normalise
+from mrm_jax.train.state import scalars
+from mrm_jax.types import Batch, Labelled, Unlabelled
+from mrm_jax.uda.draws import draw
+from mrm_jax.uda.methods import passes
+from mrm_jax.uda.pseudo_label import PseudoLabel
+from mrm_jax.uda.views import make_views, normalise_batch
+
+NAMES = ("source", "target", "mixed", "augmented")
+SHAPE = (2, 8, 10)
+
+
+def _views(jitter_u, blur_u, method=None):
+    rng = np.random.default_rng(0)
+    batch = Batch(
+        Labelled(rng.integers(0, 256, (*SHAPE, 3), np.uint8), rng.integers(0, 4, SHAPE, np.uint8)),
+        Unlabelled(rng.integers(0, 256, (*SHAPE, 3), np.uint8), np.ones(SHAPE, np.uint8)),
+        np.arange(2, dtype=np.int32),
+    )
+    batch.source.label[:, :2] = 255
+    pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
+    draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(Method()), grid=(1, 1))
+    jitter = draws.augment["mixed"].replace(jitter_u=jitter_u, blur_u=blur_u)
+    draws = draws.replace(augment={"mixed": jitter, "augmented": jitter})
+    views = make_views(
+        pseudo,
+        normalise_batch(batch, jnp.float32),
+        draws,
+        scalars(Config()),
+        names=NAMES,
+        method=method or Method(),
+        num_classes=6,
+    )
+    return batch, views
+
+
+def test_mixed_is_source_under_the_mask_and_target_elsewhere():
+    batch, views = _views(1.0, 1.0)
+    mixed, pasted = views["mixed"], np.asarray(views["mixed"].weight) == 1
+    assert 0 < pasted.mean() < 1
+    np.testing.assert_array_equal(mixed.label, np.where(pasted, batch.source.label, 5))
+    np.testing.assert_array_equal(mixed.weight, np.where(pasted, 1, 0.25))
+    source, target = normalise(batch.source.image), normalise(batch.target.image)
+    np.testing.assert_array_equal(mixed.image, np.where(pasted[..., None], source, target))
+
+
+def test_only_mixed_and_augmented_pictures_are_ever_augmented():
+    (_, off), (_, on) = _views(1.0, 1.0), _views(0.0, 0.0)
+    for name in NAMES:
+        changed = not np.allclose(off[name].image, on[name].image, atol=1e-3)
+        assert changed == (name in ("mixed", "augmented")), name
+        np.testing.assert_array_equal(off[name].label, on[name].label)
+
+
+@pytest.mark.parametrize(("jitter_u", "applied"), [(0.79, True), (0.8, False)])
+def test_jitter_is_applied_below_its_probability(jitter_u, applied):
+    (_, off), (_, views) = _views(1.0, 1.0), _views(np.float32(jitter_u), 1.0)
+    assert applied != np.allclose(off["mixed"].image, views["mixed"].image, atol=1e-3)
+
+
+def test_no_gradient_leaves_through_a_view():
+    batch, _ = _views(1.0, 1.0)
+    draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(Method()), grid=(1, 1))
+    normal = normalise_batch(batch, jnp.float32)
+
+    def total(weight):
+        pseudo = PseudoLabel(jnp.zeros(SHAPE, jnp.int32), weight, weight.mean())
+        views = make_views(
+            pseudo,
+            normal,
+            draws,
+            scalars(Config()),
+            names=("mixed", "target"),
+            method=Method(),
+            num_classes=6,
+        )
+        return views["mixed"].weight.sum() + views["target"].weight.sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones(SHAPE)), np.zeros(SHAPE))
