@@ -1,6 +1,7 @@
-"""Colours and textures of the two looks. "rendered" is tidy: one saturated hue a class, clean
-surfaces. "camera" is not: grey and brown everywhere, road, pavement, wall and house share stone,
-clothes and cars take any colour, surfaces are rough.
+"""Colours and textures of the two looks. "rendered" is tidy: saturated hues and clean surfaces.
+"camera" is faded and rough: road, pavement, wall and house are nearly one stone, leaves are
+autumnal, clothes and vehicles dull. Its hues still differ by class, so a network that learns from
+them can tell.
 
 `gap` in 0..1 says how far the camera's colours lie from the rendered ones; textures and light have
 their own strengths.
@@ -91,13 +92,14 @@ class Paint:
     def __init__(self, dice: Dice, gap: float) -> None:
         self._dice, self._gap = dice, gap
         rough = RENDERED_ROUGHNESS if gap == 0 else 1.0
-        self._textures = {
-            name: tuple(rough * t for t in ROUGHNESS.get(name, PLAIN)) for name in RENDERED
-        }
+        self._textures: dict[str, Texture] = {}
+        for name in RENDERED:
+            fine, middle, coarse = ROUGHNESS.get(name, PLAIN)
+            self._textures[name] = (rough * fine, rough * middle, rough * coarse)
 
     def texture(self, name: str) -> Texture:
         """Fine, middle and coarse texture of a class."""
-        return self._textures[name]  # type: ignore[return-value]
+        return self._textures[name]
 
     def colour(self, name: str) -> Colour:
         """A base colour of a class, a little different every time."""
