@@ -30,10 +30,15 @@ VERBS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        option = message.rpartition(" ")[2].partition("=")[0]
+        raise UsageError(f"{self.prog.partition(' ')[2]}: {message}.")
+
+    def check_flags(self, words: list[str]) -> None:
+        """Raises UsageError for an unknown flag, before argparse misses what it stood for."""
         known = [name for action in self._actions for name in action.option_strings]
-        hint = nearest(option, known) if message.startswith("unrecognized") else ""
-        raise UsageError(f"{self.prog}: {message}.{hint}")
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"{name} is not a flag.{nearest(name, known)}".rstrip("."))
 
 
 def split_config_flags(words: list[str]) -> tuple[list[str], list[str]]:
@@ -134,6 +139,7 @@ def run(words: list[str]) -> int:
     module = importlib.import_module(f"mrm_jax.cli.{verb}")
     parser = _Parser(prog=f"mrm_jax {verb}", description=VERBS[verb], allow_abbrev=False)
     module.add_arguments(parser)
+    parser.check_flags(others)
     arguments = parser.parse_args(others)
     return module.run(arguments, load_config(config_words))
 

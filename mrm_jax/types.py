@@ -91,7 +91,7 @@ class Jitter:
 class Draws:
     """Everything random in one step, so that it can be repeated from stored choices.
 
-    `mix` f[B,256]: a score for every label id and image; the larger half of those present is pasted.
+    `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
     `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented").
     `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...).
     `module` keys: dropout and drop-path of every pass, by pass name.

@@ -42,6 +42,7 @@ MISTAKES = [
     (["--config.seed=1"], "none is given: add --config FILE"),
     (["tarin", f"--config={TINY}"], "Did you mean 'train'?"),
     (["train", f"--config={TINY}", "--wrokdir=x"], "Did you mean '--workdir'?"),
+    (["evaluate", "--wrokdir", "x"], "Did you mean '--workdir'?"),
 ]
 
 

@@ -85,6 +85,11 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.train.console import Screen
 
     examples = evaluation_set(protocol)
+    if not examples:
+        raise UsageError(
+            "There is nothing to score on: data.evaluation.labels of the run is empty. "
+            "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER."
+        )
     with progress_bar("pictures", len(examples)) as advance:
         found = evaluate_networks(
             protocol,
@@ -140,7 +145,7 @@ def progress_bar(what: str, total: int):
 
 def _protocol(trained: Config, given: Config | None, path: Path | None) -> Config:
     """The checkpoint's config with the pictures and the protocol that the command asks for."""
-    from mrm_jax.evaluation.protocols import evaluation_domain
+    from mrm_jax.config import evaluation_domain
 
     data, evaluation = trained.data, trained.evaluation
     domain = evaluation_domain(trained)

@@ -10,7 +10,6 @@ in threads or processes ahead of the device.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -19,7 +18,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from mrm_jax.config import Config, Domain, UsageError
+from mrm_jax.config import (
+    Config,
+    Domain,
+    UsageError,
+    evaluation_domain,
+    has_evaluation,
+    source_domain,
+)
 from mrm_jax.data import sources, transforms
 
 if TYPE_CHECKING:
@@ -67,7 +73,7 @@ class TrainingSamples:
         data = config.data
         # The oracle learns from the labelled target; for every other method a target has no labels.
         oracle = config.method.kind == "target_only"
-        source = data.target if oracle else data.source
+        source = source_domain(config)
         field = f"config.data.{'target' if oracle else 'source'}"
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
         self._max_ratio = source.category_limit
@@ -221,18 +227,17 @@ class Examples(Sequence[Example]):
         return Example(self._pictures.name(at), *sources.read_pair(self._pictures, at))
 
 
-def evaluation_set(config: Config) -> Examples:
+def evaluation_set(config: Config) -> Sequence[Example]:
     """The labelled pictures of `data.evaluation` at stored size (the protocol resizes), at most
     `evaluation.limit`.
 
-    No picture is ever left out silently: a score without it would not be comparable. Raises
-    UsageError for a set that cannot be opened.
+    Empty where the config names no labels (`has_evaluation`). No picture is ever left out silently:
+    a score without it would not be comparable. Raises UsageError for a set that cannot be opened.
     """
-    domain = config.data.evaluation
-    if domain.kind == "folder" and not domain.path:
-        domain = dataclasses.replace(domain, path=config.data.target.path)
+    if not has_evaluation(config):
+        return ()
     pictures = sources.open_labelled(
-        domain, len(config.data.classes.names), field="config.data.evaluation"
+        evaluation_domain(config), len(config.data.classes.names), field="config.data.evaluation"
     )
     limit = config.evaluation.limit
     return Examples(pictures, range(len(pictures) if limit is None else min(limit, len(pictures))))

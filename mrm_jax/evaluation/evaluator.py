@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config, UsageError, evaluation_domain
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation import protocols
@@ -282,7 +282,7 @@ def _batches(examples: Sequence[Example], config: Config, classes: int) -> Itera
     label 255.
     """
     rows = config.evaluation.batch
-    box = protocols.evaluation_domain(config).resize
+    box = evaluation_domain(config).resize
     waiting: dict[tuple, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     for entry in _read_ahead(partial(_prepared, examples, box, classes), len(examples)):
         group = waiting.setdefault((entry[1].shape, entry[2].shape), [])

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config, UsageError, evaluation_domain
 from mrm_jax.data.files import SUFFIXES
-from mrm_jax.evaluation.protocols import evaluation_domain
 from mrm_jax.types import RunError
 
 PRODUCTS = ("", "_colour", "_overlay")

@@ -8,7 +8,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from mrm_jax.config import Config, Domain, Encoder
+from mrm_jax.config import Config, Domain, Encoder, evaluation_domain
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,6 @@ class Protocol:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def evaluation_domain(config: Config) -> Domain:
-    """`data.evaluation`, with the target's path where it names none."""
-    domain = config.data.evaluation
-    if domain.kind == "folder" and not domain.path:
-        return dataclasses.replace(domain, path=config.data.target.path)
-    return domain
 
 
 def domain_name(domain: Domain) -> str:

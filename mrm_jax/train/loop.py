@@ -301,7 +301,7 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
     began = time.perf_counter()
     train = run.config.train
     scores: dict[str, float] = {}
-    if _every(number, train.eval_every, train.steps):
+    if run.examples and _every(number, train.eval_every, train.steps):
         scores = _evaluate(run, number)
     best = run.checkpoints.is_best(scores.get(BEST_BY))
     if stopping or best or _every(number, train.checkpoint_every, train.steps):
