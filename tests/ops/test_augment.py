@@ -35,7 +35,8 @@ def test_jitter_does_to_each_image_what_its_own_order_and_strength_say():
         [[_jitter_pixel(p.astype(np.float64), s, o) for p in row] for row in picture]
         for picture, s, o in zip(image, strength, ORDERS, strict=True)
     ]
-    # The reference divides by value + 1e-6 where colorsys divides by value: up to 1e-6 an operation.
+    # The reference divides by value + 1e-6 where colorsys divides by value: up to 1e-6 an
+    # operation.
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -73,5 +74,6 @@ def test_blur_equals_the_full_kernel_with_reflected_borders():
                 for t in range(2 * half + 1)
             ]
             expected[i] = sum(parts)
-    # 15 taps along 150 px, 13 kept: the rest weighs 1e-8 at sigma 1.15; float32 sums give the bound.
+    # 15 taps along 150 px, 13 kept: the rest weighs 1e-8 at sigma 1.15; float32 sums give the
+    # bound.
     np.testing.assert_allclose(got, expected, atol=2e-6)

@@ -1,0 +1,49 @@
+"""Where arrays live."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from mrm_jax import sharding
+from mrm_jax.config import MRM, Config, Method, UsageError
+from mrm_jax.train.step import build
+from mrm_jax.types import Batch, Labelled, Unlabelled
+
+
+def test_every_leaf_of_the_real_state_has_a_rule_and_is_replicated():
+    base = Config(method=Method(mrm=MRM(enabled=True)))
+    state = jax.eval_shape(build(base).init, np.zeros(2, np.uint32))
+    found = sharding.of_state(state, sharding.mesh(1))
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert {leaf.spec for leaf in jax.tree.leaves(found)} == {PartitionSpec()}
+
+
+def test_a_leaf_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="momentum/w"):
+        sharding.of_state({"momentum": {"w": np.zeros(2)}}, sharding.mesh(1))
+
+
+def test_the_batch_is_spread_in_contiguous_blocks():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
+    image, label = np.zeros((4, 2, 2, 3), np.uint8), np.zeros((4, 2, 2), np.uint8)
+    index = np.arange(4, dtype=np.int32)
+    batch = Batch(Labelled(image, label), Unlabelled(image, label), index)
+    put = sharding.put_batch(batch, sharding.mesh(2))
+    parts = [np.asarray(shard.data) for shard in put.index.addressable_shards]
+    np.testing.assert_array_equal(parts, [[0, 1], [2, 3]])
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), batch, put))
+
+
+def test_too_many_devices_are_refused_with_the_number_there_is():
+    count = jax.device_count()
+    with pytest.raises(UsageError, match=f"is {count + 1}; JAX sees {count} cpu"):
+        sharding.mesh(count + 1)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_with_a_way_out():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
+    with pytest.raises(UsageError, match=r"batch is 3.*config.mesh.devices=1"):
+        sharding.mesh(2, batch=3)

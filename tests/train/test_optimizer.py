@@ -1,0 +1,106 @@
+"""Schedule, groups and update."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrm_jax.config import MRM, Config, Method, Optimizer, Train
+from mrm_jax.train import optimizer
+from mrm_jax.train.state import init, networks, scalars
+
+# Rates of a run of 40000 steps with 1500 of warm-up, by hand.
+PAPER = [
+    (0, 6.0e-11),
+    (49, 1.957657e-6),
+    (99, 3.950255e-6),
+    (1499, 5.7713e-5),
+    (1500, 5.775e-5),
+    (20000, 3.0e-5),
+    (39999, 1.5e-9),
+]
+
+
+@pytest.mark.parametrize(("step", "rate"), PAPER)
+def test_the_rate_of_the_paper_at_a_step(step, rate):
+    numbers = scalars(Config())
+    found = optimizer.rates(jnp.int32(step), numbers)
+    np.testing.assert_allclose(found["encoder"], rate, rtol=2e-5)
+    np.testing.assert_allclose(found["decoder"], 10 * rate, rtol=2e-5)
+    np.testing.assert_allclose(found["rebuilder"], rate * 2e-4 / 6e-5, rtol=2e-5)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    assert optimizer.learning_rate(jnp.int32(0), 0.5, jnp.float32(0), jnp.float32(10)) == 0.5
+
+
+def _real_params(mrm=True):
+    base = Config(method=Method(mrm=MRM(enabled=mrm)))
+    small = replace(base.model.encoder, dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
+    names = replace(base.data.classes, names=("a", "b"))
+    config = replace(
+        base,
+        model=replace(base.model, encoder=small),
+        data=replace(base.data, classes=names, crop=(64, 64)),
+    )
+    modules = networks(config)
+    return config, jax.eval_shape(lambda key: init(config, modules, key).params, jax.random.key(0))
+
+
+def test_every_parameter_of_the_real_networks_has_the_group_of_the_reference():
+    config, params = _real_params()
+    groups = optimizer.groups(params, config)
+    assert len(groups) == len(jax.tree.leaves(params))
+    for path, group in groups.items():
+        part = path.split("/")[1] if path.startswith("segmentor") else "rebuilder"
+        assert group.rate == part
+        norm = path.rsplit("/", 2)[-2].startswith("norm")
+        undecayed = (part == "encoder" and norm) or path.endswith("mask_token")
+        assert group.decayed != undecayed, path
+    assert sum(not group.decayed for group in groups.values()) > 10
+
+
+def test_norms_are_decayed_where_the_config_says_so():
+    config, params = _real_params()
+    config = replace(
+        config,
+        optimizer=Optimizer(decay_encoder_norms=True),
+        method=replace(config.method, mrm=replace(config.method.mrm, decay_norms=False)),
+    )
+    groups = optimizer.groups(params, config)
+    assert groups["segmentor/encoder/norm1/scale"].decayed
+    assert not groups["rebuilder/norm/scale"].decayed
+    assert groups["rebuilder/embed/kernel"].decayed
+
+
+def test_a_parameter_without_a_row_is_named():
+    with pytest.raises(ValueError, match="segmentor/neck/kernel"):
+        optimizer.groups({"segmentor": {"neck": {"kernel": 1}}, "rebuilder": {}}, Config())
+
+
+def test_the_update_is_adam_with_decoupled_decay():
+    params = {
+        "segmentor": {"encoder": {"norm": {"scale": jnp.array([1.0, 2.0])}, "w": jnp.array([3.0])}},
+        "rebuilder": {},
+    }
+    config = Config(optimizer=Optimizer(learning_rate=0.1, warmup=0.0), train=Train(steps=10**9))
+    state, numbers = optimizer.adam(config.optimizer).init(params), scalars(config)
+    gradients = [np.array([0.5, -2.0]), np.array([1e-3, 4.0])]
+    expected, first, second = np.array([1.0, 2.0]), 0.0, 0.0
+    weight = 3.0
+    for i, gradient in enumerate(gradients):
+        grads = jax.tree.map(jnp.zeros_like, params)
+        grads["segmentor"]["encoder"]["norm"]["scale"] = jnp.asarray(gradient, jnp.float32)
+        params, state = optimizer.update(params, grads, state, jnp.int32(i), numbers, config)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        corrected = first / (1 - 0.9 ** (i + 1)), second / (1 - 0.999 ** (i + 1))
+        expected = expected - 0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+        weight -= 0.1 * 0.01 * weight
+    encoder = params["segmentor"]["encoder"]
+    # The norm is not decayed; the other leaf, without a gradient, only is. 1 - 0.999 keeps five
+    # digits in float32.
+    np.testing.assert_allclose(encoder["norm"]["scale"], expected, rtol=1e-4)
+    np.testing.assert_allclose(encoder["w"], [weight], rtol=1e-6)
