@@ -25,7 +25,7 @@ def executed(tmp_path_factory):
         patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         client = nbclient.NotebookClient(
-            notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
+            notebook, timeout=900, resources={"metadata": {"path": str(folder)}}
         )
         client.execute()
     return notebook, folder
