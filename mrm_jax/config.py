@@ -9,9 +9,11 @@ before they load.
 from __future__ import annotations
 
 import math
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
 
 from mrm_jax.options import UsageError, build, nearest, option
 from mrm_jax.options import runtime_fields as _runtime_fields
@@ -274,12 +276,13 @@ class Config:
     mesh: Mesh = option(Mesh(), "Devices.", runtime=True)
 
 
-def from_config_dict(values: typing.Mapping[str, typing.Any]) -> Config:
+def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
     """The checked `Config` of a ConfigDict or of a plain mapping (config.json).
 
     Raises UsageError naming the field, its value and the way out.
     """
-    config = build(Config, values, "config")
+    plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    config = build(Config, plain, "config")
     check(config)
     return config
 

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -83,8 +83,8 @@ def load_config(words: list[str]) -> Config | None:
     return from_config_dict(_override(config, [w for w in words if not w.startswith("--config=")]))
 
 
-def _override(config: config_dict.ConfigDict, words: list[str]) -> config_dict.ConfigDict:
-    """`config` after `--config.a.b=c` flags, read by ml_collections."""
+def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any]:
+    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections."""
     for word in words:
         name, equals, _ = word.partition("=")
         boolean = _check_key(name.partition(".")[2], config)
@@ -97,7 +97,7 @@ def _override(config: config_dict.ConfigDict, words: list[str]) -> config_dict.C
         values(arguments)
     except (flags.Error, ValueError, TypeError) as error:
         raise UsageError(f"{str(error).splitlines()[0]}") from error
-    return values["config"].value
+    return config.to_dict()
 
 
 def _check_key(key: str, config: config_dict.ConfigDict) -> bool:
@@ -128,7 +128,9 @@ def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
 def run(words: list[str]) -> int:
     """Runs a command line; raises UsageError or RunError with one line for the user."""
     if words and words[0] in ("-h", "--help", "help"):
-        print(__doc__.splitlines()[0], *(f"  {v:10}{d}" for v, d in VERBS.items()), sep="\n")
+        print(
+            (__doc__ or "").splitlines()[0], *(f"  {v:10}{d}" for v, d in VERBS.items()), sep="\n"
+        )
         return 0
     verb, words = (words[0], words[1:]) if words and words[0][0] != "-" else ("train", words)
     if verb not in VERBS:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import config_dict
@@ -67,7 +68,7 @@ def to_config_dict(config: Any) -> config_dict.ConfigDict:
     return result
 
 
-def build(cls: type, values: typing.Mapping[str, Any], path: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """The dataclass `cls` from a mapping; a missing key keeps its default.
 
     Raises UsageError for an unknown key (with the nearest right one) and for a wrong value.
@@ -85,6 +86,8 @@ def _value(value: Any, annotation: Any, path: str) -> Any:
     if value is None and optional:
         return None
     if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} is {value!r}; it must be a group of options.")
         return build(typing.cast(type, annotation), value, path)
     origin = typing.get_origin(annotation)
     if origin is Literal:
