@@ -1,0 +1,222 @@
+import itertools
+import json
+import os
+import signal
+
+import cv2
+import numpy as np
+import pytest
+from toy_run import Toy
+
+from mrm_jax.config import UsageError
+from mrm_jax.data.pipeline import train_batches
+from mrm_jax.train import hooks, loop
+from mrm_jax.train.checkpoint import Checkpoints, load_run
+from mrm_jax.train.writer import Writer
+from mrm_jax.types import RunError
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    return Toy(tmp_path, monkeypatch)
+
+
+def _signal_before_step(monkeypatch, number, step):
+    """Sends this process `number` while batch `step` (from 0) is read."""
+
+    def batches(config, *, start_step, **kwargs):
+        for index, batch in enumerate(train_batches(config, start_step=start_step), start_step):
+            if index == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", batches)
+
+
+def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
+    events = []
+
+    def record(owner, name, event):
+        real = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            events.append(event(*args, **kwargs))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    record(Writer, "write", lambda _, step, values: (step, sorted(values)[0].split("/")[0]))
+    record(hooks, "evaluate", lambda _, state, *__, **___: (int(state.step), "evaluate"))
+    record(Checkpoints, "save", lambda _, step, *__: (step, "save"))
+    record(hooks, "save_views", lambda _, __, step, ___: (step, "panels"))
+    record(hooks, "write_report", lambda _: (0, "report"))
+    every = dict.fromkeys(
+        ("train__eval_every", "train__checkpoint_every", "train__panels_every"), 2
+    )
+    assert toy.train(train__steps=4, train__log_every=2, **every) == 0
+    work = ["perf", "evaluate", "eval", "save", "panels"]  # perf: the line of the step's metrics
+    expected = [(0, "perf")] + [(n, what) for n in (2, 4) for what in work] + [(0, "report")]
+    assert events == expected
+
+
+def test_a_workdir_holds_all_of_a_run(toy, monkeypatch):
+    monkeypatch.setattr(hooks, "write_report", toy.write_report)
+    assert toy.train() == 0
+    folder = toy.path / "run"
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {
+        "config.json",
+        "environment.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "views",
+        "evaluation.json",
+        "report.html",
+    }
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["jax"]
+    assert environment["devices"]
+    assert environment["command"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = set().union(*lines)
+    assert {"total/loss", "eval/student/mIoU", "eval/student/IoU/road"} <= names
+    assert {"perf/steps_per_second", "perf/images_per_second", "perf/data_wait_share"} <= names
+    assert {"perf/eta_seconds", "perf/memory_bytes", "teacher/class_share/road"} <= names
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, number, code):
+    toy.train("whole")
+    with monkeypatch.context() as patch:
+        _signal_before_step(patch, number, 3)
+        assert toy.train() == code
+    assert toy.steps()[-1] == 3
+    assert not (toy.path / "run" / "report.html").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert toy.train() == 0
+    assert toy.weight("last") == toy.weight("last", "whole")
+    assert toy.lines() == toy.lines("whole")
+
+
+def test_lines_after_the_last_checkpoint_of_a_killed_run_are_written_once(toy, monkeypatch):
+    toy.train("whole")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "save_views", killed)  # step 3, one after the checkpoint of step 2
+        patch.setattr(Checkpoints, "is_best", lambda *_: False)
+        with pytest.raises(Killed):
+            toy.train()
+    with open(toy.path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "total/lo')
+    assert (toy.steps()[-1], toy.lines()[-1]["step"]) == (2, 3)
+    toy.train()
+    assert toy.lines() == toy.lines("whole")
+    assert toy.weight("last") == toy.weight("last", "whole")
+
+
+def test_a_step_that_is_not_finite_stops_the_run_at_the_last_good_state(toy):
+    toy.train("whole")
+    toy.poisoned = (3,)  # counted from 0: the fourth step
+    with pytest.raises(
+        RunError, match=r"^Step 4 is not finite \(total/loss\).*step_4\.npz"
+    ) as line:
+        toy.train(train__checkpoint_every=6)
+    assert "\n" not in str(line.value)
+    assert load_run(toy.path / "run").step == 3
+    config = toy.config(train__checkpoint_every=6)
+    batch = next(itertools.islice(train_batches(config), 3, None))
+    with np.load(toy.path / "run" / "fault" / "step_4.npz") as found:
+        np.testing.assert_array_equal(found["batch.source.image"], batch.source.image)
+        np.testing.assert_array_equal(found["batch.target.image"], batch.target.image)
+        assert found["draws.mix"].shape == (2, 256)
+        assert np.isnan(found["metrics.total/loss"])
+    toy.poisoned = ()
+    toy.train(train__checkpoint_every=6)  # had anything of step 4 or 5 stayed, this would differ
+    assert toy.weight("last") == toy.weight("last", "whole")
+
+
+def test_a_picture_that_cannot_be_read_stops_the_run_after_saving(toy, monkeypatch):
+    def batches(config, *, start_step, **kwargs):
+        yield from itertools.islice(train_batches(config, start_step=start_step), 3)
+        raise UsageError("town/7.png is cut off")
+
+    monkeypatch.setattr(loop, "train_batches", batches)
+    with pytest.raises(UsageError, match="town/7.png"):
+        toy.train(train__checkpoint_every=6)
+    assert toy.steps()[-1] == 3
+
+
+def test_the_best_network_is_kept_whatever_the_cadence_of_checkpoints(toy):
+    toy.scores = [0.1, 0.7, 0.3, 0.6, 0.2, 0.5]
+    toy.train(train__eval_every=1, train__checkpoint_every=3, train__keep=1)
+    assert toy.steps() == [2, 6]
+    assert load_run(toy.path / "run", "best").step == 2
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_costs_nothing_saved(toy, monkeypatch):
+    toy.train("whole")
+    real = Checkpoints.__init__
+
+    def nearly_full(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        save = self._manager.save
+
+        def full(step, **rest):
+            if step >= 4:
+                raise OSError(28, "No space left on device")
+            return save(step, **rest)
+
+        monkeypatch.setattr(self._manager, "save", full)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "__init__", nearly_full)
+        with pytest.raises(RunError, match=r"step 4 .*No space left.*last good one is step 3"):
+            toy.train()
+    assert toy.steps()[-1] == 3
+    toy.train()
+    assert toy.weight("last") == toy.weight("last", "whole")
+
+
+def test_a_collapsed_class_is_named_once_on_screen_and_in_the_metrics(toy, capsys):
+    toy.scores = [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
+    toy.train(train__eval_every=1)
+    alarms = [line for line in toy.lines() if any(name.startswith("alarm/") for name in line)]
+    assert {line["step"] for line in alarms} == {4}
+    assert len(alarms) == len(toy.config().data.classes.names)
+    assert "class road: the student's IoU fell to 0.0% at step 4" in capsys.readouterr().out
+
+
+def test_a_finished_run_does_not_train_again(toy, capsys):
+    toy.train()
+    before = toy.lines()
+    assert toy.train() == 0
+    assert "done already" in capsys.readouterr().out
+    assert toy.lines() == before
+
+
+def test_an_unreadable_picture_is_named_and_skipped_where_the_config_allows(toy, caplog):
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        path = toy.path / "town" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (40, 80, 3), np.uint8))
+    (toy.path / "town" / "2.png").write_bytes(b"no picture")
+    folder = {"data__target__kind": "folder", "data__target__path": toy.path / "town"}
+    with pytest.raises(UsageError, match=r"2\.png"):
+        toy.train("strict", train__steps=4, **folder)
+    assert toy.train("lenient", train__steps=4, data__target__on_unreadable="skip", **folder) == 0
+    assert "2.png" in caplog.text
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_written(toy):
+    with pytest.raises(UsageError, match=r"config\.train\.batch is 3.*2 devices"):
+        toy.train(train__batch=3)
+    assert toy.train(train__batch=2) == 0  # the corrected command may use the same folder

@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from mrm_jax.config import Config, Train, UsageError
+from mrm_jax.train import workdir
+
+CONFIG = Config()
+
+
+def _begun(path, config=CONFIG):
+    with workdir.opened(path, config) as folder:
+        workdir.begin(folder, config, {"devices": []})
+
+
+def test_a_run_of_the_same_config_may_go_on(tmp_path):
+    _begun(tmp_path / "a" / "run")
+    _begun(tmp_path / "a" / "run")
+
+
+@pytest.mark.parametrize("content", ["nothing", "lock"])
+def test_a_folder_without_anything_in_it_may_be_used(tmp_path, content):
+    if content == "lock":
+        with workdir.opened(tmp_path, CONFIG):
+            pass  # a command that failed before its first step
+    _begun(tmp_path, Config(seed=1))
+
+
+def test_another_run_is_refused_by_its_first_field_with_both_values(tmp_path):
+    _begun(tmp_path)
+    other = dataclasses.replace(CONFIG, train=Train(steps=7, batch=4))
+    with pytest.raises(UsageError, match=r"config\.train\.steps is 7 here and was 40000 there"):
+        _begun(tmp_path, other)
+
+
+def test_runtime_fields_may_differ_and_are_stored_as_they_are_now(tmp_path):
+    _begun(tmp_path)
+    _begun(tmp_path, dataclasses.replace(CONFIG, train=Train(log_every=3, keep=9)))
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["log_every"] == 3
+
+
+def test_the_hash_is_of_fields_that_change_results(tmp_path):
+    runtime = dataclasses.replace(CONFIG, train=Train(log_every=3))
+    assert workdir.config_hash(runtime) == workdir.config_hash(CONFIG)
+    assert workdir.config_hash(Config(seed=1)) != workdir.config_hash(CONFIG)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(UsageError, match="holds other things"):
+        _begun(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        _begun(tmp_path / "file")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        _begun(tmp_path / "file" / "run")
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        _begun(tmp_path)
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
+    with (
+        workdir.opened(tmp_path, CONFIG),
+        pytest.raises(UsageError, match="in use by another run"),
+        workdir.opened(tmp_path, CONFIG),
+    ):
+        pass
+    _begun(tmp_path)

@@ -1,0 +1,128 @@
+"""A run whose network is one number: the loop around it is the real one."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mrm_jax.evaluation import protocols
+from mrm_jax.evaluation.evaluator import Evaluation
+from mrm_jax.main import load_config
+from mrm_jax.train import hooks, loop, workdir
+from mrm_jax.train.checkpoint import FOLDER, load_run
+from mrm_jax.train.state import scalars
+from mrm_jax.train.step import Program
+from mrm_jax.types import Draws, Frozen, TrainState
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+
+
+def program(config, poisoned=()):
+    """A step that moves one weight by the batch's brightness; `poisoned` batches are not finite."""
+    classes = len(config.data.classes.names)
+    bad = jnp.asarray([-1, *poisoned])
+
+    def init(key):
+        return TrainState(
+            step=jnp.int32(0),
+            params={"segmentor": {"w": jnp.ones(())}, "rebuilder": {}},
+            batch_stats={},
+            teacher_params={},
+            teacher_batch_stats={},
+            opt_state={"momentum": jnp.zeros(())},
+            root_key=key,
+        )
+
+    def draw(root_key, step, index):
+        key = jax.random.fold_in(jax.random.wrap_key_data(root_key), step)
+        mix = jax.random.uniform(key, (index.shape[0], 256))
+        return Draws(mix=mix, augment={}, mask={}, module={})
+
+    def train_step(state, frozen, batch):
+        noise = draw(state.root_key, state.step, batch.index).mix[0, 0]
+        faulty = jnp.isin(batch.index[0] // config.train.batch, bad)
+        loss = jnp.where(faulty, jnp.nan, batch.source.image.mean() / 255)
+        momentum = 0.9 * state.opt_state["momentum"] + loss + noise
+        new = state.replace(
+            step=state.step + 1,
+            params={"segmentor": {"w": state.params["segmentor"]["w"] + momentum}, "rebuilder": {}},
+            opt_state={"momentum": momentum},
+        )
+        # As in the real step: one that is not finite leaves the state as it was.
+        finite = jnp.isfinite(loss)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        shares = jnp.full(classes, 1 / classes)
+        return kept, {"total/loss": loss, "teacher/class_share": shares, "finite": finite}
+
+    def inspect(state, frozen, batch):
+        return {"source/image": batch.source.image, "source/label": batch.source.label}
+
+    return Program(
+        networks=None,
+        init=init,
+        draw=draw,
+        normalise=None,
+        step_with=None,
+        train_step=train_step,
+        inspect=inspect,
+        frozen=lambda config: Frozen(scalars(config), {}, {}),
+    )
+
+
+def evaluation(config, score):
+    count = len(config.data.classes.names)
+    return Evaluation(
+        protocol=protocols.describe(
+            config, network="student", pictures=1, input_sizes={(32, 64)}, label_sizes={(32, 64)}
+        ),
+        classes=config.data.classes.names,
+        confusion=np.zeros((count, count), np.int64),
+        iou=np.full(count, score),
+        mean_iou=score,
+        pixel_accuracy=score,
+        seconds=0.0,
+    )
+
+
+class Toy:
+    """Runs the loop in folders below `path`; `scores` are those after steps 1, 2, ..."""
+
+    def __init__(self, path, monkeypatch):
+        self.path = path
+        self.poisoned = ()
+        self.scores = [0.5] * 100
+        monkeypatch.setattr(loop, "build", lambda config: program(config, self.poisoned))
+        monkeypatch.setattr(hooks, "evaluate", self._evaluate)
+        self.write_report = hooks.write_report  # the real one takes seconds
+        monkeypatch.setattr(hooks, "write_report", self._report)
+
+    def _evaluate(self, config, state, examples, **_):
+        return {"student": evaluation(config, self.scores[int(state.step) - 1])}
+
+    def _report(self, folder):
+        (folder / "report.html").write_text("")
+        return folder / "report.html"
+
+    def config(self, **overrides):
+        words = [f"--config.{name.replace('__', '.')}={v}" for name, v in overrides.items()]
+        return load_config([f"--config={TINY}", *words])
+
+    def train(self, name="run", **overrides):
+        config = self.config(**overrides)
+        with workdir.opened(self.path / name, config) as folder:
+            return loop.train(config, folder)
+
+    def steps(self, name="run"):
+        return sorted(int(p.name) for p in (self.path / name / FOLDER).iterdir())
+
+    def weight(self, which, name="run"):
+        return load_run(self.path / name, which).student["params"]["w"]
+
+    def lines(self, name="run"):
+        """Whole lines of metrics.jsonl without what depends on the clock."""
+        text = (self.path / name / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        kept = [{k: v for k, v in x.items() if not k.startswith("perf/")} for x in lines]
+        return [line for line in kept if set(line) != {"step"}]
