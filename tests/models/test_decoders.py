@@ -105,9 +105,13 @@ def test_float64_features_give_float64_logits():
 def network():
     model = build_segmentor(Model(encoder=ENCODER, decoder=Decoder(channels=8, fusion="conv1")), 3)
     image = jnp.asarray(np.random.default_rng(1).normal(size=(4, 16, 16, 3)), jnp.float32)
-    variables = jax.jit(lambda key: model.init(key, image, mode="eval"))(KEY)
-    variables["batch_stats"] = jax.tree.map(lambda s: s + 0.5, variables["batch_stats"])
-    return model, variables, image
+    shapes = jax.eval_shape(lambda key: model.init(key, image, mode="eval"), KEY)
+    rng = np.random.default_rng(2)
+    # Positive, so that variances are possible and no scale hides what is behind it.
+    draw = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.2, 1.5, s.shape), s.dtype), shapes)
+    signs = jax.tree.map(lambda p: p * rng.choice([-1.0, 1.0], p.shape), draw["params"])
+    signs = jax.tree.map(lambda p: p.astype(jnp.float32), signs)
+    return model, {"params": signs, "batch_stats": draw["batch_stats"]}, image
 
 
 def apply(network, mode, seed=None, **arguments):

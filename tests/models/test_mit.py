@@ -44,6 +44,11 @@ def run(v, x, mode="eval", key=None, **fields):
     return jax.jit(lambda v, x: model.apply(v, x, mode, rngs=rngs))(v, x)
 
 
+@pytest.fixture(scope="module")
+def plain(params):
+    return run(params, image())
+
+
 # Trainable parameters without classifier: method.md 2.1, as counted in the reference.
 @pytest.mark.parametrize(
     ("name", "count"),
@@ -86,8 +91,8 @@ def test_the_feature_spec_says_what_comes_out():
     assert tuple(side // f.shape[1] for f in out) == spec.strides
 
 
-def test_stacked_blocks_equal_a_loop_over_their_slices(params):
-    first, second = run(params, image())
+def test_stacked_blocks_equal_a_loop_over_their_slices(params, plain):
+    first, second = plain
     p = params["params"]
     x = PatchEmbed(12, 3, 2, 1e-5).apply({"params": p["patch_embed2"]}, first)
     block = Block(heads=2, sr_ratio=1, mlp_ratio=4, eps=1e-6, reduction_eps=1e-5)
@@ -105,17 +110,20 @@ def loss(v, x, **fields):
     return sum(jnp.square(f * jnp.cos(f)).mean() for f in out)
 
 
+@pytest.fixture(scope="module")
+def unrolled(params):
+    return jax.jit(jax.value_and_grad(loss))(params, image())
+
+
 @pytest.mark.parametrize("fields", [{"unroll": False}, {"remat": "blocks"}])
-def test_unroll_and_remat_change_neither_values_nor_gradients(params, fields):
-    one = jax.jit(jax.value_and_grad(loss))(params, image())
+def test_unroll_and_remat_change_neither_values_nor_gradients(params, unrolled, fields):
     other = jax.jit(jax.value_and_grad(lambda v, x: loss(v, x, **fields)))(params, image())
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    for a, b in zip(jax.tree.leaves(unrolled), jax.tree.leaves(other), strict=True):
         # Another order of float32 sums; gradients here are of the order of 0.1.
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4)
 
 
-def test_only_training_drops_paths_and_only_at_a_rate_above_zero(params):
-    plain = run(params, image())
+def test_only_training_drops_paths_and_only_at_a_rate_above_zero(params, plain):
     pseudo = run(params, image(), "pseudo")
     still = run(params, image(), "train", drop_path=0.0)
     dropped = run(params, image(), "train", key=5, drop_path=0.9)
@@ -125,17 +133,15 @@ def test_only_training_drops_paths_and_only_at_a_rate_above_zero(params):
     assert any(float(jnp.abs(a - b).max()) > 1e-3 for a, b in zip(plain, dropped, strict=True))
 
 
-def test_each_eps_reaches_its_own_norms(params):
-    plain = run(params, image())
-    for name in ("eps", "embed_eps", "reduction_eps"):
-        changed = run(params, image(), **{name: 0.5})
-        assert float(jnp.abs(plain[-1] - changed[-1]).max()) > 1e-3, name
+@pytest.mark.parametrize("name", ["eps", "embed_eps", "reduction_eps"])
+def test_each_eps_reaches_its_own_norms(params, plain, name):
+    changed = run(params, image(), **{name: 0.5})
+    assert float(jnp.abs(plain[-1] - changed[-1]).max()) > 1e-3
 
 
-def test_bfloat16_computes_in_bfloat16_from_float32_parameters(params):
+def test_bfloat16_computes_in_bfloat16_from_float32_parameters(params, plain):
     out = run(params, image(), dtype=jnp.bfloat16)
-    exact = run(params, image())
-    for a, b in zip(out, exact, strict=True):
+    for a, b in zip(out, plain, strict=True):
         assert a.dtype == jnp.bfloat16
         # 8 bits of mantissa through all blocks; outputs are of the order of 1.
         assert float(jnp.abs(a.astype(jnp.float32) - b).mean()) < 0.05
