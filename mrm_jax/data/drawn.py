@@ -26,7 +26,7 @@ DRAWN_VERSION = 1
 them all again.
 """
 
-GAP = 0.5
+GAP = 0.6
 """How far the camera's colours lie from the rendered ones (0..1), fixed before any methods were
 compared.
 """

@@ -12,7 +12,7 @@ from mrm_jax.data.drawn_canvas import GROUND_DEPTH, OVERSAMPLING, Canvas, Dice
 PATCHES = 5.0
 """Mean number of soft patches on a camera picture."""
 
-HARSHNESS = 0.5
+HARSHNESS = 0.35
 """Scale of the camera's haze, glare, darkness, loss of contrast, noise and blur."""
 
 

@@ -179,7 +179,7 @@ def draw_person(canvas: Canvas, paint: Paint, dice: Dice, x: float, z: float) ->
     """Somebody standing or walking."""
     column, foot, scale = canvas.camera.at(x, 0, z)
     shadow(canvas, x - 0.35, x + 0.35, z - 0.3, z + 0.3)
-    m = scale * dice.u(0.98, 1.18)
+    m = scale * dice.u(1.05, 1.25)
     coat = paint.new(canvas, "person", depth=z)
     legs = canvas.material("person", paint.trousers(), (0.03, 0.02, 0), z)
     skin = canvas.material("person", paint.skin(), (0.02, 0, 0), z)
@@ -207,7 +207,7 @@ def draw_bicycle(
 ) -> None:
     """A bicycle seen from the side, with somebody on it or leaning somewhere."""
     column, foot, scale = canvas.camera.at(x, 0, z)
-    m, way = scale * 1.15, dice.pick((-1, 1))
+    m, way = scale * 1.25, dice.pick((-1, 1))
     shadow(canvas, x - 0.8, x + 0.8, z - 0.25, z + 0.25)
     frame = paint.new(canvas, "bicycle", depth=z)
     base = paint.colour_of(canvas, frame)

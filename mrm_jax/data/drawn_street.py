@@ -273,7 +273,7 @@ def draw_lamp(canvas: Canvas, paint: Paint, dice: Dice, x: float, z: float, sign
     """A lamp post with an arm over the road; pole."""
     column, foot, scale = canvas.camera.at(x, 0, z)
     pole = paint.new(canvas, "pole", depth=z)
-    height, half = dice.u(4.5, 7.5) * scale, max(2.0, 0.13 * scale)
+    height, half = dice.u(4.5, 7.5) * scale, max(2.0, 0.16 * scale)
     canvas.bar(column - half, foot - height, column + half, foot, pole)
     if dice.chance(0.7):
         arm = -sign * dice.u(1.0, 2.2) * scale
@@ -285,7 +285,7 @@ def draw_sign(canvas: Canvas, paint: Paint, dice: Dice, x: float, z: float) -> N
     column, foot, scale = canvas.camera.at(x, 0, z)
     pole = paint.new(canvas, "pole", depth=z)
     half = max(2.0, 0.08 * scale)
-    r = dice.u(0.48, 0.68) * scale
+    r = dice.u(0.56, 0.8) * scale
     centre = foot - dice.u(2.3, 2.9) * scale
     canvas.bar(column - half, centre, column + half, foot, pole)
     plate = paint.new(canvas, "sign", depth=z)
@@ -326,7 +326,7 @@ def draw_light(canvas: Canvas, paint: Paint, dice: Dice, x: float, z: float, sig
     box = paint.new(canvas, "light", depth=z)
     lamps = [canvas.material("light", colour, (0.02, 0, 0), z) for colour in paint.lamps(lit)]
     for x0, y0 in places:
-        w, h = 0.36 * scale, 0.95 * scale
+        w, h = 0.42 * scale, 1.0 * scale
         canvas.bar(x0 - w, y0 - h, x0 + w, y0 + h, box)
         for k, lamp in enumerate(lamps):
-            canvas.disc(x0, y0 + (k - 1) * 0.6 * scale, 0.22 * scale, lamp)
+            canvas.disc(x0, y0 + (k - 1) * 0.62 * scale, 0.26 * scale, lamp)
