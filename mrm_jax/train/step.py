@@ -172,25 +172,31 @@ def _views(
 def accumulate(
     run: _Run, state: TrainState, frozen: Frozen, views: dict[str, View], draws: Draws
 ) -> tuple[Any, Metrics, list[Tree]]:
-    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one after the
-    other.
-    """
-    params, moments, metrics = state.params, [], {}
-    grads = jax.tree.map(jnp.zeros_like, params)
-    losses = []
+    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one by one."""
+    grads = jax.tree.map(jnp.zeros_like, state.params)
+    losses, moments, metrics = [], [], {}
     for row in run.passes:
-        loss = partial(
-            _loss, run, row, state=state, frozen=frozen, view=views[row.view], draws=draws
-        )
-        (value, (found, moment)), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        view = views[row.view]
+        if losses:
+            view = replace(view, image=_after(grads, view.image, state.step))
+        loss = partial(_loss, run, row, state=state, frozen=frozen, view=view, draws=draws)
+        (value, (found, moment)), grad = jax.value_and_grad(loss, has_aux=True)(state.params)
         grads = jax.tree.map(jnp.add, grads, grad)
-        # Without the barrier XLA may run all forwards first and keep every pass's activations alive
-        # at once.
-        params, grads = jax.lax.optimization_barrier((params, grads))
         losses.append(value)
         moments.append(moment)
         metrics |= {f"{row.name}/{name}": metric for name, metric in found.items()}
     return grads, metrics | {"total/loss": sum(losses[1:], losses[0])}, moments
+
+
+def _after(grads: Any, image: Array, step: Array) -> jax.Array:
+    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
+
+    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
+    compiler drops optimization barriers before it orders the program, so this is a true dependency.
+    """
+    firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
+    # A step number is never negative, which the compiler cannot know.
+    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
 
 
 def _loss(

@@ -1,4 +1,4 @@
-"""Jitter and blur against plain numpy and the standard library, one pixel and one image at a time."""
+"""Jitter and blur against numpy and the standard library, one pixel and one image at a time."""
 
 import colorsys
 

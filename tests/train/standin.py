@@ -34,7 +34,8 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, feature, mode):
-        x = nn.Dense(WIDTH, name="fuse", dtype=feature.dtype)(feature)
+        # No bias: before a BatchNorm its true gradient is 0, and Adam would blow rounding up.
+        x = nn.Dense(WIDTH, use_bias=False, name="fuse", dtype=feature.dtype)(feature)
         x = dropout2d(nn.relu(BatchNorm(name="bn")(x, mode)), self.dropout, mode)
         return nn.Dense(CLASSES, name="classify", dtype=feature.dtype)(x)
 

