@@ -17,12 +17,12 @@ from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
     DepthwiseConv,
-    at_least_float32,
     dense,
     dropout2d,
     fan_out_normal,
     torch_dense,
 )
+from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import Mode
 

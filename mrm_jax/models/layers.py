@@ -20,14 +20,10 @@ from jax import lax
 
 from mrm_jax.ops.convolution import depthwise3x3, transposed_conv
 from mrm_jax.ops.layer_norm import layer_norm
+from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode, Tree
 
 Initializer = Callable[..., jax.Array]
-
-
-def at_least_float32(x: jax.Array) -> jnp.dtype:
-    """The dtype for reductions over `x`: float32, or float64 where `x` already is."""
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:

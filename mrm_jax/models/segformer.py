@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 
 from mrm_jax.models.daformer import ConvFusion, aligned
-from mrm_jax.models.layers import at_least_float32, dropout2d, torch_dense
+from mrm_jax.models.layers import dropout2d, torch_dense
+from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode
 
 

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
-def _wide(x: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
+from mrm_jax.ops.precision import at_least_float32
 
 
 def _shifts(size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
@@ -50,7 +48,7 @@ def depthwise3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Arra
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    size, wide = (x.shape[1], x.shape[2]), _wide(x)
+    size, wide = (x.shape[1], x.shape[2]), at_least_float32(x)
     padded, taps = _pad(x, dilation).astype(wide), kernel.astype(wide)
     total = jnp.zeros((), wide)
     for tap in _shifts(size, dilation):
@@ -79,7 +77,7 @@ def _sums_together(*products: jax.Array) -> tuple[jax.Array, ...]:
 
 def _depthwise_backward(dilation: int, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    size, wide = (x.shape[1], x.shape[2]), _wide(x)
+    size, wide = (x.shape[1], x.shape[2]), at_least_float32(x)
     padded, wide_g = _pad(x, dilation).astype(wide), g.astype(wide)
     taps = _shifts(size, dilation)
     products = tuple(_shifted(padded, tap, dilation, size) * wide_g for tap in taps)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.precision import at_least_float32
+
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """`x` with mean 0 and variance 1 over its last axis, times `scale` [C], plus `bias` [C].
@@ -23,7 +25,7 @@ def _along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 def _normalised(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     """(normalised `x`, 1 / standard deviation), both at least float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x))
     # Two passes: E[x^2] - E[x]^2 loses the variance of vectors that are nearly constant.
     centred = wide - wide.mean(-1, keepdims=True)
     inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrm_jax.ops.precision import at_least_float32
+
 Method = Literal["bilinear", "nearest"]
 
 # Elements of the result from which shifted slices are used on CPU. There they are 2-3 times faster
@@ -48,7 +50,7 @@ def resize(x: jax.Array, size: tuple[int, int], *, method: Method = "bilinear") 
             f"resize: bilinear needs a floating map, got {x.dtype}; "
             "use method='nearest' for labels."
         )
-    compute = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    compute = x.astype(at_least_float32(x))
     # The smaller map is the cheaper one to work on: shrink first, grow last.
     first, second = (
         (height, width) if size[0] * x.shape[-2] <= size[1] * x.shape[-3] else (width, height)

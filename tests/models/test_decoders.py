@@ -163,3 +163,16 @@ def test_the_offset_is_handed_through(network):
     offset = jnp.asarray([8, 16])
     out = model.apply(variables, image, mode="eval", offset=offset)
     assert out.offset is offset
+
+
+def test_nothing_is_promoted_silently_in_bfloat16():
+    model = build_segmentor(
+        Model(encoder=ENCODER, decoder=Decoder(channels=8), dtype="bfloat16", remat="blocks"), 3
+    )
+    image = jnp.zeros((2, 16, 16, 3))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        out, variables = jax.eval_shape(
+            lambda k: model.init_with_output({"params": k, "dropout": k}, image, mode="train"), KEY
+        )
+    assert all(f.dtype == jnp.bfloat16 for f in out.features)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
