@@ -31,6 +31,7 @@ from mrm_jax.data.pipeline import Example, evaluation_set, train_batches
 from mrm_jax.evaluation.evaluator import document
 from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
+from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
@@ -88,6 +89,7 @@ def train(config: Config, workdir: Path) -> int:
 
 def _train(config: Config, workdir: Path, screen: Screen) -> int:
     mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
+    keep_memory(mesh.devices.flat[0].platform)
     examples = evaluation_set(config)
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.train.keep)
     start = checkpoints.latest() or 0

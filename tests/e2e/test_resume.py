@@ -45,6 +45,16 @@ def _stop(workdir, number, after):
     return process.returncode, out, error
 
 
+def _said(stderr):
+    """Lines of stderr without the banner that XLA prints where a compilation takes minutes."""
+    xla = ("*****", "[Compiling module")
+    return [
+        line
+        for line in stderr.splitlines()
+        if line and "slow_operation_alarm" not in line and not line.startswith(xla)
+    ]
+
+
 def _lines(workdir):
     """metrics.jsonl without what depends on the clock and on how often the run was started."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -66,7 +76,7 @@ def whole(tmp_path_factory):
 def test_sigterm_then_kill_9_then_resume_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
     workdir = tmp_path / "run"
     code, out, error = _stop(workdir, signal.SIGTERM, after=2)
-    assert (code, error) == (0, "")
+    assert (code, _said(error)) == (0, [])
     assert "stopped by SIGTERM" in out
     stopped = load_run(workdir).step
     assert 2 <= stopped < 8
@@ -90,10 +100,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_the_batch(whol
     # The rate is a traced number: this run shares the program of the others.
     done = _train(tmp_path / "run", "--config.optimizer.learning_rate=1e30")
     assert done.returncode == 1, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "is not finite" in done.stderr
+    (line,) = _said(done.stderr)
+    assert "is not finite" in line
     (fault,) = (tmp_path / "run" / "fault").iterdir()
-    assert str(fault) in done.stderr
+    assert str(fault) in line
     params = load_run(tmp_path / "run").student["params"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+from mrm_jax.train.allocator import keep_memory
+
+_FAULTS = """
+import resource, sys
+from mrm_jax.train.allocator import keep_memory
+assert keep_memory(sys.argv[1]) == (sys.argv[1] == "cpu")
+def work():
+    for _ in range(10):
+        bytearray(48 * 2**20)  # zeroed, so that every page is touched
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(device):
+    done = subprocess.run(
+        [sys.executable, "-c", _FAULTS, device], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
+def test_memory_freed_by_a_step_is_there_for_the_next_without_page_faults(monkeypatch):
+    for name in ("MRM_JAX_NO_MALLOC", "MALLOC_ARENA_MAX"):
+        monkeypatch.delenv(name, raising=False)
+    # 10 blocks above the 32 MiB that glibc may keep by itself: each page faults again, a page being
+    # 2 MiB where the kernel hands out huge ones.
+    assert _faults("gpu") >= 10 * 24
+    assert _faults("cpu") < 24
+
+
+@pytest.mark.parametrize("name", ["MRM_JAX_NO_MALLOC", "MALLOC_ARENA_MAX"])
+def test_a_user_who_set_something_is_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert not keep_memory("cpu")
