@@ -14,7 +14,7 @@ ALLOWED = {
     "recipes": {"options", "config"},
     "types": set(),
     "rngs": {"types"},
-    "sharding": {"types"},
+    "sharding": {"config", "types"},
     "ops": {"config", "types"},
     "models": {"config", "types", "rngs", "ops"},
     "uda": {"config", "types", "rngs", "ops", "models"},
