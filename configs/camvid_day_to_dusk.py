@@ -57,7 +57,7 @@ def get_config(text: str | None = None):
         ),
         optimizer=config.Optimizer(learning_rate=2e-3, decoder_multiplier=2.0),
         train=config.Train(
-            steps=1500, log_every=25, eval_every=300, checkpoint_every=300, panels_every=300
+            steps=1000, log_every=25, eval_every=250, checkpoint_every=250, panels_every=250
         ),
         evaluation=config.Evaluation(batch=4),
     )
