@@ -27,8 +27,11 @@ them all again.
 """
 
 GAP = 0.6
-"""How far the camera's colours lie from the rendered ones (0..1), fixed before any methods were
-compared.
+"""How far the camera's colours lie from the rendered ones (0..1).
+
+Look and strength were fixed before any method was compared, with three arms only: at step 1000 of
+the quickstart's network, seed 0, the target's mIoU was 35.4 for source_only, 38.4 with the strong
+augmentation and 48.6 for target_only, with no class of source_only below 12.
 """
 
 Look = Literal["rendered", "camera"]
