@@ -1,0 +1,31 @@
+"""Every config that ships can be trained as far as shapes tell, at full size, uncomputed."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mrm_jax.main import load_config
+from mrm_jax.train import step
+from mrm_jax.types import Batch, Labelled, Unlabelled
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_step_of_the_config_keeps_the_shapes_of_its_state(path):
+    config = load_config([f"--config={path}"])
+    assert config is not None
+    shape = (config.train.batch, *config.data.crop)
+    picture = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)
+    plane = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    index = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    batch = Batch(Labelled(picture, plane), Unlabelled(picture, plane), index)
+    program = step.build(config)
+    state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
+    after, metrics = jax.eval_shape(program.train_step, state, program.frozen(config), batch)
+    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(
+        lambda leaf: leaf.shape, state
+    )
+    assert {"source/ce", "mixed/ce", "reconstructed/ce", "total/loss"} <= set(metrics)
