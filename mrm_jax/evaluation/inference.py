@@ -10,7 +10,7 @@ also be traced inside another jit.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -38,8 +38,8 @@ def whole(model: nn.Module, variables: Tree, image: Array, *, smallest: int = 1)
     height, width = image.shape[1:3]
     below, right = max(0, smallest - height), max(0, smallest - width)
     image = jnp.pad(jnp.asarray(image), ((0, 0), (0, below), (0, right), (0, 0)))
-    logits = model.apply(variables, image, mode="eval").logits["main"]  # type: ignore[union-attr]
-    return resize(logits, (height + below, width + right))[:, :height, :width]
+    output: Any = model.apply(variables, image, mode="eval")
+    return resize(output.logits["main"], (height + below, width + right))[:, :height, :width]
 
 
 @partial(jax.jit, static_argnames=("model", "extent", "smallest"), donate_argnames="total")
