@@ -107,7 +107,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     program = build(config)
     sentinel = Sentinel(config.data.classes.names)
-    state = _first_state(config, program, mesh, checkpoints, sentinel)
+    state, scores = _first_state(config, program, mesh, checkpoints, sentinel)
     for line in banner(mesh, str(workdir), state, start):
         screen.say(line)
     frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
@@ -138,6 +138,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         finite=finite,
     )
     with contextlib.closing(writer):
+        if start and examples and not scores and start % config.train.eval_every == 0:
+            _evaluate(run, start)  # the run was asked to stop before it
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
         screen.say(f"report: {hooks.write_report(workdir)}")
@@ -150,12 +152,12 @@ def _first_state(
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     sentinel: Sentinel,
-) -> TrainState:
-    """The newest checkpoint's state on the mesh, or a fresh one."""
+) -> tuple[TrainState, dict[str, float]]:
+    """The newest checkpoint's state on the mesh and its scores, or a fresh one without any."""
     key = jax.random.key_data(jax.random.key(config.seed))
     start = checkpoints.latest()
     if start is None:
-        return sharding.init(program.init, key, mesh)
+        return sharding.init(program.init, key, mesh), {}
     abstract = jax.eval_shape(program.init, key)
     like = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -164,7 +166,7 @@ def _first_state(
     )
     state, facts = checkpoints.restore(start, like)
     sentinel.remember(facts["sentinel"])
-    return state
+    return state, facts["scores"]
 
 
 def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
@@ -298,15 +300,21 @@ def _stop_at_fault(run: _Run, done: _Done, values: dict[str, np.ndarray]) -> Non
 
 
 def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
-    """Evaluate, save, panels: what is due after step `number`."""
+    """Evaluate, save, panels: what is due after step `number`.
+
+    Whoever asks to stop may not wait for an evaluation: it is made up for on resuming.
+    """
     _catch_up(run)
     began = time.perf_counter()
     train = run.config.train
+    if stopping and number < train.steps:
+        _save(run, number, {})
+        return
     scores: dict[str, float] = {}
     if run.examples and _every(number, train.eval_every, train.steps):
         scores = _evaluate(run, number)
     best = run.checkpoints.is_best(scores.get(BEST_BY))
-    if stopping or best or _every(number, train.checkpoint_every, train.steps):
+    if best or _every(number, train.checkpoint_every, train.steps):
         _save(run, number, scores)
     if _every(number, train.panels_every, train.steps):
         hooks.save_views(run.config, run.workdir, number, run.inspect(run.state, run.frozen, batch))
