@@ -207,7 +207,7 @@ def _command(run: Record) -> str:
     command = run.environment.get("command")
     if not command:
         return ""
-    commit = run.environment.get("git")
+    commit = run.environment.get("commit")
     at = f" at commit <code>{escape(str(commit))}</code>" if commit else ""
     return (
         f"<h2>Command</h2><pre>{escape(str(command))}</pre>"

@@ -40,6 +40,10 @@ VIEWS = {
     "mixed_weight": "mixed weight",
     "token_mask": "mask",
     "reconstructed_prediction": "rebuilt prediction",
+    "reconstructed_target_mask": "mask of the target",
+    "reconstructed_target_prediction": "rebuilt target",
+    "reconstructed_source_mask": "mask of the source",
+    "reconstructed_source_prediction": "rebuilt source",
     "prediction": "prediction",
     "ground_truth": "ground truth",
 }
@@ -73,7 +77,7 @@ def compose(
     """The sheet u8[H,W,3] of a batch: a block for every image, with those of `VIEWS` that exist.
 
     `*_image` are RGB u8[B,H,W,3]; `*_label`, `*prediction`, `ground_truth` ids [B,H,W]; `*_weight`
-    floats in 0..1 of shape [B,H,W], [B] or []; `token_mask` [B,gh,gw] of any grid is nonzero where
+    floats in 0..1 of shape [B,H,W], [B] or []; `*_mask` [B,gh,gw] of any grid is nonzero where
     features are hidden. At most `MAX_IMAGES` images.
     Raises ValueError when no view is known or a view's shape is none of these.
     """
@@ -190,12 +194,11 @@ def _view_cell(
         raise ValueError(f"views[{name!r}] has shape {array.shape}; see compose for what it takes.")
     if name.endswith("_image"):
         return Cell(caption, _as_u8(array[index], name))
-    if name == "token_mask":
-        picture = arrays.get("target_image")
+    if name.endswith("_mask"):
+        under = "source_image" if name == "reconstructed_source_mask" else "target_image"
+        picture = arrays.get(under)
         ground = (
-            np.full((*size, 3), 230, np.uint8)
-            if picture is None
-            else _as_u8(picture[index], "target_image")
+            np.full((*size, 3), 230, np.uint8) if picture is None else _as_u8(picture[index], under)
         )
         return Cell(
             caption, cover(ground, array[index]), f"{np.mean(array[index] != 0):.0%} hidden"

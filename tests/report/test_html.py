@@ -14,6 +14,7 @@ from mrm_jax.data import labels
 from mrm_jax.report import charts, record
 from mrm_jax.report.html import write_report
 from mrm_jax.report.panels import save_panels
+from mrm_jax.train.workdir import environment
 
 COMMAND = "python -m mrm_jax.main --workdir '<script>alert(1)</script>' --config a&b.py"
 FILES = ("config.json", "environment.json", "metrics.jsonl", "evaluation.json", "views")
@@ -65,8 +66,8 @@ def workdir(tmp_path) -> Path:
         train=config.Train(steps=6),
     )
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(run)))
-    environment = {"command": COMMAND, "git": "0123abcd", "versions": {"jax": "0.10.2"}}
-    (folder / "environment.json").write_text(json.dumps(environment))
+    facts = {"command": COMMAND, "commit": "0123abcd", "versions": {"jax": "0.10.2"}}
+    (folder / "environment.json").write_text(json.dumps(facts))
     lines = []
     for step in range(1, 7):
         loss = None if step == 3 else 1.0 / step
@@ -143,6 +144,11 @@ def test_text_from_the_run_is_escaped(workdir):
     assert COMMAND in page.text
     assert "<script" not in path.read_text("utf-8")
     assert "class car: its share fell <b>far</b>." in page.text
+
+
+def test_the_command_comes_with_the_commit_that_a_run_records(workdir):
+    assert environment().keys() >= {"command", "commit"}
+    assert "run this at commit 0123abcd with" in Page(write_report(workdir)).text
 
 
 def test_every_figure_of_drawn_data_says_so(workdir):

@@ -35,6 +35,9 @@ def views(batch: int = 2) -> dict[str, np.ndarray]:
     }
 
 
+GIVEN = {panels.VIEWS[name] for name in views(1)}
+
+
 def holds(sheet: np.ndarray, picture: np.ndarray) -> bool:
     """Whether `picture` stands somewhere in `sheet`, pixel for pixel."""
     height, width = picture.shape[:2]
@@ -88,10 +91,20 @@ def test_hidden_tokens_are_covered_and_the_others_show_the_target():
     assert holds(panels.compose(given, CLASSES), covered)
 
 
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_passes_on_both_domains_show_their_masks_on_their_own_pictures(domain, captions):
+    given = views(1)
+    mask, guess = given.pop("token_mask"), given.pop("reconstructed_prediction")
+    given |= {f"reconstructed_{domain}_mask": mask, f"reconstructed_{domain}_prediction": guess}
+    sheet = panels.compose(given, CLASSES)
+    assert holds(sheet, panels.cover(given[f"{domain}_image"][0], mask[0]))
+    assert {f"mask of the {domain}", f"rebuilt {domain}"} <= set(captions)
+
+
 def test_every_view_has_its_caption_once_an_image(captions):
     panels.compose(views(2), CLASSES, title="Training, step 7")
     for caption in panels.VIEWS.values():
-        expected = 0 if caption == "augmented source" else 2
+        expected = 2 if caption in GIVEN else 0
         assert captions.count(caption) == expected, caption
     assert {"Training, step 7", "road", "sky", "car", "ignored"} <= set(captions)
 
