@@ -107,18 +107,22 @@ def _one_channel(path: Path, raw: np.ndarray) -> np.ndarray:
     )
 
 
-def find(folder: Path, suffix: str, *, field: str) -> dict[str, Path]:
+def find(folder: Path, suffix: str, *, field: str, labels: Path | None = None) -> dict[str, Path]:
     """Stem to file of all pictures below `folder`, sorted by stem.
 
     A stem is the path below `folder` without `suffix` (without its extension when `suffix` is
-    empty), with forward slashes. Raises UsageError for a missing or empty folder and for two files
-    of one stem; `field` names the config option.
+    empty), with forward slashes. What lies in `labels`, a folder below
+    `folder`, is left out. Raises UsageError for a missing or empty folder and for two files of one
+    stem; `field` names the config option.
     """
     if not folder.is_dir():
         raise UsageError(f"{field}: there is no folder {folder}. Set it to where the pictures lie.")
+    below = labels if labels and folder in labels.parents else None
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.name.startswith(".") or not path.is_file():
+            continue
+        if below and path.is_relative_to(below):
             continue
         matches = path.name.endswith(suffix) if suffix else path.suffix.lower() in SUFFIXES
         if not matches:

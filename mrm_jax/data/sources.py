@@ -96,7 +96,10 @@ class Folder:
         if not domain.path:
             raise UsageError(f"{field}.path is empty; set it to the folder of the data set.")
         root = Path(domain.path).expanduser()
-        found = files.find(root / domain.images, domain.image_suffix, field=f"{field}.path")
+        labels = root / domain.labels if domain.labels else None
+        found = files.find(
+            root / domain.images, domain.image_suffix, field=f"{field}.path", labels=labels
+        )
         if domain.listing:
             found = files.chosen(found, root / domain.listing, field=field)
         self._names, self._paths = tuple(found), tuple(found.values())

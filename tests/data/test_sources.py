@@ -37,6 +37,18 @@ def test_pictures_and_labels_are_paired_by_stem_below_their_folders(tmp_path):
         np.testing.assert_array_equal(label, np.full((6, 9), k))
 
 
+@pytest.mark.parametrize("stem", ["x", "town/x"])
+def test_labels_that_lie_below_the_pictures_are_no_pictures(tmp_path, stem):
+    image = _picture(tmp_path / f"{stem}.png")
+    _picture(tmp_path / "labels" / f"{stem}.png")
+    cv2.imwrite(str(tmp_path / "labels" / f"{stem}.png"), np.zeros((6, 9), np.uint8))
+    domain = Domain(path=str(tmp_path), labels="labels")
+    labelled = sources.open_labelled(domain, 2, field=FIELD)
+    assert [labelled.name(i) for i in range(len(labelled))] == [stem]
+    np.testing.assert_array_equal(sources.read_pair(labelled, 0)[0], image)
+    assert len(sources.open_pictures(domain, field=FIELD)) == 1
+
+
 def test_suffixes_pair_files_as_cityscapes_names_them(tmp_path):
     _picture(tmp_path / "leftImg8bit/train/ulm/ulm_0_leftImg8bit.png")
     path = tmp_path / "gtFine/train/ulm/ulm_0_gtFine_labelTrainIds.png"
