@@ -1,8 +1,8 @@
 """DAFormer's decoder: all stages embedded, brought to the first one's size, and fused with a wide
 context.
 
-Source: method.md 2.6; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is also
-HRDA's attention head.
+Source: DAFormer sec. 4; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is
+also HRDA's attention head.
 """
 
 from __future__ import annotations

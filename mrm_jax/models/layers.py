@@ -32,7 +32,7 @@ def along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-# Initialisers. Source: method.md 2.1, 2.5, 2.6, 2.8 (the reference's own rules, layer by layer).
+# Initialisers. Source: the reference's own rules, layer by layer (PyTorch's, timm's and mmcv's).
 
 
 def uniform(bound: float) -> Initializer:

@@ -1,8 +1,8 @@
 """Mix Transformer (MiT), the encoder of SegFormer and DAFormer: four stages of overlapping patches
 and efficient attention.
 
-Source: method.md 2.1; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and MIC
-code.
+Source: SegFormer sec. 3; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and
+MIC code.
 """
 
 from __future__ import annotations

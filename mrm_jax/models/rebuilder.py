@@ -3,7 +3,7 @@ what is left.
 
 The last stage's features become tokens on a coarse grid; some tokens are replaced by a learned one;
 a small transformer looks at all of them; projectors turn its output back into maps of every stage,
-which are used where the token was hidden. Source: method.md 2.8; reference:
+which are used where the token was hidden. Source: MRM sec. 3; reference:
 mmseg/models/utils/rebuilder.py of the MRM code.
 """
 

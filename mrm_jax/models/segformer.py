@@ -1,7 +1,7 @@
 """SegFormer's decoder: every stage projected by a dense layer, resized, concatenated, mixed by one
 1x1 convolution.
 
-Source: method.md 2.5; reference: mmseg/models/decode_heads/segformer_head.py of the DAFormer and
+Source: SegFormer sec. 3; reference: mmseg/models/decode_heads/segformer_head.py of the DAFormer and
 MIC code.
 """
 

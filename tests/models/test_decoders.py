@@ -35,7 +35,7 @@ def count(tree):
     return sum(p.size for p in jax.tree.leaves(tree))
 
 
-# method.md 2.5 and 2.6, as counted in the reference, 19 classes.
+# As counted in the reference, 19 classes.
 @pytest.mark.parametrize(
     ("encoder", "decoder", "expected"),
     [

@@ -49,7 +49,7 @@ def plain(params):
     return run(params, image())
 
 
-# Trainable parameters without classifier: method.md 2.1, as counted in the reference.
+# Trainable parameters without classifier, as counted in the reference.
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -60,7 +60,7 @@ def count(tree):
     return sum(p.size for p in jax.tree.leaves(tree))
 
 
-# method.md 2.8, as counted in the released module.
+# As counted in the released module.
 @pytest.mark.parametrize(
     ("encoder", "expected"),
     [
@@ -183,7 +183,7 @@ def test_rebuilt_vectors_are_normalised_over_channels_after_any_resize(variables
         np.testing.assert_allclose(out.std(-1), 1, atol=1e-2)
 
 
-# Entries and sums of the published 16x16 table, method.md 2.8.
+# Entries and sums of the published 16x16 table (the released module).
 def test_the_position_table_is_the_published_one():
     table = position_table((16, 16), 512).astype(np.float64)
     entry = table[3 * 16 + 5, [0, 1, 127, 128, 256, 384]]
