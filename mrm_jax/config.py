@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
+from operator import mul
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -313,10 +316,28 @@ def encoder_stride(encoder: Encoder) -> int:
     return math.prod(encoder.strides)
 
 
+def smallest_side(encoder: Encoder) -> int:
+    """The shortest side, px, that every stage's attention can still reduce."""
+    strides = accumulate(encoder.strides, mul)
+    return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
+
+
 def check(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
-    for test in (_check_numbers, _check_data, _check_model, _check_method):
+    for test in (_check_numbers, _check_model, _check_data, _check_method):
         test(config)
+
+
+_COUNTS = (
+    *(f"train.{n}" for n in ("steps", "batch", "log_every", "eval_every", "checkpoint_every")),
+    *("train.panels_every", "train.keep"),
+    *(f"evaluation.{n}" for n in ("batch", "limit", "window", "stride")),
+    *(f"data.{n}.count" for n in ("source", "target", "evaluation")),
+    *(f"model.encoder.{n}" for n in ("dims", "depths", "heads", "sr_ratios", "strides")),
+    *("model.encoder.mlp_ratio", "model.decoder.channels", "model.decoder.dilations"),
+    *(f"method.mrm.{n}" for n in ("grid", "dim", "depth", "heads")),
+)
+"""Fields that are at least 1, each of them where they hold several."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -325,22 +346,19 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    train = config.train
-    for name in (
-        "steps",
-        "batch",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "panels_every",
-        "keep",
-    ):
-        value = getattr(train, name)
-        _require(value >= 1, f"config.train.{name} is {value}; it must be at least 1.")
+    for name in _COUNTS:
+        value: Any = reduce(getattr, name.split("."), config)
+        each = value if isinstance(value, tuple) else (value,)
+        _require(
+            all(v is None or v >= 1 for v in each),
+            f"config.{name} is {value}; it must be at least 1.",
+        )
     _require(config.seed >= 0, f"config.seed is {config.seed}; it must not be negative.")
+    low, high = sigma = config.method.augment.blur_sigma
     _require(
-        config.evaluation.batch >= 1,
-        f"config.evaluation.batch is {config.evaluation.batch}; use 1 or more.",
+        0 < low <= high <= 2,
+        f"config.method.augment.blur_sigma is {sigma}; it must rise, from above 0 to at most 2: "
+        "wider kernels are cut off.",
     )
     shares = {
         "optimizer.warmup": config.optimizer.warmup,
@@ -381,13 +399,29 @@ def _check_data(config: Config) -> None:
         f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
         "name their folder.",
     )
-    stride = encoder_stride(config.model.encoder)
+    stride, smallest = encoder_stride(config.model.encoder), smallest_side(config.model.encoder)
     for side, name in zip(data.crop, ("height", "width"), strict=True):
         _require(
             side > 0 and side % stride == 0,
             f"config.data.crop is {data.crop}: its {name} {side} is not a multiple of "
             f"{stride}, the stride of the encoder. Try {max(1, round(side / stride)) * stride}.",
         )
+        _require(
+            side >= smallest,
+            f"config.data.crop is {data.crop}: its {name} is below {smallest} px, the least that "
+            "the encoder's attention can reduce (strides, sr_ratios).",
+        )
+    for name in ("source", "target", "evaluation"):
+        domain = getattr(data, name)
+        _require(
+            domain.kind != "drawn" or (domain.size[0] >= 32 and domain.size[1] >= 64),
+            f"config.data.{name}.size is {domain.size}; drawn scenes need at least (32, 64).",
+        )
+    window, step = config.evaluation.window, config.evaluation.stride
+    _require(
+        config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),
+        f"config.evaluation.stride is {step}, larger than the window {window}, which leaves gaps.",
+    )
     unknown = [c for c in config.evaluation.classes if c not in classes.names]
     if unknown:
         hint = nearest(unknown[0], classes.names)

@@ -132,7 +132,7 @@ def run(words: list[str]) -> int:
             (__doc__ or "").splitlines()[0], *(f"  {v:10}{d}" for v, d in VERBS.items()), sep="\n"
         )
         return 0
-    verb, words = (words[0], words[1:]) if words and words[0][0] != "-" else ("train", words)
+    verb, words = (words[0], words[1:]) if words and words[0][:1] != "-" else ("train", words)
     if verb not in VERBS:
         raise UsageError(
             f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}"

@@ -40,6 +40,7 @@ MISTAKES = [
     ([f"--config={TINY}", "--config.data.crop=(30,64)"], "not a multiple of 8"),
     ([f"--config={TINY}:source_only,mrm=true"], "needs a teacher"),
     (["--config.seed=1"], "none is given: add --config FILE"),
+    ([""], "'' is no verb"),
     (["tarin", f"--config={TINY}"], "Did you mean 'train'?"),
     (["train", f"--config={TINY}", "--wrokdir=x"], "Did you mean '--workdir'?"),
     (["evaluate", "--wrokdir", "x"], "Did you mean '--workdir'?"),

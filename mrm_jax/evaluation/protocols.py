@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
-from mrm_jax.config import Config, Domain, Encoder, evaluation_domain
+from mrm_jax.config import Config, Domain, evaluation_domain
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,3 @@ def counted(config: Config) -> tuple[int, ...]:
     """Train ids of the classes in mIoU."""
     names = config.data.classes.names
     return tuple(names.index(name) for name in config.evaluation.classes or names)
-
-
-def smallest_side(encoder: Encoder) -> int:
-    """The shortest side, px, that every stage's attention can still reduce."""
-    strides = accumulate(encoder.strides, mul)
-    return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))

@@ -157,7 +157,7 @@ def test_a_label_of_another_size_is_named():
 
 
 def test_the_smallest_side_is_what_the_toy_network_can_take():
-    from mrm_jax.evaluation.protocols import smallest_side
+    from mrm_jax.config import smallest_side
 
     cfg, model, variables = network()
     assert smallest_side(CONFIG.model.encoder) == 16
