@@ -194,6 +194,15 @@ def test_a_collapsed_class_is_named_once_on_screen_and_in_the_metrics(toy, capsy
     assert "class road: the student's IoU fell to 0.0% at step 4" in capsys.readouterr().out
 
 
+def test_a_run_without_labels_to_score_on_adapts_and_scores_nothing(toy, monkeypatch):
+    monkeypatch.setattr(hooks, "write_report", toy.write_report)
+    assert toy.train(data__evaluation__kind="folder") == 0
+    assert toy.steps()[-1] == 6
+    assert not [name for line in toy.lines() for name in line if name.startswith("eval/")]
+    assert not (toy.path / "run" / "evaluation.json").exists()
+    assert "No evaluation has been written" in (toy.path / "run" / "report.html").read_text()
+
+
 def test_a_finished_run_does_not_train_again(toy, capsys):
     toy.train()
     before = toy.lines()
