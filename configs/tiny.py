@@ -22,12 +22,13 @@ def get_config(text: str | None = None):
         ),
         model=config.Model(
             encoder=config.Encoder(
-                dims=(8, 16, 16, 16),
-                depths=(1, 1, 1, 1),
-                heads=(1, 1, 1, 1),
-                sr_ratios=(4, 2, 1, 1),
-                strides=(4, 2, 1, 1),
+                dims=(8, 16),
+                depths=(1, 1),
+                heads=(1, 2),
+                sr_ratios=(4, 1),
+                strides=(4, 2),
                 mlp_ratio=2,
+                drop_path=0.0,
             ),
             decoder=config.Decoder(channels=8, fusion="conv1"),
         ),
