@@ -237,15 +237,13 @@ def _forward(
     moments.
     """
 
-    def rebuild(features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        assert (
-            run.modules.rebuilder is not None
-        )  # for the type checker: such passes exist only with MRM
-        ratio = frozen.scalars.mrm_ratio
-        variables = {"params": params["rebuilder"]}
-        return run.modules.rebuilder.apply(variables, features, draws.mask[row.name], ratio)  # type: ignore[return-value]
+    rebuilder: Any = run.modules.rebuilder  # there is one in every method that has such a pass
 
-    output, moved = run.modules.segmentor.apply(
+    def rebuild(features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        variables, ratio = {"params": params["rebuilder"]}, frozen.scalars.mrm_ratio
+        return rebuilder.apply(variables, features, draws.mask[row.name], ratio)
+
+    applied: Any = run.modules.segmentor.apply(
         {"params": params["segmentor"], "batch_stats": state.batch_stats},
         view.image,
         mode=mode,
@@ -254,7 +252,8 @@ def _forward(
         rngs={"dropout": jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))},
         mutable=["moments"],
     )
-    return output, moved.get("moments", {})  # type: ignore[return-value,union-attr]
+    output, moved = applied
+    return output, moved.get("moments", {})
 
 
 def _finite(tree: Any) -> jax.Array:

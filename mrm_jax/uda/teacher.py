@@ -39,5 +39,6 @@ def predict(
     and lets no gradient out.
     """
     variables = jax.lax.stop_gradient({"params": params, "batch_stats": batch_stats})
-    output, moved = segmentor.apply(variables, image, mode="pseudo", mutable=["moments"])
-    return jax.lax.stop_gradient(output.logits["main"]), moved.get("moments", {})  # type: ignore[union-attr]
+    applied: Any = segmentor.apply(variables, image, mode="pseudo", mutable=["moments"])
+    output, moved = applied
+    return jax.lax.stop_gradient(output.logits["main"]), moved.get("moments", {})
