@@ -20,6 +20,7 @@ def domain(listing: str) -> config.Domain:
     """A list of CamVid frames, fitted into 256 x 192 px."""
     return config.Domain(
         kind="folder",
+        path="data/camvid",
         images="images",
         image_suffix=".jpg",
         labels="labels",

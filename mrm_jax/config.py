@@ -1,24 +1,21 @@
 """Every option of a run, once: default, meaning, unit, allowed values and source.
 
 The ConfigDict that `configs/*.py` return is generated from these dataclasses: every field is a
-flag (`--config.method.mrm.ratio=0.5`). `from_config_dict` brings it back; nothing below `cli/` sees
-a ConfigDict. Imports neither jax nor anything of ours but options.py, so that a mistake is answered
+flag (`--config.method.mrm.ratio=0.5`). `checks.py` brings it back; nothing below `cli/` sees a
+ConfigDict. Imports neither jax nor anything of ours but options.py, so that a mistake is answered
 before they load.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import accumulate
 from operator import mul
-from typing import Any, Literal
+from typing import Literal
 
-from ml_collections import ConfigDict
-
-from mrm_jax.options import UsageError, build, nearest, option
+from mrm_jax.options import UsageError as UsageError
+from mrm_jax.options import option
 from mrm_jax.options import runtime_fields as _runtime_fields
 
 TEACHER_METHODS = ("dacs",)
@@ -279,17 +276,6 @@ class Config:
     mesh: Mesh = option(Mesh(), "Devices.", runtime=True)
 
 
-def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
-    """The checked `Config` of a ConfigDict or of a plain mapping (config.json).
-
-    Raises UsageError naming the field, its value and the way out.
-    """
-    plain = values.to_dict() if isinstance(values, ConfigDict) else values
-    config = build(Config, plain, "config")
-    check(config)
-    return config
-
-
 def runtime_fields() -> set[str]:
     """Dotted names of the fields that may differ on resume, such as `train.log_every`."""
     return _runtime_fields(Config)
@@ -320,157 +306,3 @@ def smallest_side(encoder: Encoder) -> int:
     """The shortest side, px, that every stage's attention can still reduce."""
     strides = accumulate(encoder.strides, mul)
     return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
-
-
-def check(config: Config) -> None:
-    """Raises UsageError for the first combination that cannot work, with the way out."""
-    for test in (_check_numbers, _check_model, _check_data, _check_method):
-        test(config)
-
-
-_COUNTS = (
-    *(f"train.{n}" for n in ("steps", "batch", "log_every", "eval_every", "checkpoint_every")),
-    *("train.panels_every", "train.keep"),
-    *(f"evaluation.{n}" for n in ("batch", "limit", "window", "stride")),
-    *(f"data.{n}.count" for n in ("source", "target", "evaluation")),
-    *(f"model.encoder.{n}" for n in ("dims", "depths", "heads", "sr_ratios", "strides")),
-    *("model.encoder.mlp_ratio", "model.decoder.channels", "model.decoder.dilations"),
-    *(f"method.mrm.{n}" for n in ("grid", "dim", "depth", "heads")),
-)
-"""Fields that are at least 1, each of them where they hold several."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
-
-
-def _check_numbers(config: Config) -> None:
-    for name in _COUNTS:
-        value: Any = reduce(getattr, name.split("."), config)
-        each = value if isinstance(value, tuple) else (value,)
-        _require(
-            all(v is None or v >= 1 for v in each),
-            f"config.{name} is {value}; it must be at least 1.",
-        )
-    _require(config.seed >= 0, f"config.seed is {config.seed}; it must not be negative.")
-    low, high = sigma = config.method.augment.blur_sigma
-    _require(
-        0 < low <= high <= 2,
-        f"config.method.augment.blur_sigma is {sigma}; it must rise, from above 0 to at most 2: "
-        "wider kernels are cut off.",
-    )
-    shares = {
-        "optimizer.warmup": config.optimizer.warmup,
-        "data.flip": config.data.flip,
-        "method.ema_decay": config.method.ema_decay,
-        "method.threshold": config.method.threshold,
-        "method.mrm.ratio": config.method.mrm.ratio,
-        "method.augment.jitter_probability": config.method.augment.jitter_probability,
-        "method.augment.blur_probability": config.method.augment.blur_probability,
-        "model.decoder.dropout": config.model.decoder.dropout,
-        "model.encoder.drop_path": config.model.encoder.drop_path,
-    }
-    for name, value in shares.items():
-        _require(0 <= value <= 1, f"config.{name} is {value}; it must lie in 0..1.")
-
-
-def _check_data(config: Config) -> None:
-    data, classes = config.data, config.data.classes
-    count = len(classes.names)
-    _require(
-        2 <= count <= 255, f"config.data.classes.names has {count} classes; 2 to 255 are possible."
-    )
-    _require(
-        len(classes.colours) == count,
-        f"config.data.classes.colours has {len(classes.colours)} entries "
-        f"for {count} classes; give one each.",
-    )
-    for name in ("source", "target", "evaluation"):
-        ids = getattr(data, name).raw_ids
-        _require(
-            len(ids) in (0, count),
-            f"config.data.{name}.raw_ids has {len(ids)} rows for {count} classes; "
-            f"give one row a class or none.",
-        )
-    where = "target" if config.method.kind == "target_only" else "source"
-    _require(
-        source_domain(config).kind == "drawn" or source_domain(config).labels is not None,
-        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
-        "name their folder.",
-    )
-    stride, smallest = encoder_stride(config.model.encoder), smallest_side(config.model.encoder)
-    for side, name in zip(data.crop, ("height", "width"), strict=True):
-        _require(
-            side > 0 and side % stride == 0,
-            f"config.data.crop is {data.crop}: its {name} {side} is not a multiple of "
-            f"{stride}, the stride of the encoder. Try {max(1, round(side / stride)) * stride}.",
-        )
-        _require(
-            side >= smallest,
-            f"config.data.crop is {data.crop}: its {name} is below {smallest} px, the least that "
-            "the encoder's attention can reduce (strides, sr_ratios).",
-        )
-    for name in ("source", "target", "evaluation"):
-        domain = getattr(data, name)
-        _require(
-            domain.kind != "drawn" or (domain.size[0] >= 32 and domain.size[1] >= 64),
-            f"config.data.{name}.size is {domain.size}; drawn scenes need at least (32, 64).",
-        )
-    window, step = config.evaluation.window, config.evaluation.stride
-    _require(
-        config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),
-        f"config.evaluation.stride is {step}, larger than the window {window}, which leaves gaps.",
-    )
-    unknown = [c for c in config.evaluation.classes if c not in classes.names]
-    if unknown:
-        hint = nearest(unknown[0], classes.names)
-        raise UsageError(
-            f"config.evaluation.classes names '{unknown[0]}', which is no class.{hint}"
-        )
-
-
-def _check_model(config: Config) -> None:
-    encoder = config.model.encoder
-    for name in ("depths", "heads", "sr_ratios", "strides"):
-        value = getattr(encoder, name)
-        _require(
-            len(value) == len(encoder.dims),
-            f"config.model.encoder.{name} is {value}; dims has "
-            f"{len(encoder.dims)} stages, give as many entries.",
-        )
-    for dim, heads in zip(encoder.dims, encoder.heads, strict=True):
-        _require(
-            dim % heads == 0,
-            f"config.model.encoder.dims has {dim}, not a multiple of its {heads} attention heads.",
-        )
-
-
-def _check_method(config: Config) -> None:
-    method, mrm = config.method, config.method.mrm
-    if method.kind not in METHODS:
-        hint = nearest(method.kind, METHODS)
-        raise UsageError(
-            f"config.method.kind is '{method.kind}'; it must be one of {', '.join(METHODS)}.{hint}"
-        )
-    teacher = method.kind in TEACHER_METHODS
-    _require(
-        not (method.augmented_source and teacher),
-        f"config.method.augmented_source is a control for source_only and target_only, "
-        f"not for {method.kind}.",
-    )
-    if not mrm.enabled:
-        return
-    _require(
-        teacher,
-        f"config.method.mrm.enabled needs a teacher, and {method.kind} has none. "
-        f"Use one of {', '.join(TEACHER_METHODS)}, or mrm=false.",
-    )
-    _require(
-        mrm.dim % mrm.heads == 0,
-        f"config.method.mrm.dim is {mrm.dim}, not a multiple of {mrm.heads} heads.",
-    )
-    _require(
-        mrm.dim % 4 == 0,
-        f"config.method.mrm.dim is {mrm.dim}; the position table needs a multiple of 4.",
-    )

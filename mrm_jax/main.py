@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from mrm_jax.config import Config, UsageError, from_config_dict
+from mrm_jax.checks import from_config_dict
+from mrm_jax.config import Config, UsageError
 from mrm_jax.options import nearest
 
 VERBS = {

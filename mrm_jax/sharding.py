@@ -93,16 +93,17 @@ def init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
     return jax.jit(make, out_shardings=shardings, compiler_options=once)(key)
 
 
-def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh) -> Any:
-    """`step(state, frozen, batch) -> (state, metrics)` compiled over `mesh`; the state it is given
-    is donated.
+def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh, *, carried: int = 0) -> Any:
+    """`step(state, *carried, frozen, batch) -> (state, *carried, metrics)`, jitted over `mesh`; the
+    state it is given is donated.
 
-    `state`: the state or its abstract form, for its shardings.
+    state: the state or its abstract form, for its shardings. carried: how many small arrays travel
+    beside the state.
     """
-    shardings, copy = of_state(state, mesh), replicated(mesh)
+    shardings, copies = of_state(state, mesh), (replicated(mesh),) * (carried + 1)
     return jax.jit(
         step,
-        in_shardings=(shardings, copy, over_batch(mesh)),
-        out_shardings=(shardings, copy),
+        in_shardings=(shardings, *copies, over_batch(mesh)),
+        out_shardings=(shardings, *copies),
         donate_argnums=0,
     )

@@ -8,7 +8,8 @@ import typing
 import pytest
 
 from mrm_jax import config, options, recipes
-from mrm_jax.config import Config, UsageError, from_config_dict
+from mrm_jax.checks import from_config_dict
+from mrm_jax.config import Config, UsageError
 from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
@@ -112,6 +113,19 @@ def test_a_mistake_is_answered_with_the_field_and_the_way_out(edit, message):
         from_config_dict(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_turns_drawn_scenes_into_the_pictures_of_a_folder():
+    values = to_config_dict(valid())
+    values.data.source.path, values.data.target.path = "game", "street"
+    data = from_config_dict(values).data
+    assert (data.source.kind, data.source.images, data.source.labels) == (
+        "folder",
+        "images",
+        "labels",
+    )
+    assert (data.target.kind, data.target.images, data.target.labels) == ("folder", "", None)
+    assert data.evaluation.kind == "drawn"
 
 
 def test_target_only_trains_on_the_labels_of_the_target():

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mrm_jax"
 ALLOWED = {
     "options": set(),
     "config": {"options"},
+    "checks": {"options", "config"},
     "recipes": {"options", "config"},
     "types": set(),
     "rngs": {"types"},
@@ -23,19 +24,19 @@ ALLOWED = {
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
     "report": {"config", "types", "options", "data"},
     "train": {
-        *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda"),
+        *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
         *("data", "evaluation", "report"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
         *("data", "evaluation", "report", "train", "recipes"),
     },
-    "main": {"config", "options", "cli", "recipes"},
+    "main": {"config", "options", "checks", "cli"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
 # Parts that must answer before jax loads, and parts that never need it.
-NO_JAX = {"options", "config", "recipes", "main", "cli", "convert", "data", "report"}
+NO_JAX = {"options", "config", "checks", "recipes", "main", "cli", "convert", "data", "report"}
 JAX = {"jax", "flax", "optax", "orbax"}
 
 

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
-    """Exit code: 0 at the end or after SIGTERM, 130 after Ctrl-C; state and report are on disk
-    then.
+    """Exit code 0 at the end and after SIGTERM or Ctrl-C, with the state on disk; 1 after a Ctrl-C
+    that left nothing to save.
 
     Raises UsageError (a mistake in the command, a folder of another run) or RunError.
     """
@@ -34,4 +34,4 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             return train(config, folder)
     except KeyboardInterrupt:
         print("stopped before the first step or for the second time; nothing more was saved.")
-        return 130
+        return 1

@@ -53,6 +53,15 @@ class LabelledPictures(Pictures, Protocol):
         ...
 
 
+@functools.lru_cache(maxsize=16)  # a picture and its label are asked for one after the other
+def _scene(domain: Domain, index: int) -> tuple[np.ndarray, np.ndarray]:
+    from mrm_jax.data import drawn
+
+    image, label = drawn.draw(DRAWN_SEED, domain.split, index, size=domain.size, look=domain.look)
+    image.flags.writeable = label.flags.writeable = False
+    return image, label
+
+
 class Drawn:
     """Drawn scenes without their labels."""
 
@@ -71,10 +80,7 @@ class Drawn:
         return self._scene(index)[0]
 
     def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        from mrm_jax.data import drawn
-
-        domain = self._domain
-        return drawn.draw(DRAWN_SEED, domain.split, index, size=domain.size, look=domain.look)
+        return _scene(self._domain, index)
 
 
 class DrawnLabelled(Drawn):

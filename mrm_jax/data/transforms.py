@@ -116,7 +116,7 @@ def margin_map(size: tuple[int, int], margins: tuple[int, int, int, int]) -> np.
     """
     top, bottom, left, right = margins
     valid = np.zeros(size, np.uint8)
-    valid[top : size[0] - bottom, left : size[1] - right] = 1
+    valid[top : max(0, size[0] - bottom), left : max(0, size[1] - right)] = 1
     return valid
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 from operator import mul
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -69,10 +70,16 @@ def build_segmentor(model: config.Model, num_classes: int) -> Segmentor:
 
 
 def build_rebuilder(
-    mrm: config.MRM, spec: FeatureSpec, decoder_kind: str, crop: tuple[int, int]
+    mrm: config.MRM,
+    spec: FeatureSpec,
+    decoder_kind: str,
+    crop: tuple[int, int],
+    *,
+    unroll: bool = True,
+    remat: Literal["none", "blocks"] = "none",
 ) -> Rebuilder:
     """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained
-    on."""
+    on; `unroll` and `remat` as in `config.Model`."""
     count = len(spec.channels)
     return Rebuilder(
         spec=spec,
@@ -82,4 +89,6 @@ def build_rebuilder(
         dim=mrm.dim,
         depth=mrm.depth,
         heads=mrm.heads,
+        unroll=unroll,
+        remat=remat,
     )

@@ -23,7 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from mrm_jax.config import Config, UsageError, from_config_dict
+from mrm_jax.checks import from_config_dict
+from mrm_jax.config import Config, UsageError
 from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
@@ -105,6 +106,16 @@ class Checkpoints:
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, _score(facts)
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
+        folder = self.directory / str(step)
+        path = folder / _FACTS / "metadata"
+        facts = {**_read_facts(folder), "scores": dict(scores)}
+        temporary = path.with_name(".metadata.new")
+        temporary.write_text(json.dumps(facts))
+        temporary.replace(path)
+        self._scores[step] = _score(facts)
 
     def wait(self) -> None:
         """Returns once the save in the background is complete. Raises RunError if it failed."""

@@ -19,7 +19,10 @@ from rich.table import Table
 from mrm_jax.evaluation.evaluator import Evaluation
 from mrm_jax.types import TrainState
 
-_SHOWN = ("total/loss", "source/ce", "mixed/ce", "reconstructed/ce", "teacher/confident_share")
+_SHOWN = (
+    *("total/loss", "source/ce", "augmented/ce", "mixed/ce", "reconstructed/ce"),
+    *("reconstructed_source/ce", "reconstructed_target/ce", "teacher/confident_share"),
+)
 
 
 class Screen:

@@ -74,8 +74,7 @@ class _Run:
 
 
 def train(config: Config, workdir: Path) -> int:
-    """Trains in `workdir`, or goes on where it stopped; returns the exit code of
-    `StopSignal.exit_code`.
+    """Trains in `workdir`, or goes on where it stopped; returns 0, also when it was asked to stop.
 
     Raises UsageError or RunError with one line for the user.
     """
@@ -91,6 +90,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
     keep_memory(mesh.devices.flat[0].platform)
     examples = evaluation_set(config)
+    _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.train.keep)
     start = checkpoints.latest() or 0
     if start >= config.train.steps:
@@ -139,7 +139,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     )
     with contextlib.closing(writer):
         if start and examples and not scores and start % config.train.eval_every == 0:
-            _evaluate(run, start)  # the run was asked to stop before it
+            # The run was asked to stop before it.
+            checkpoints.score(start, _evaluate(run, start))
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
         screen.say(f"report: {hooks.write_report(workdir)}")
@@ -179,13 +180,7 @@ def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ..
         kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
         return kept, finite & metrics["finite"], metrics
 
-    states, copy = sharding.of_state(arguments[0], mesh), sharding.replicated(mesh)
-    step = jax.jit(
-        latched,
-        in_shardings=(states, copy, copy, sharding.over_batch(mesh)),
-        out_shardings=(states, copy, copy),
-        donate_argnums=0,
-    )
+    step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
     return step.lower(*arguments).compile()
 
 
@@ -224,7 +219,7 @@ def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int
             f"stopped by {stop.received.name} after step {number}, which is saved; "
             "the same command goes on from there."
         )
-        return stop.exit_code()
+        return 0
 
 
 def _every(number: int, cadence: int, steps: int) -> bool:
@@ -312,7 +307,11 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
         return
     scores: dict[str, float] = {}
     if run.examples and _every(number, train.eval_every, train.steps):
-        scores = _evaluate(run, number)
+        try:
+            scores = _evaluate(run, number)
+        except Exception:
+            _save(run, number, {})  # a broken picture must not cost the steps since the last one
+            raise
     best = run.checkpoints.is_best(scores.get(BEST_BY))
     if best or _every(number, train.checkpoint_every, train.steps):
         _save(run, number, scores)

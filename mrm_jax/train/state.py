@@ -31,7 +31,15 @@ def networks(config: Config) -> Networks:
     if not mrm.enabled:
         return Networks(segmentor, None)
     spec = feature_spec(model.encoder)
-    return Networks(segmentor, build_rebuilder(mrm, spec, model.decoder.kind, config.data.crop))
+    rebuilder = build_rebuilder(
+        mrm,
+        spec,
+        model.decoder.kind,
+        config.data.crop,
+        unroll=model.unroll,
+        remat=model.remat,
+    )
+    return Networks(segmentor, rebuilder)
 
 
 def init(config: Config, modules: Networks, key: Array) -> TrainState:

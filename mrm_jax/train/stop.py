@@ -31,9 +31,3 @@ class StopSignal:
     def _restore(self) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
-
-    def exit_code(self) -> int:
-        """0 for SIGTERM (a scheduler asked, and the run is in order), 130 for Ctrl-C, as shells
-        expect.
-        """
-        return 130 if self.received is signal.SIGINT else 0

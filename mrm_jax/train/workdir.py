@@ -28,6 +28,7 @@ from mrm_jax.config import Config, UsageError, runtime_fields
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
+_CHECKPOINTS = "checkpoints"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -101,8 +102,11 @@ def _check(path: Path, config: Config) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--workdir {path} is a file; give a folder.")
     entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if not entries - {_LOCK}:
-        return
+    if not entries - {_LOCK, _CHECKPOINTS}:
+        # A start that failed before its first step leaves no more than an empty folder there.
+        started = path / _CHECKPOINTS
+        if not started.exists() or not any(started.iterdir()):
+            return
     if CONFIG not in entries:
         raise UsageError(
             f"--workdir {path} holds other things and no {CONFIG}; give a new or an empty folder."

@@ -93,11 +93,11 @@ def given(folder, changes: str):
     """The flag of a config file that is the run's config with `changes`."""
     lines = [
         "import json, pathlib",
-        "from mrm_jax import config, options",
+        "from mrm_jax import checks, options",
         "def get_config(text=None):",
         f"    values = json.loads(pathlib.Path({str(folder / 'config.json')!r}).read_text())",
         f"    {changes}",
-        "    return options.to_config_dict(config.from_config_dict(values))",
+        "    return options.to_config_dict(checks.from_config_dict(values))",
     ]
     path = folder / "given.py"
     path.write_text("\n".join(lines) + "\n")

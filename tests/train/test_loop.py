@@ -86,12 +86,12 @@ def test_a_workdir_holds_all_of_a_run(toy, monkeypatch):
     assert {"perf/eta_seconds", "perf/memory_bytes", "teacher/class_share/road"} <= names
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, number, code):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, number):
     toy.train("whole")
     with monkeypatch.context() as patch:
         _signal_before_step(patch, number, 3)
-        assert toy.train() == code
+        assert toy.train() == 0
     assert toy.steps()[-1] == 3
     assert not (toy.path / "run" / "report.html").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
