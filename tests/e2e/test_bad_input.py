@@ -10,6 +10,7 @@ import pytest
 
 from mrm_jax import main
 from mrm_jax.config import UsageError
+from mrm_jax.train import workdir
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -44,11 +45,14 @@ def _target(path):
     return {"data__target__kind": "folder", "data__target__path": path}
 
 
-def _refused(tmp_path, says, **overrides):
+def _refused(tmp_path, says, *, usable=True, **overrides):
     with pytest.raises(UsageError, match=says) as found:
         main.run(_words(tmp_path / "run", **overrides))
     assert "\n" not in str(found.value)
-    assert not (tmp_path / "run" / "config.json").exists()  # the corrected command may use it
+    config = main.load_config(_words(tmp_path / "run")[:1])
+    if usable:
+        with workdir.opened(tmp_path / "run", config):
+            pass  # the corrected command may use it
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -81,7 +85,7 @@ def test_a_label_of_another_size_than_its_picture_is_named(tmp_path):
 def test_a_folder_of_other_things_is_not_touched(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    _refused(tmp_path, r"holds other things")
+    _refused(tmp_path, r"holds other things", usable=False)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import resource
@@ -5,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import jax
@@ -217,10 +219,16 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(tmp_path):
             _save_and_wait(checkpoints, 2, state.replace(params=params))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    again = Checkpoints(tmp_path, keep=2)
-    assert (again.latest(), again.best()) == (1, 1)
-    restored, _ = again.restore(1, _like(state))
-    again.save(2, state, _facts())  # with space again, the same step can be saved
+    # Orbax's writers of the failed save may still be at work for a moment; a user's next command
+    # runs in a process of its own.
+    for _ in range(50):
+        again = Checkpoints(tmp_path, keep=2)
+        assert (again.latest(), again.best()) == (1, 1)
+        restored, _ = again.restore(1, _like(state))
+        with contextlib.suppress(RunError):
+            _save_and_wait(again, 2, state)  # with space again, the same step can be saved
+            break
+        time.sleep(0.2)
     again.close()
     _assert_equal(restored, state)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
