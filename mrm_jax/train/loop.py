@@ -256,7 +256,10 @@ def _read(run: _Run, done: _Done) -> None:
     if not values.pop("finite"):
         _stop_at_fault(run, done, values)
     shares = values.pop("teacher/class_share", None)
-    alarms = {} if shares is None else run.sentinel.see_shares(shares, done.number)
+    alarms = {}
+    if shares is not None:
+        sure = float(values["teacher/confident_share"])
+        alarms = run.sentinel.see_shares(shares, done.number, confident=sure)
     _alarm(run, done.number, "share", alarms)
     train = run.config.train
     if not _every(done.number, train.log_every, train.steps):

@@ -22,6 +22,10 @@ SMOOTHING_STEPS = 100
 """Time constant of the smoothing: single batches often lack a class."""
 RARE = 1e-4
 """Smoothed share that a class must have reached to be watched: below it one batch decides."""
+AWAKE = 0.05
+"""Confident share of the teacher from which on shares are watched: what a network says before it
+has learnt anything is chance, and losing it is no collapse.
+"""
 IOU_WAS, IOU_FELL_TO = 0.10, 0.01
 """A class has collapsed when its IoU falls from above the first to below the second."""
 
@@ -39,8 +43,14 @@ class Sentinel:
         self._top_iou: dict[str, float] = {}
         self._down: set[str] = set()
 
-    def see_shares(self, shares: np.ndarray, step: int) -> dict[str, str]:
-        """Takes `teacher/class_share` f[K] of one step; returns alarms as {class: sentence}."""
+    def see_shares(
+        self, shares: np.ndarray, step: int, *, confident: float = 1.0
+    ) -> dict[str, str]:
+        """Takes `teacher/class_share` f[K] and `teacher/confident_share` of one step; returns
+        alarms as {class: sentence}.
+        """
+        if not self._steps and confident < AWAKE:
+            return {}
         self._steps += 1
         # An average over all steps at first, so that the start at zero leaves no trace.
         rate = max(1 / self._steps, 1 / SMOOTHING_STEPS)

@@ -87,3 +87,11 @@ def test_a_fault_holds_every_array_of_batch_draws_and_metrics(tmp_path):
         np.testing.assert_array_equal(
             found["draws.module.source"], jax.random.key_data(jax.random.key(7))
         )
+
+
+def test_what_an_untrained_teacher_says_is_not_missed_later():
+    sentinel = Sentinel(("road", "pole"))
+    for step in range(1, 301):
+        assert not sentinel.see_shares(np.array([0.5, 0.5]), step, confident=0.01)
+    for step in range(301, 900):
+        assert not sentinel.see_shares(np.array([1.0, 0.0]), step, confident=0.4)
