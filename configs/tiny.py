@@ -36,7 +36,9 @@ def get_config(text: str | None = None):
             mrm=config.MRM(grid=(4, 8), dim=16, depth=1, heads=2, learning_rate=2e-3)
         ),
         optimizer=config.Optimizer(learning_rate=1e-3, decoder_multiplier=2.0),
-        train=config.Train(steps=6, log_every=1, eval_every=3, checkpoint_every=2, panels_every=3),
+        train=config.Train(
+            optimise=False, steps=6, log_every=1, eval_every=3, checkpoint_every=2, panels_every=3
+        ),
         evaluation=config.Evaluation(batch=3),
     )
     return to_config_dict(recipes.apply(base, text, default="dacs,mrm=true"))

@@ -236,6 +236,9 @@ class Train:
         2_000, "Steps between checkpoints; the last step is always saved.", runtime=True
     )
     panels_every: int = option(4_000, "Steps between pictures of the views.", runtime=True)
+    optimise: bool = option(
+        True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
+    )
     keep: int = option(2, "Checkpoints kept besides the best one.", runtime=True)
 
 

@@ -89,8 +89,13 @@ def init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
     """`make(key)` run straight onto the mesh, with the state's shardings."""
     shardings = of_state(jax.eval_shape(make, key), mesh)
     # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.
-    once = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(make, out_shardings=shardings, compiler_options=once)(key)
+    return jax.jit(make, out_shardings=shardings, compiler_options=quick(mesh))(key)
+
+
+def quick(mesh: Mesh) -> dict[str, int] | None:
+    """Compiler options that leave machine code unoptimised: for programs that hardly run. CPU."""
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if cpu else None
 
 
 def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh, *, carried: int = 0) -> Any:

@@ -114,7 +114,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
     screen.say("compiling the step ...")
     began = time.perf_counter()
-    step = _compile(program, mesh, (state, finite, frozen, first))
+    options = None if config.train.optimise else sharding.quick(mesh)
+    step = _compile(program, mesh, (state, finite, frozen, first), options)
     seconds = time.perf_counter() - began
     screen.say(f"compiled the step in {seconds:.1f} s")
     folders.begin(workdir, config, hooks.device_facts(mesh, start))
@@ -170,7 +171,12 @@ def _first_state(
     return state, facts["scores"]
 
 
-def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
+def _compile(
+    program: Program,
+    mesh: jax.sharding.Mesh,
+    arguments: tuple[Any, ...],
+    options: dict[str, int] | None,
+) -> Any:
     """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
     donated.
     """
@@ -181,7 +187,7 @@ def _compile(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ..
         return kept, finite & metrics["finite"], metrics
 
     step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
-    return step.lower(*arguments).compile()
+    return step.lower(*arguments).compile(compiler_options=options)
 
 
 def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:
