@@ -54,7 +54,8 @@ def program(config, poisoned=()):
         finite = jnp.isfinite(loss)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         shares = jnp.full(classes, 1 / classes)
-        return kept, {"total/loss": loss, "teacher/class_share": shares, "finite": finite}
+        teacher = {"teacher/class_share": shares, "teacher/confident_share": jnp.ones(())}
+        return kept, {"total/loss": loss, "finite": finite, **teacher}
 
     def inspect(state, frozen, batch):
         return {"source/image": batch.source.image, "source/label": batch.source.label}
