@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, TypeGuard
 
 from mrm_jax.report import charts
-from mrm_jax.report.record import NETWORKS, Record, Setting
+from mrm_jax.report.record import NETWORKS, Record, Setting, flat
 
 
 def drawn_mark(run: Record, *sets: str) -> str:
@@ -91,7 +91,7 @@ def environment(run: Record) -> str:
     """All that environment.json says, nested names dotted."""
     rows = [
         f"<tr><td><code>{escape(name)}</code></td><td>{_value(value)}</td></tr>"
-        for name, value in _leaves(run.environment, "")
+        for name, value in flat(run.environment)
         if name != "command"
     ]
     if not rows:
@@ -100,16 +100,6 @@ def environment(run: Record) -> str:
         '<h2>Environment</h2><div class="card scroll"><table class="plain">'
         f"{''.join(rows)}</table></div>"
     )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    rows = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            rows += _leaves(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
 
 
 def evaluations(run: Record) -> list[tuple[str, Mapping[str, Any]]]:

@@ -114,11 +114,11 @@ class Record:
         """Every option in config.json, in its order."""
         if not self.config:
             return []
-        defaults = dict(_flat(json.loads(json.dumps(dataclasses.asdict(Config())))))
+        defaults = dict(flat(json.loads(json.dumps(dataclasses.asdict(Config())))))
         docs = dict(_docs(Config, ""))
         return [
             Setting(name, value, defaults.get(name), docs.get(name, ""))
-            for name, value in _flat(self.config)
+            for name, value in flat(self.config)
         ]
 
 
@@ -188,11 +188,12 @@ def _sheets(folder: Path) -> dict[str, tuple[tuple[int, Path], ...]]:
     return {kind: tuple(sorted(sheets)) for kind, sheets in found.items()}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted names and values of nested mappings, in their order."""
     rows = []
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value))
     return rows
