@@ -29,6 +29,6 @@ def get_config(text: str | None = None):
             evaluation=config.Domain(kind="folder", raw_ids=RAW_IDS),
             crop=(512, 512),
         ),
-        model=config.Model(encoder=config.MIT_VARIANTS["mit_b2"]),
+        model=config.Model(encoder=recipes.ENCODERS["mit_b2"]),
     )
     return to_config_dict(recipes.apply(base, text, default="dacs,mrm=true"))

@@ -16,6 +16,7 @@ from mrm_jax.config import (
     METHODS,
     TEACHER_METHODS,
     Config,
+    detail_crop,
     encoder_stride,
     smallest_side,
     source_domain,
@@ -49,7 +50,7 @@ def _own_pictures(config: Config) -> Config:
 
 def check(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
-    for test in (_check_numbers, _check_model, _check_data, _check_method):
+    for test in (_check_numbers, _check_model, _check_crops, _check_data, _check_method):
         test(config)
 
 
@@ -59,7 +60,9 @@ _COUNTS = (
     *(f"evaluation.{n}" for n in ("batch", "limit", "window", "stride")),
     *(f"data.{n}.count" for n in ("source", "target", "evaluation")),
     *(f"model.encoder.{n}" for n in ("dims", "depths", "heads", "sr_ratios", "strides")),
-    *("model.encoder.mlp_ratio", "model.decoder.channels", "model.decoder.dilations"),
+    *(f"model.encoder.{n}" for n in ("mlp_ratio", "dilations")),
+    *(f"model.decoder.{n}" for n in ("channels", "dilations", "low_channels")),
+    *(f"model.multires.{n}" for n in ("detail", "offset_multiple", "attention_channels")),
     *(f"method.mrm.{n}" for n in ("grid", "dim", "depth", "heads")),
 )
 """Fields that are at least 1, each of them where they hold several."""
@@ -97,6 +100,7 @@ def _check_numbers(config: Config) -> None:
         "method.augment.blur_probability": config.method.augment.blur_probability,
         "model.decoder.dropout": config.model.decoder.dropout,
         "model.encoder.drop_path": config.model.encoder.drop_path,
+        "model.multires.detail_weight": config.model.multires.detail_weight,
     }
     for name, value in shares.items():
         _require(0 <= value <= 1, f"config.{name} is {value}; it must lie in 0..1.")
@@ -126,18 +130,6 @@ def _check_data(config: Config) -> None:
         f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
         "name their folder.",
     )
-    stride, smallest = encoder_stride(config.model.encoder), smallest_side(config.model.encoder)
-    for side, name in zip(data.crop, ("height", "width"), strict=True):
-        _require(
-            side > 0 and side % stride == 0,
-            f"config.data.crop is {data.crop}: its {name} {side} is not a multiple of "
-            f"{stride}, the stride of the encoder. Try {max(1, round(side / stride)) * stride}.",
-        )
-        _require(
-            side >= smallest,
-            f"config.data.crop is {data.crop}: its {name} is below {smallest} px, the least that "
-            "the encoder's attention can reduce (strides, sr_ratios).",
-        )
     for name in ("source", "target", "evaluation"):
         domain = getattr(data, name)
         _require(
@@ -157,15 +149,55 @@ def _check_data(config: Config) -> None:
         )
 
 
+def _check_crops(config: Config) -> None:
+    multires, crop = config.model.multires, config.data.crop
+    if not multires.enabled:
+        _check_crop(config, "data.crop", crop, 1)
+        return
+    _check_crop(config, "data.crop", crop, 2)
+    detail = detail_crop(config)
+    _check_crop(config, "model.multires.detail", detail, 1)
+    _require(
+        detail[0] <= crop[0] and detail[1] <= crop[1],
+        f"config.model.multires.detail is {detail}, larger than the crop {crop}.",
+    )
+
+
+def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -> None:
+    """The crop that an encoder sees after shrinking by `shrunk` has to fit its strides."""
+    encoder = config.model.encoder
+    multiple, least = shrunk * encoder_stride(encoder), shrunk * smallest_side(encoder)
+    why = "the stride of the encoder" + (", twice, for HRDA's context" if shrunk > 1 else "")
+    for side, axis in zip(crop, ("height", "width"), strict=True):
+        _require(
+            side > 0 and side % multiple == 0,
+            f"config.{name} is {crop}: its {axis} {side} is not a multiple of "
+            f"{multiple}, {why}. Try {max(1, round(side / multiple)) * multiple}.",
+        )
+        _require(
+            side >= least,
+            f"config.{name} is {crop}: its {axis} is below {least} px, the least that "
+            "the encoder's attention can reduce (strides, sr_ratios).",
+        )
+
+
 def _check_model(config: Config) -> None:
     encoder = config.model.encoder
-    for name in ("depths", "heads", "sr_ratios", "strides"):
+    per_stage = {"mit": ("heads", "sr_ratios"), "resnet": ("dilations",)}[encoder.kind]
+    for name in ("depths", "strides", *per_stage):
         value = getattr(encoder, name)
         _require(
             len(value) == len(encoder.dims),
             f"config.model.encoder.{name} is {value}; dims has "
             f"{len(encoder.dims)} stages, give as many entries.",
         )
+    if encoder.kind == "resnet":
+        _require(
+            all(dim % 4 == 0 for dim in encoder.dims) and encoder.strides[0] == 4,
+            f"config.model.encoder.dims is {encoder.dims} and strides {encoder.strides}; a "
+            "ResNet's widths are multiples of 4 and its first stride is 4, the stem's.",
+        )
+        return
     for dim, heads in zip(encoder.dims, encoder.heads, strict=True):
         _require(
             dim % heads == 0,

@@ -93,60 +93,98 @@ class Data:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Mix Transformer of any size. Named sizes: `MIT_VARIANTS`."""
+    """Mix Transformer or ResNet of any size. Named sizes: `recipes.ENCODERS`."""
 
-    kind: Literal["mit"] = option("mit", "Family.")
-    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage.")
+    kind: Literal["mit", "resnet"] = option("mit", "Family.")
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.")
     depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.")
-    heads: tuple[int, ...] = option((1, 2, 5, 8), "Attention heads of each stage.")
-    sr_ratios: tuple[int, ...] = option((8, 4, 2, 1), "Spatial reduction of keys and values.")
-    strides: tuple[int, ...] = option((4, 2, 2, 2), "Stride of each patch embedding, px or cells.")
-    mlp_ratio: int = option(4, "Hidden width of the Mix-FFN over its input's.")
-    drop_path: float = option(0.1, "Largest drop-path rate; grows linearly over the blocks.")
-    norm_eps: float = option(1e-6, "Epsilon of the block and stage LayerNorms.")
-    embed_norm_eps: float = option(1e-5, "Epsilon of the patch-embedding and reduction LayerNorms.")
-
-
-MIT_VARIANTS = {
-    "mit_b0": Encoder(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
-    "mit_b1": Encoder(depths=(2, 2, 2, 2)),
-    "mit_b2": Encoder(depths=(3, 4, 6, 3)),
-    "mit_b3": Encoder(depths=(3, 4, 18, 3)),
-    "mit_b4": Encoder(depths=(3, 8, 27, 3)),
-    "mit_b5": Encoder(depths=(3, 6, 40, 3)),
-}
+    strides: tuple[int, ...] = option(
+        (4, 2, 2, 2), "Stride of each stage, px or cells; a ResNet's first holds the stem's 4."
+    )
+    heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.")
+    sr_ratios: tuple[int, ...] = option(
+        (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage."
+    )
+    mlp_ratio: int = option(4, "MiT: hidden width of the Mix-FFN over its input's.")
+    drop_path: float = option(0.1, "MiT: largest drop-path rate; grows linearly over the blocks.")
+    norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.")
+    embed_norm_eps: float = option(
+        1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms."
+    )
+    dilations: tuple[int, ...] = option(
+        (1, 1, 2, 4),
+        "ResNet: dilation of each stage's 3x3 kernels; halved in its first block.",
+        source="peer: mmseg ResNetV1c, contract_dilation",
+    )
+    stem: Literal["v1c", "7x7"] = option(
+        "v1c", "ResNet: three 3x3 kernels, or torchvision's one 7x7."
+    )
+    weights: str | None = option(
+        None, "Pretrained weights to start from: a converted folder or a raw file."
+    )
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The head that turns features into class scores."""
+    """The head that turns features into class scores. Named ones: `recipes.DECODERS`."""
 
-    kind: Literal["daformer", "segformer"] = option("daformer", "Family.")
-    channels: int = option(256, "Width of the embeddings and of the fused map (SegFormer: 768).")
+    kind: Literal["daformer", "segformer", "deeplabv2", "deeplabv3plus"] = option(
+        "daformer", "Family."
+    )
+    channels: int = option(
+        256, "Width of the embeddings and of the fused map (SegFormer: 768, DeepLabV3+: 512)."
+    )
     fusion: Literal["aspp", "conv1"] = option(
         "aspp", "DAFormer: separable ASPP or one 1x1 convolution."
     )
     dilations: tuple[int, ...] = option(
-        (1, 6, 12, 18), "DAFormer ASPP: dilation of each branch, cells."
+        (1, 6, 12, 18), "Dilation of each parallel branch (DAFormer, DeepLab), cells."
     )
     concat: Literal["c1..c4", "c4..c1"] = option(
         "c1..c4", "SegFormer: order of the concatenated stages."
     )
-    dropout: float = option(0.1, "Probability of dropping a channel before the classifier.")
+    low_channels: int = option(48, "DeepLabV3+: width that the first stage is reduced to.")
+    norm: bool = option(
+        False, "DeepLabV3+: BatchNorm after its convolutions.", source="DAFormer: without"
+    )
+    dropout: float = option(
+        0.1, "Probability of dropping a channel before the classifier (DeepLabV2 has none)."
+    )
+
+
+@dataclass(frozen=True)
+class MultiRes:
+    """Context at half the resolution and a detail crop at the full one (HRDA, ECCV 2022)."""
+
+    enabled: bool = option(False, "Run encoder and decoder at both resolutions.")
+    detail: tuple[int, int] | None = option(
+        None, "Height and width of the detail crop, px; empty: half of the training crop."
+    )
+    offset_multiple: int = option(
+        8, "A detail crop starts at a multiple of so many px.", source="HRDA: 8"
+    )
+    detail_weight: float = option(
+        0.1, "Weight of the detail loss; the fused one has the rest.", source="HRDA sec. 3.3"
+    )
+    attention_channels: int = option(256, "Width of the scale attention's head.", source="HRDA")
 
 
 @dataclass(frozen=True)
 class Model:
     """The network that is trained and kept."""
 
-    encoder: Encoder = option(MIT_VARIANTS["mit_b5"], "Encoder.")
+    encoder: Encoder = option(Encoder(), "Encoder.")
     decoder: Decoder = option(Decoder(), "Decoder.")
+    multires: MultiRes = option(MultiRes(), "Two resolutions (HRDA).")
     dtype: Literal["float32", "bfloat16"] = option(
         "float32",
         "Type of the arithmetic; parameters, statistics, softmax and losses stay float32.",
     )
-    remat: Literal["none", "blocks"] = option(
-        "none", "What the backward pass computes again.", runtime=True
+    remat: Literal["none", "blocks", "full"] = option(
+        "none",
+        "What the backward pass computes again: nothing, the encoder's and Rebuilder's blocks, or "
+        "also decoder and projectors.",
+        runtime=True,
     )
     unroll: bool = option(
         True, "Run the blocks of a stage unrolled; False compiles faster.", runtime=True
@@ -167,6 +205,11 @@ class MRM:
     dim: int = option(512, "Width of the Rebuilder.", source="paper: 512")
     depth: int = option(2, "Transformer blocks.", source="paper: 2")
     heads: int = option(16, "Attention heads.", source="released module: 16")
+    stages: Literal["auto", "multi"] = option(
+        "auto",
+        "Maps that are rebuilt: all for DAFormer and SegFormer, else the last; multi: also "
+        "DeepLabV3+'s first.",
+    )
     learning_rate: float = option(
         2e-4, "Base learning rate of the Rebuilder.", source="paper: 2e-4"
     )
@@ -228,6 +271,9 @@ class Train:
 
     steps: int = option(40_000, "Optimiser steps.")
     batch: int = option(2, "Source pictures a step over all devices, and as many target pictures.")
+    init_from: str | None = option(
+        None, "Checkpoint or converted network that a fresh run starts from."
+    )
     log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
     eval_every: int = option(
         4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True
@@ -300,12 +346,20 @@ def has_evaluation(config: Config) -> bool:
     return config.data.evaluation.kind == "drawn" or config.data.evaluation.labels is not None
 
 
+def detail_crop(config: Config) -> tuple[int, int]:
+    """Height and width, px, of the crop that HRDA looks at in full resolution."""
+    height, width = config.data.crop
+    return config.model.multires.detail or (height // 2, width // 2)
+
+
 def encoder_stride(encoder: Encoder) -> int:
     """Input pixels a cell of the last stage: every training crop is a multiple of it."""
     return math.prod(encoder.strides)
 
 
 def smallest_side(encoder: Encoder) -> int:
-    """The shortest side, px, that every stage's attention can still reduce."""
+    """The shortest side, px, that every stage's attention can still reduce (ResNet: one cell)."""
+    if encoder.kind == "resnet":
+        return encoder_stride(encoder)
     strides = accumulate(encoder.strides, mul)
     return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))

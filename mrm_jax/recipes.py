@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from mrm_jax.config import MIT_VARIANTS, Config, Decoder, UsageError
+from mrm_jax.config import Config, Decoder, Encoder, UsageError
 from mrm_jax.options import nearest
 
 T = TypeVar("T")
@@ -44,24 +44,43 @@ RECIPES: dict[str, Callable[[Config], Config]] = {
     "dacs": dacs,
 }
 
+_RESNET = Encoder(kind="resnet", dims=(256, 512, 1024, 2048), strides=(4, 2, 1, 1))
+
+ENCODERS = {
+    "mit_b0": Encoder(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
+    "mit_b1": Encoder(depths=(2, 2, 2, 2)),
+    "mit_b2": Encoder(depths=(3, 4, 6, 3)),
+    "mit_b3": Encoder(depths=(3, 4, 18, 3)),
+    "mit_b4": Encoder(depths=(3, 8, 27, 3)),
+    "mit_b5": Encoder(depths=(3, 6, 40, 3)),
+    "resnet50": replace(_RESNET, depths=(3, 4, 6, 3)),
+    "resnet101": replace(_RESNET, depths=(3, 4, 23, 3)),
+    "resnet50_7x7": replace(_RESNET, depths=(3, 4, 6, 3), stem="7x7"),
+    "resnet101_7x7": replace(_RESNET, depths=(3, 4, 23, 3), stem="7x7"),
+}
+
+_DEEPLABV3PLUS = Decoder(kind="deeplabv3plus", channels=512, dilations=(1, 12, 24, 36))
+
 DECODERS = {
     "daformer": Decoder(),
     "daformer_conv1": Decoder(fusion="conv1"),
     "segformer": Decoder(kind="segformer", channels=768),
+    "deeplabv2": Decoder(kind="deeplabv2", dilations=(6, 12)),
+    "deeplabv2_full": Decoder(kind="deeplabv2", dilations=(6, 12, 18, 24)),
+    "deeplabv3plus": _DEEPLABV3PLUS,
+    "deeplabv3plus_bn": replace(_DEEPLABV3PLUS, norm=True),
 }
 
 
 def with_mrm(config: Config, value: str) -> Config:
     """Turns Masked Representation Modeling on or off."""
-    if value not in ("true", "false"):
-        raise UsageError(f"mrm={value} in --config: write mrm=true or mrm=false.")
-    mrm = replace(config.method.mrm, enabled=value == "true")
+    mrm = replace(config.method.mrm, enabled=_switch("mrm", value))
     return replace(config, method=replace(config.method, mrm=mrm))
 
 
 def with_encoder(config: Config, value: str) -> Config:
     """Replaces the encoder by a named one."""
-    encoder = _named(value, MIT_VARIANTS, "encoder")
+    encoder = _named(value, ENCODERS, "encoder")
     return replace(config, model=replace(config.model, encoder=encoder))
 
 
@@ -69,6 +88,12 @@ def with_decoder(config: Config, value: str) -> Config:
     """Replaces the decoder by a named one."""
     decoder = _named(value, DECODERS, "decoder")
     return replace(config, model=replace(config.model, decoder=decoder))
+
+
+def with_hrda(config: Config, value: str) -> Config:
+    """Turns HRDA's two resolutions on or off."""
+    multires = replace(config.model.multires, enabled=_switch("hrda", value))
+    return replace(config, model=replace(config.model, multires=multires))
 
 
 def with_crop(config: Config, value: str) -> Config:
@@ -84,8 +109,15 @@ KEYS: dict[str, Callable[[Config, str], Config]] = {
     "mrm": with_mrm,
     "encoder": with_encoder,
     "decoder": with_decoder,
+    "hrda": with_hrda,
     "crop": with_crop,
 }
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise UsageError(f"{name}={value} in --config: write {name}=true or {name}=false.")
+    return value == "true"
 
 
 def _named(name: str, table: dict[str, T], what: str) -> T:

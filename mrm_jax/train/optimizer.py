@@ -28,7 +28,7 @@ _NORM = r"(?:[^/]+/)*norm\d*/(?:scale|bias)"
 TABLE: tuple[tuple[str, str], ...] = (
     (rf"segmentor/encoder/{_NORM}", "encoder_norm"),
     (r"segmentor/encoder/.+", "encoder"),
-    (r"segmentor/decoder/.+", "decoder"),
+    (r"segmentor/(?:decoder|attention)/.+", "decoder"),
     (r"rebuilder/mask_token", "rebuilder_token"),
     (rf"rebuilder/{_NORM}", "rebuilder_norm"),
     (r"rebuilder/.+", "rebuilder"),

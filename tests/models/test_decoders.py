@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import MIT_VARIANTS, Decoder, Encoder, Model
+from mrm_jax.config import Decoder, Encoder, Model
 from mrm_jax.models.build import build_decoder, build_segmentor
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.segformer import SegformerHead
+from mrm_jax.recipes import ENCODERS
 
 KEY = jax.random.key(0)
 ENCODER = Encoder(
@@ -47,7 +48,7 @@ def count(tree):
     ],
 )
 def test_parameter_counts_are_the_published_ones(encoder, decoder, expected):
-    assert count(abstract(decoder, MIT_VARIANTS[encoder].dims)["params"]) == expected
+    assert count(abstract(decoder, ENCODERS[encoder].dims)["params"]) == expected
 
 
 def test_daformer_with_mit_b5_has_the_published_size():

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import MIT_VARIANTS, Model
+from mrm_jax.config import Model
 from mrm_jax.models.build import build_encoder, feature_spec
 from mrm_jax.models.layers import LayerNorm
 from mrm_jax.models.mit import Block, MixTransformer, PatchEmbed
+from mrm_jax.recipes import ENCODERS
 
 NARROW: dict = {
     "dims": (8, 12),
@@ -62,7 +63,7 @@ def plain(params):
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
-    model = build_encoder(Model(encoder=MIT_VARIANTS[name]))
+    model = build_encoder(Model(encoder=ENCODERS[name]))
     shapes = jax.eval_shape(lambda key: model.init(key, image((1, 64, 64, 3)), "eval"), key())
     assert sum(p.size for p in jax.tree.leaves(shapes)) == count
 
@@ -81,8 +82,8 @@ def test_feature_sizes_round_up_as_the_reference_does():
 
 
 def test_the_feature_spec_says_what_comes_out():
-    spec = feature_spec(MIT_VARIANTS["mit_b0"])
-    model = build_encoder(Model(encoder=MIT_VARIANTS["mit_b0"]))
+    spec = feature_spec(ENCODERS["mit_b0"])
+    model = build_encoder(Model(encoder=ENCODERS["mit_b0"]))
     side = spec.multiple_of * 2
     out = jax.eval_shape(
         lambda k: model.init_with_output(k, image((1, side, side, 3)), "eval")[0], key()

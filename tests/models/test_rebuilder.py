@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import MIT_VARIANTS, MRM
+from mrm_jax.config import MRM
 from mrm_jax.models.build import build_rebuilder, feature_spec
 from mrm_jax.models.rebuilder import Rebuilder, doublings, position_table
 from mrm_jax.ops.resize import resize
+from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import FeatureSpec
 
 KEY = jax.random.key(0)
@@ -46,7 +47,7 @@ def run(variables, inputs, ratio, draws=None):
 
 
 def abstract(encoder, decoder_kind, crop=(512, 512), spec=None):
-    spec = spec or feature_spec(MIT_VARIANTS[encoder])
+    spec = spec or feature_spec(ENCODERS[encoder])
     model = build_rebuilder(MRM(), spec, decoder_kind, crop)
     inputs = [
         jax.ShapeDtypeStruct((1, crop[0] // s, crop[1] // s, c), jnp.float32)

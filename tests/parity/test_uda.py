@@ -14,10 +14,11 @@ from compare import check, difference, tolerance
 from golden import cases, load
 
 from mrm_jax import convert
-from mrm_jax.config import MIT_VARIANTS, Config, Decoder, Method, Model, Optimizer, Train
+from mrm_jax.config import Config, Decoder, Method, Model, Optimizer, Train
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.augment import blur_kernel_size, colour_jitter, gaussian_blur
 from mrm_jax.ops.normalise import from_unit, to_unit
+from mrm_jax.recipes import ENCODERS
 from mrm_jax.train import optimizer
 from mrm_jax.train.state import scalars
 from mrm_jax.types import Batch, Labelled, Unlabelled
@@ -175,9 +176,7 @@ def _config(meta):
         depths[stage] = max(depths[stage], int(found[2]) + 1)
     options, schedule = meta["optimizer"], meta["lr_config"]
     return Config(
-        model=Model(
-            encoder=replace(MIT_VARIANTS["mit_b0"], depths=tuple(depths)), decoder=Decoder()
-        ),
+        model=Model(encoder=replace(ENCODERS["mit_b0"], depths=tuple(depths)), decoder=Decoder()),
         optimizer=Optimizer(
             learning_rate=meta["base_lr"],
             decoder_multiplier=meta["head_lr"] / meta["base_lr"],
