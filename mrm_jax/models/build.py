@@ -12,8 +12,10 @@ import jax.numpy as jnp
 
 from mrm_jax import config
 from mrm_jax.models.daformer import DaformerHead
+from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
 from mrm_jax.models.mit import MixTransformer
 from mrm_jax.models.rebuilder import Rebuilder
+from mrm_jax.models.resnet import ResNet
 from mrm_jax.models.segformer import SegformerHead
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.types import FeatureSpec
@@ -35,6 +37,18 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
 def build_encoder(model: config.Model) -> nn.Module:
     """The encoder: `module(image, mode)` gives a tuple of maps."""
     encoder = model.encoder
+    dtype = None if model.dtype == "float32" else jnp.dtype(model.dtype)
+    if encoder.kind == "resnet":
+        return ResNet(
+            dims=encoder.dims,
+            depths=encoder.depths,
+            strides=encoder.strides,
+            dilations=encoder.dilations,
+            stem=encoder.stem,
+            dtype=dtype,
+            unroll=model.unroll,
+            remat=model.remat,
+        )
     return MixTransformer(
         dims=encoder.dims,
         depths=encoder.depths,
@@ -46,7 +60,7 @@ def build_encoder(model: config.Model) -> nn.Module:
         eps=encoder.norm_eps,
         embed_eps=encoder.embed_norm_eps,
         reduction_eps=encoder.embed_norm_eps,
-        dtype=None if model.dtype == "float32" else jnp.dtype(model.dtype),
+        dtype=dtype,
         unroll=model.unroll,
         remat=model.remat,
     )
@@ -56,6 +70,17 @@ def build_decoder(decoder: config.Decoder, num_classes: int) -> nn.Module:
     """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]."""
     if decoder.kind == "segformer":
         return SegformerHead(num_classes, decoder.channels, decoder.concat, decoder.dropout)
+    if decoder.kind == "deeplabv2":
+        return DeeplabV2Head(num_classes, decoder.dilations)
+    if decoder.kind == "deeplabv3plus":
+        return DeeplabV3PlusHead(
+            num_classes,
+            decoder.channels,
+            decoder.dilations,
+            decoder.low_channels,
+            decoder.norm,
+            decoder.dropout,
+        )
     return DaformerHead(
         num_classes, decoder.channels, decoder.fusion, decoder.dilations, decoder.dropout
     )

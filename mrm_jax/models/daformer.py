@@ -29,8 +29,8 @@ from mrm_jax.types import Mode
 
 def normed(x: jax.Array, bn: str, mode: Mode) -> jax.Array:
     """ReLU of the batch-normalised `x`; the BatchNorm is called `bn` in the enclosing compact
-    module."""
-    return nn.relu(BatchNorm(name=bn)(x, mode))
+    module. Without a name nothing is normalised."""
+    return nn.relu(BatchNorm(name=bn)(x, mode) if bn else x)
 
 
 def aligned(maps: list[jax.Array], *, reverse: bool = False) -> jax.Array:
@@ -42,46 +42,52 @@ def aligned(maps: list[jax.Array], *, reverse: bool = False) -> jax.Array:
 
 
 class ConvFusion(nn.Module):
-    """1x1 convolution without bias, BatchNorm, ReLU."""
+    """1x1 convolution without bias, BatchNorm, ReLU; or with a bias and no BatchNorm."""
 
     channels: int
+    norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
         init = fan_out_normal(self.channels)
-        return normed(dense(self.channels, x, "conv", kernel_init=init, use_bias=False), "bn", mode)
+        x = dense(self.channels, x, "conv", kernel_init=init, use_bias=not self.norm)
+        return normed(x, "bn" if self.norm else "", mode)
 
 
 class SeparableBranch(nn.Module):
-    """Dilated depthwise 3x3, BatchNorm, ReLU, then 1x1, BatchNorm, ReLU."""
+    """Dilated depthwise 3x3, BatchNorm, ReLU, then 1x1, BatchNorm, ReLU; without `norm` the
+    convolutions have a bias instead."""
 
     channels: int
     dilation: int
+    norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
+        bias = not self.norm
         # 9 * C: the reference's rule counts a depthwise kernel's outputs without dividing by its
         # groups.
         init = fan_out_normal(9 * x.shape[-1])
-        x = DepthwiseConv(init, self.dilation, use_bias=False, name="depthwise")(x)
-        x = normed(x, "depthwise_bn", mode)
-        pointwise = dense(
-            self.channels, x, "pointwise", kernel_init=fan_out_normal(self.channels), use_bias=False
-        )
-        return normed(pointwise, "pointwise_bn", mode)
+        x = DepthwiseConv(init, self.dilation, use_bias=bias, name="depthwise")(x)
+        x = normed(x, "depthwise_bn" if self.norm else "", mode)
+        init = fan_out_normal(self.channels)
+        x = dense(self.channels, x, "pointwise", kernel_init=init, use_bias=bias)
+        return normed(x, "pointwise_bn" if self.norm else "", mode)
 
 
 class Bottleneck(nn.Module):
-    """3x3 convolution without bias, BatchNorm, ReLU."""
+    """3x3 convolution without bias, BatchNorm, ReLU; or with a bias and no BatchNorm."""
 
     channels: int
+    norm: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
-        return normed(Conv(self.channels, 3, use_bias=False, name="conv")(x), "bn", mode)
+        x = Conv(self.channels, 3, use_bias=not self.norm, name="conv")(x)
+        return normed(x, "bn" if self.norm else "", mode)
 
 
 class AsppFusion(nn.Module):

@@ -100,13 +100,14 @@ class BatchNorm(nn.Module):
     """
 
     eps: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """`x` [..., C] normalised per channel over all other axes, scaled and shifted; same
         dtype."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -202,22 +203,31 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> ja
 
 class Conv(nn.Module):
     """Dense convolution, odd square kernel HWIO, symmetric explicit padding (never "SAME", which is
-    lopsided when strided)."""
+    lopsided when strided).
+
+    kernel_init: Kaiming's rule counted on the output side where it is None.
+    """
 
     features: int
     kernel: int
     stride: int = 1
+    dilation: int = 1
     use_bias: bool = True
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ceil(H / stride), ceil(W / stride), features]."""
-        k, pad = self.kernel, self.kernel // 2
-        init = fan_out_normal(k * k * self.features)
+        k, pad = self.kernel, self.dilation * (self.kernel // 2)
+        init = self.kernel_init or fan_out_normal(k * k * self.features)
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features), jnp.float32)
-        strides, padding = (self.stride, self.stride), ((pad, pad), (pad, pad))
         y = lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            kernel.astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if not self.use_bias:
             return y
@@ -286,25 +296,31 @@ class TransposedConv(nn.Module):
         return y + along_channels(bias.astype(x.dtype), y)
 
 
+def rematerialised(block: type[nn.Module], remat: str, *, looped: bool) -> type[nn.Module]:
+    """`block` as `remat` wants it: computed again in the backward pass unless that is "none".
+
+    `looped`: it runs inside a loop, where nothing can merge the recomputation with the first
+    computation; elsewhere XLA would, and has to be kept from it.
+    """
+    if remat not in ("none", "blocks", "full"):
+        raise ValueError(f"remat is {remat!r}; use 'none', 'blocks' or 'full'.")
+    return block if remat == "none" else nn.remat(block, prevent_cse=not looped)
+
+
 def stacked_blocks(
     block: type[nn.Module], *, depth: int, unroll: bool, remat: str, name: str, **fields: Any
 ) -> Any:
     """`depth` blocks of one shape, stored stacked under `name` (leading axis = block), called as
-    `(x, rates) -> (x, None)`.
+    `(x, inputs) -> (x, None)`.
 
-    `inputs` [depth, ...] is handed out one a block (None: nothing is). `unroll` runs them one after
-    the other instead of in a loop (faster on CPU, slower to compile); `remat` = "blocks" computes
-    each block again in the backward pass. Both change only how the blocks run, never the parameters
-    or the values.
+    Running averages and moments are stacked like the parameters. `inputs` [depth, ...] is handed
+    out one a block (None: nothing is). `unroll` runs them one after the other instead of in a loop
+    (faster on CPU, slower to compile); `remat` other than "none" computes each block again in the
+    backward pass. Both change only how the blocks run, never the parameters or the values.
     """
-    if remat not in ("none", "blocks"):
-        raise ValueError(f"remat is {remat!r}; use 'none' or 'blocks'.")
-    # Inside a loop nothing can merge the recomputation with the first computation; unrolled, XLA
-    # would.
-    body = nn.remat(block, prevent_cse=unroll) if remat == "blocks" else block
     scanned = nn.scan(
-        body,
-        variable_axes={"params": 0},
+        rematerialised(block, remat, looped=not unroll),
+        variable_axes={"params": 0, "batch_stats": 0, "moments": 0},
         split_rngs={"params": True},
         in_axes=0,
         length=depth,
