@@ -36,22 +36,32 @@ class Leaf:
 @dataclass
 class Plan:
     """What a table makes of a state or a tree: leaves, solved symbols, and all that does not
-    fit."""
+    fit. `absent`: leaves that lack a tensor and were allowed to."""
 
     leaves: list[Leaf] = field(default_factory=list)
+    absent: list[Leaf] = field(default_factory=list)
     symbols: Symbols = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
 
 
-def plan_import(rows: Iterable[Row], state: Mapping[str, Any]) -> Plan:
-    """Matches rows with the tensors of a state dict (anything with `.shape`). Reads shapes only."""
+def plan_import(
+    rows: Iterable[Row], state: Mapping[str, Any], may_lack: Callable[[str], bool] | None = None
+) -> Plan:
+    """Matches rows with the tensors of a state dict (anything with `.shape`). Reads shapes only.
+
+    may_lack: whether a leaf's path may be left out where a tensor of it is missing; default: none.
+    """
     tops = _tops(state)
     plan = Plan()
 
     def top(row: Row, index: dict[str, int]) -> int:
         return tops.get(_head(row.sources[0], index), -1)
 
-    plan.leaves = _expand(rows, top, lambda leaf: any(k in state for ks in leaf.keys for k in ks))
+    for leaf in _expand(rows, top, lambda leaf: any(k in state for ks in leaf.keys for k in ks)):
+        lacks = any(key not in state for block in leaf.keys for key in block)
+        left_out = lacks and may_lack is not None and may_lack(leaf.path)
+        (plan.absent if left_out else plan.leaves).append(leaf)
     for leaf in plan.leaves:
         for key in (key for block in leaf.keys for key in block):
             if key not in state:
@@ -63,6 +73,9 @@ def plan_import(rows: Iterable[Row], state: Mapping[str, Any]) -> Plan:
             elif len(leaf.row.sources) > 1:
                 spec[0] = _divided(spec[0], len(leaf.row.sources))
             _solve(plan, key, tuple(state[key].shape), spec)
+            dtype = getattr(state[key], "dtype", np.dtype(np.float32))
+            if not np.issubdtype(dtype, np.floating):
+                plan.problems.append(f"{key} holds {dtype}, expected floating-point numbers")
         _bind_count(plan, leaf)
     plan.problems += _overlaps(plan)
     return plan
@@ -127,13 +140,21 @@ def invert(plan: Plan, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def unclaimed(
     plan: Plan, state: Mapping[str, Any], drops: Iterable[Drop]
 ) -> tuple[list[str], list[str]]:
-    """Names of the state that no row uses and no drop rule names, and what drop rules refuse."""
+    """Names of the state that no row uses and no drop rule names, and what drop rules refuse.
+
+    Tensors that are dropped are noted in `plan.dropped`, name -> reason.
+    """
     used = {key for leaf in plan.leaves for block in leaf.keys for key in block}
+    torn = {key for leaf in plan.absent for block in leaf.keys for key in block}
     left, refused = [], []
     for key in state:
         if key in used:
             continue
         rule = next((drop for drop in drops if re.fullmatch(drop.pattern, key)), None)
+        if rule is not None or key in torn:
+            plan.dropped[key] = rule.reason if rule else "a part of a leaf that is left out"
+        if rule is None and key in torn:
+            continue
         if rule is None:
             left.append(f"not expected {key}")
         elif rule.check is not None and (wrong := rule.check(state[key])):
@@ -255,7 +276,8 @@ def _bind_count(plan: Plan, leaf: Leaf) -> None:
     if not leaf.row.count:
         return
     symbol = leaf.row.count.format(**leaf.indices)
-    found = leaf.indices[_open_index(leaf.row)] if not leaf.stacked else len(leaf.keys)
+    name = _open_index(leaf.row)
+    found = OPEN[name] + len(leaf.keys) if leaf.stacked else leaf.indices[name] + 1
     if leaf.stacked and plan.symbols.setdefault(symbol, found) != found:
         plan.problems.append(f"{leaf.path} has {found} blocks, others have {plan.symbols[symbol]}")
     plan.symbols[symbol] = max(plan.symbols.get(symbol, 0), found)

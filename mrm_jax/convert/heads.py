@@ -1,7 +1,8 @@
-"""The decoders of DAFormer and SegFormer, under mmseg's and Hugging Face's names."""
+"""The decoders of DAFormer, SegFormer and DeepLab, under mmseg's and Hugging Face's names."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from mrm_jax.convert.layouts import Layout, affine, batch_norm
@@ -10,27 +11,30 @@ from mrm_jax.convert.rules import Drop, Row, Symbols
 HEAD_FACTS = (("in_channels", "C{s}"), ("channels", "E"), ("num_classes", "K"))
 
 
-def _conv_bn(source: str, path: str, op: str, shape: str) -> tuple[Row, ...]:
+def _conv_bn(source: str, path: str, op: str, shape: str, normed: bool = True) -> tuple[Row, ...]:
+    """Rows of a convolution and its BatchNorm, or of one with a bias where it is not `normed`."""
+    if not normed:
+        return affine(f"{source}.conv", f"{path}/conv", op, shape)
     kernel = Row(f"{source}.conv.weight", f"{path}/conv/kernel", op, shape)
     return (kernel, *batch_norm(f"{source}.bn", f"{path}/bn", shape.split()[0]))
 
 
-def _separable(source: str, path: str, width: str, outputs: str) -> tuple[Row, ...]:
-    deep, point = f"{source}.depthwise_conv", f"{source}.pointwise_conv"
-    return (
-        Row(
-            f"{deep}.conv.weight",
-            f"{path}/depthwise/kernel",
-            "conv",
-            f"{width} 1 3 3",
-            count="branches",
-        ),
-        *batch_norm(f"{deep}.bn", f"{path}/depthwise_bn", width),
-        Row(
-            f"{point}.conv.weight", f"{path}/pointwise/kernel", "conv1x1", f"{outputs} {width} 1 1"
-        ),
-        *batch_norm(f"{point}.bn", f"{path}/pointwise_bn", outputs),
-    )
+def _separable(
+    source: str, path: str, width: str, outputs: str, count: str = "", normed: bool = True
+) -> tuple[Row, ...]:
+    """Rows of a depthwise and a pointwise convolution; `normed` as for `_conv_bn`."""
+    rows: list[Row] = []
+    for name, op, shape in (
+        ("depthwise", "conv", f"{width} 1 3 3"),
+        ("pointwise", "conv1x1", f"{outputs} {width} 1 1"),
+    ):
+        torch_name, ours = f"{source}.{name}_conv", f"{path}/{name}"
+        if normed:
+            rows.append(Row(f"{torch_name}.conv.weight", f"{ours}/kernel", op, shape, count=count))
+            rows += batch_norm(f"{torch_name}.bn", f"{ours}_bn", shape.split()[0])
+        else:
+            rows += affine(f"{torch_name}.conv", ours, op, shape, count=count)
+    return tuple(rows)
 
 
 _EMBED = affine("embed_layers.{i}.proj", "embed{i}", "dense", "D C{n}")
@@ -39,7 +43,7 @@ _ASPP = "fuse_layer.aspp_modules"
 
 
 def _branches_problem(symbols: Symbols) -> str | None:
-    branches, width = symbols.get("branches", 0) + 1, symbols.get("E", 0)
+    branches, width = symbols.get("branches", 1), symbols.get("E", 0)
     found = symbols.get("A", branches * width)
     if found == branches * width:
         return None
@@ -51,13 +55,13 @@ DAFORMER_ASPP = Layout(
     (
         *_EMBED,
         *_conv_bn(f"{_ASPP}.0", "fuse/branch0", "conv1x1", "E 4D 1 1"),
-        *_separable(_ASPP + ".{b}", "fuse/branch{b}", "4D", "E"),
+        *_separable(_ASPP + ".{b}", "fuse/branch{b}", "4D", "E", "branches"),
         *_conv_bn("fuse_layer.bottleneck", "fuse/bottleneck", "conv", "E A 3 3"),
         *_CONV_SEG,
     ),
     marks=("fuse_layer.bottleneck.conv.weight",),
     paths=("fuse/bottleneck/conv/kernel",),
-    facts=(*HEAD_FACTS, ("embed_dim", "D"), ("separable_branches", "branches")),
+    facts=(*HEAD_FACTS, ("embed_dim", "D"), ("branches", "branches")),
     relation=_branches_problem,
 )
 
@@ -85,6 +89,65 @@ SEGFORMER = Layout(
 )
 
 
+DEEPLABV2 = Layout(
+    "deeplabv2",
+    affine("aspp_modules.{j}.conv", "branch{j}", "conv", "K C4 3 3", count="branches"),
+    marks=("aspp_modules.0.conv.weight",),
+    paths=("branch0/kernel",),
+    facts=(("in_channels", "C4"), ("num_classes", "K"), ("branches", "branches")),
+)
+
+
+def _deeplabv3plus(normed: bool) -> tuple[Row, ...]:
+    aspp, refine = "aspp_modules", "sep_bottleneck"
+    return (
+        *_conv_bn("image_pool.1", "pool", "conv1x1", "E C4 1 1", normed),
+        *_conv_bn(f"{aspp}.0", "branch0", "conv1x1", "E C4 1 1", normed),
+        *_separable(aspp + ".{b}", "branch{b}", "C4", "E", "branches", normed),
+        *_conv_bn("bottleneck", "bottleneck", "conv", "E A 3 3", normed),
+        *_conv_bn("c1_bottleneck", "low", "conv1x1", "L C1 1 1", normed),
+        *_separable(f"{refine}.0", "refine0", "R", "E", normed=normed),
+        *_separable(f"{refine}.1", "refine1", "E", "E", normed=normed),
+        *_CONV_SEG,
+    )
+
+
+def _deeplabv3plus_problem(symbols: Symbols) -> str | None:
+    branches, width = symbols.get("branches", 1) + 1, symbols.get("E", 0)
+    found = symbols.get("A", branches * width)
+    if found != branches * width:
+        return f"the bottleneck reads {found} channels, {branches} branches of {width} give others"
+    low, refined = symbols.get("L", 0), symbols.get("R")
+    if refined is not None and refined != width + low:
+        return f"the refinement reads {refined} channels, {width} and {low} give others"
+    return None
+
+
+DEEPLABV3PLUS_BN = Layout(
+    "deeplabv3plus_bn",
+    _deeplabv3plus(normed=True),
+    marks=("image_pool.1.bn.weight",),
+    paths=("pool/bn/scale",),
+    facts=(
+        ("in_channels", "C4"),
+        ("low_in_channels", "C1"),
+        ("low_channels", "L"),
+        ("channels", "E"),
+        ("num_classes", "K"),
+        ("branches", "branches"),
+    ),
+    relation=_deeplabv3plus_problem,
+)
+
+DEEPLABV3PLUS = replace(
+    DEEPLABV3PLUS_BN,
+    name="deeplabv3plus",
+    rows=_deeplabv3plus(normed=False),
+    marks=("image_pool.1.conv.bias",),
+    paths=("pool/conv/bias",),
+)
+
+
 def _hf_head(projection: str) -> tuple[Row, ...]:
     return (
         *affine(projection + ".{i}.proj", "linear{i}", "dense", "E C{n}"),
@@ -103,3 +166,16 @@ HF_HEAD_FIVE = replace(
     marks=("linear_projections.0.proj.weight",),
     drops=(),
 )
+
+
+def as_attention(layout: Layout) -> Layout:
+    """The same layout for HRDA's attention head, whose widths are its own: the decoder's classes
+    and the encoder's channels, but another E and D."""
+    own = {symbol: f"{symbol}att" for symbol in ("D", "E")}
+
+    def renamed(text: str) -> str:
+        return re.sub(r"(?<![A-Za-z])([DE])(?![A-Za-z])", lambda m: own[m[1]], text)
+
+    rows = tuple(replace(row, shape=renamed(row.shape)) for row in layout.rows)
+    facts = tuple((name, renamed(symbol)) for name, symbol in layout.facts)
+    return replace(layout, rows=rows, facts=facts)

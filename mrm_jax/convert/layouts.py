@@ -41,6 +41,7 @@ class Part:
 class Kind:
     """A whole name layout.
 
+    wrapped: the parts instead, where there is one called "attention" in the names (HRDA).
     copies: prefixes of full copies in one file, the preferred one first.   spare: a prefix that
     all names may carry.
     sizes: facts that the encoder must have.
@@ -48,6 +49,7 @@ class Kind:
 
     parts: tuple[Part, ...]
     drops: tuple[Drop, ...] = ()
+    wrapped: tuple[Part, ...] = ()
     copies: tuple[str, ...] = ()
     spare: str = ""
     concat_order: str = "c1..c4"
@@ -62,11 +64,12 @@ def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
     )
 
 
-def batch_norm(source: str, path: str, size: str) -> tuple[Row, ...]:
+def batch_norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
     """Rows of a BatchNorm: scale and bias, and its running mean and variance."""
-    mean = Row(f"{source}.running_mean", f"{path}/mean", "vector", size, collection="batch_stats")
-    var = Row(f"{source}.running_var", f"{path}/var", "vector", size, collection="batch_stats")
-    return (*norm(source, path, size), mean, var)
+    running = {"collection": "batch_stats", **more}
+    mean = Row(f"{source}.running_mean", f"{path}/mean", "vector", size, **running)
+    var = Row(f"{source}.running_var", f"{path}/var", "vector", size, **running)
+    return (*norm(source, path, size, **more), mean, var)
 
 
 def affine(

@@ -77,8 +77,8 @@ class Row:
     or a multiple of one.
     take: (start, stop, whole) where the leaf is only those rows of a tensor with `whole` rows;
     other rows take the rest.
-    group: rows of one group are all there or all absent.   count: symbol that receives the number
-    of the open index.
+    group: rows of one group are all there or all absent.   count: symbol that receives how many
+    values the open index has, counted from 0: one more than the largest.
     """
 
     source: str | tuple[str, ...]

@@ -11,17 +11,31 @@ from mrm_jax.convert.encoders import HF_FIVE, HF_HUB, MIT, MIT_MMSEG
 from mrm_jax.convert.heads import (
     DAFORMER_ASPP,
     DAFORMER_CONV1,
+    DEEPLABV2,
+    DEEPLABV3PLUS,
+    DEEPLABV3PLUS_BN,
     HF_HEAD_FIVE,
     HF_HEAD_HUB,
     SEGFORMER,
+    as_attention,
 )
 from mrm_jax.convert.layouts import Kind, Part
 from mrm_jax.convert.rebuilder import REBUILDER_MULTI, REBUILDER_SINGLE
+from mrm_jax.convert.resnet import RESNET_TORCHVISION, RESNET_V1C
 from mrm_jax.convert.rules import Drop
 
-HEADS = (DAFORMER_ASPP, DAFORMER_CONV1, SEGFORMER)
+# DeepLabV2 last: its mark is a name that DeepLabV3+ has as well.
+HEADS = (
+    DAFORMER_ASPP,
+    DAFORMER_CONV1,
+    SEGFORMER,
+    DEEPLABV3PLUS_BN,
+    DEEPLABV3PLUS,
+    DEEPLABV2,
+)
+ATTENTIONS = (as_attention(DAFORMER_CONV1), as_attention(DEEPLABV2))
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")
-_MIT_KIND = Kind((Part("encoder", (MIT,)),), (_OTHER_HEADS,), spare="backbone.")
+_ENCODER_KIND = Kind((Part("encoder", (MIT,)),), (_OTHER_HEADS,), spare="backbone.")
 
 # SegFormer paper, table 6; dims, depths and the reduction of keys and values.
 _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
@@ -34,14 +48,25 @@ MIT_SIZES = {
     "mit_b5": (_LARGE, (3, 6, 40, 3)),
 }
 
+_BACKBONE = Part(
+    "encoder", (MIT, MIT_MMSEG, RESNET_V1C, RESNET_TORCHVISION), "backbone.", "encoder/"
+)
+
+# ResNet paper, table 1.
+RESNET_DEPTHS = {"resnet50_v1c": (3, 4, 6, 3), "resnet101_v1c": (3, 4, 23, 3)}
+
 KINDS = {
-    "mit": _MIT_KIND,
-    "mit_mmseg": replace(_MIT_KIND, parts=(Part("encoder", (MIT_MMSEG,)),)),
+    "mit": _ENCODER_KIND,
+    "mit_mmseg": replace(_ENCODER_KIND, parts=(Part("encoder", (MIT_MMSEG,)),)),
+    "resnet_v1c": replace(_ENCODER_KIND, parts=(Part("encoder", (RESNET_V1C,)),)),
+    "resnet_torchvision": replace(_ENCODER_KIND, parts=(Part("encoder", (RESNET_TORCHVISION,)),)),
     "decoder": Kind((Part("decoder", HEADS),), spare="decode_head."),
     "segmentor": Kind(
-        (
-            Part("encoder", (MIT, MIT_MMSEG), "backbone.", "encoder/"),
-            Part("decoder", HEADS, "decode_head.", "decoder/"),
+        (_BACKBONE, Part("decoder", HEADS, "decode_head.", "decoder/")),
+        wrapped=(
+            _BACKBONE,
+            Part("decoder", HEADS, "decode_head.head.", "decoder/"),
+            Part("attention", ATTENTIONS, "decode_head.scale_attention.", "attention/"),
         ),
         copies=("model.", "ema_model.", "imnet_model."),
     ),
@@ -57,4 +82,7 @@ KINDS = {
 }
 for _name, (_dims, _depths) in MIT_SIZES.items():
     _sizes = (("dims", _dims), ("depths", _depths), ("sr_ratios", (8, 4, 2, 1)))
-    KINDS[_name] = replace(_MIT_KIND, sizes=_sizes)
+    KINDS[_name] = replace(_ENCODER_KIND, sizes=_sizes)
+for _name, _depths in RESNET_DEPTHS.items():
+    _sizes = (("dims", (256, 512, 1024, 2048)), ("depths", _depths))
+    KINDS[_name] = replace(KINDS["resnet_v1c"], sizes=_sizes)

@@ -11,6 +11,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from mrm_jax.models.layers import (
     BatchNorm,
@@ -48,7 +49,8 @@ class Stem(nn.Module):
             x = Conv(width, self.kernel, stride, use_bias=False, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x, mode))
         # Padded with -inf, as in the reference; ties are all 0, where the ReLU passes no gradient.
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 class Bottleneck(nn.Module):
