@@ -18,6 +18,9 @@ Tree = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 """Scalars of one step under their metrics.jsonl names, such as `mixed/ce`."""
 
+Scale = Literal["context", "detail"]
+"""Which features: of the whole picture, or of HRDA's detail crop."""
+
 Mode = Literal["train", "pseudo", "eval"]
 """How a network runs (peer: mmseg `uda/dacs.py`).
 
@@ -93,13 +96,16 @@ class Draws:
 
     `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
     `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented").
-    `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...).
+    `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...) and, for
+    a detail crop, "<pass>/detail".
+    `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
     `module` keys: dropout and drop-path of every pass, by pass name.
     """
 
     mix: Array
     augment: dict[str, Jitter]
     mask: dict[str, Array]
+    offset: dict[str, Array]
     module: dict[str, Array]
 
 
@@ -107,23 +113,26 @@ class Draws:
 class View:
     """What a pass looks at, always under stop-gradient.
 
-    `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W];
-    `offset` i32[2] of a detail crop or None.
+    `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W].
     """
 
     image: Array
     label: Array
     weight: Array
-    offset: Array | None = None
 
 
 @struct.dataclass
 class SegOutput:
-    """What a network returns: `logits["main"]` f[B,h,w,K] at the decoder's stride, and features."""
+    """What a network returns: `logits["main"]` f[B,h,w,K] at the decoder's stride, and features.
+
+    Under HRDA with a detail crop also `logits["detail"]`, and where the crop lay in the picture:
+    `offset` i32[2] (top, left) and `extent` (height, width), px.
+    """
 
     logits: dict[str, jax.Array]
     features: tuple[jax.Array, ...]
     offset: Array | None = None
+    extent: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -158,6 +167,7 @@ class Scalars:
     blur_probability: Array
     mrm_weight: Array
     mrm_ratio: Array
+    detail_weight: Array
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config, UsageError, detail_crop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     with progress_bar("pictures", len(examples)) as advance:
         found = evaluate_networks(
             protocol,
-            build_segmentor(protocol.model, len(protocol.data.classes.names)),
+            build_segmentor(
+                protocol.model, len(protocol.data.classes.names), detail_crop(protocol)
+            ),
             variables,
             examples,
             progress=lambda done, total: advance(done),

@@ -15,7 +15,7 @@ from mrm_jax.cli.evaluate import (
     chosen_networks,
     progress_bar,
 )
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config, UsageError, detail_crop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def _predict_all(
     from mrm_jax.types import RunError
 
     to: Path = arguments.to
-    model = build_segmentor(config.model, len(config.data.classes.names))
+    model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     variables = jax.device_put(variables)
     box = tuple(arguments.resize) if arguments.resize else input_box(config)
     unreadable, warned = [], 0

@@ -16,16 +16,39 @@ from typing import Any
 
 import numpy as np
 
+from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export, plan_import, unclaimed
 from mrm_jax.convert.layouts import TRACKED, Kind, Layout, Part
 from mrm_jax.convert.rebuilder import position_table
 from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
 
-__all__ = ["KINDS", "describe", "export_torch", "import_torch", "position_table"]
+__all__ = ["KINDS", "Misfit", "Trace", "describe", "detect", "export_torch", "import_torch"]
+__all__ += ["position_table", "synthesise", "trace"]
 
 CONCAT_ORDERS = ("c1..c4", "c4..c1")
-_VARIANT = ("concat_order", "copy", "eps", "grid", "heads")
+_VARIANT = ("allow_missing", "complete", "concat_order", "copy", "eps", "grid", "heads")
+
+
+class Misfit(ValueError):
+    """Tensors or leaves that do not fit a kind; `problems` has a phrase for each of them."""
+
+    def __init__(self, what: str, problems: list[str]):
+        super().__init__(f"{what}, {len(problems)} problem(s): {'; '.join(problems)}")
+        self.what, self.problems = what, problems
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where the tensors of a state dict go. `moves`: (names, torch's shape, our path, op);
+    `dropped`: name -> reason; `absent`: our paths that `allow_missing` leaves out; `problems`: what
+    does not fit, empty where the import works."""
+
+    found: dict[str, Any]
+    moves: list[tuple[tuple[str, ...], tuple[int, ...], str, str]]
+    dropped: dict[str, str]
+    absent: list[str]
+    problems: list[str]
 
 
 def import_torch(
@@ -39,10 +62,12 @@ def import_torch(
     "ema_model", "imnet_model"; the first present otherwise); `concat_order` "c1..c4" or "c4..c1"
     is the order in which this file's SegFormer head concatenates the stages (ours is always
     c1..c4; Hugging Face's is c4..c1); `heads` and `eps` belong to the network, not to its tensors:
-    they are checked and change nothing here.
+    they are checked and change nothing here; `allow_missing` is a list of regular expressions:
+    leaves whose path ("decoder/classifier/kernel") fully matches one and which lack a tensor are
+    left out of the tree.
     The tree hangs under `encoder` and `decoder` for kinds that hold both, else at the root of the
     one module.
-    ValueError lists every tensor that is missing, not expected or of a wrong shape.
+    Misfit (a ValueError) lists every tensor that is missing, not expected or of a wrong shape.
     """
     found, plan = _understand(state, kind, variant)
     _refuse(plan, f"the state dict does not fit kind {kind!r}")
@@ -55,15 +80,15 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
 
     variables: `{"params": tree, "batch_stats": tree}` of any array type.   variant: as for
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
-    only) writes the fixed position table as well.
-    What an import drops (counters, the unused `conv_seg`) is not written. Hugging Face's hub names
-    are written.
-    ValueError lists every leaf that is missing, not expected or of a wrong shape.
+    only) writes the fixed position table as well. `complete=True` adds all that an import drops
+    and a strict load wants: `synthesise`. Hugging Face's hub names are written.
+    Misfit (a ValueError) lists every leaf that is missing, not expected or of a wrong shape.
     """
     row = _kind(kind)
     _check_variant(variant)
     tree = _flat(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
+    row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
     plan = plan_export(_rows(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
@@ -74,6 +99,8 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     if kind == "rebuilder" and variant.get("grid"):
         table = position_table(variant["grid"], plan.symbols["D"])
         state[f"{base}transformer.pos_embed"] = table[None]
+    if variant.get("complete"):
+        state |= synthesise(state, grid=variant.get("grid") or PUBLISHED_GRID)
     return state
 
 
@@ -90,6 +117,43 @@ def describe(state: Mapping[str, Any], kind: str, **variant: Any) -> dict[str, A
     return {"kind": kind, **found}
 
 
+def detect(state: Mapping[str, Any]) -> str:
+    """The kind whose names a state dict has: of those whose first tensors are there, the one that
+    uses most tensors. Kinds of one size (`mit_b5`) are not among them.
+
+    ValueError, with the kinds and the first names, where none or more than one fits.
+    """
+    used: dict[str, int] = {}
+    for kind, row in KINDS.items():
+        if row.sizes:
+            continue
+        try:
+            _, plan = _understand(state, kind, {}, marked=True)
+        except ValueError:
+            continue
+        keys = {key for leaf in plan.leaves for block in leaf.keys for key in block}
+        used[kind] = len(keys & state.keys())
+    best = [kind for kind, count in used.items() if count and count == max(used.values())]
+    if len(best) == 1:
+        return best[0]
+    names = ", ".join(list(state)[:3])
+    if not best:
+        raise ValueError(f"no kind has these names ({names}, ...); kinds: {', '.join(KINDS)}")
+    raise ValueError(f"the names ({names}, ...) fit {' and '.join(best)}; say which by its kind")
+
+
+def trace(state: Mapping[str, Any], kind: str, **variant: Any) -> Trace:
+    """Where every tensor would go, without converting and without refusing. Reads shapes only."""
+    found, plan = _understand(state, kind, variant)
+    moves = []
+    for leaf in plan.leaves:
+        names = tuple(key for block in leaf.keys for key in block)
+        shape = next((tuple(state[key].shape) for key in names if key in state), ())
+        moves.append((names, shape, leaf.path, leaf.row.op))
+    absent = [leaf.path for leaf in plan.absent]
+    return Trace({"kind": kind, **found}, moves, plan.dropped, absent, plan.problems)
+
+
 @dataclass(frozen=True)
 class _Choice:
     part: Part
@@ -97,18 +161,29 @@ class _Choice:
 
 
 def _understand(
-    state: Mapping[str, Any], kind: str, variant: Mapping[str, Any]
+    state: Mapping[str, Any], kind: str, variant: Mapping[str, Any], *, marked: bool = False
 ) -> tuple[dict[str, Any], Plan]:
-    """What the state shows, and the plan that imports it with all its problems."""
+    """What the state shows, and the plan that imports it with all its problems.
+
+    marked: ValueError unless the first tensors of every part are there.
+    """
     row = _kind(kind)
     _check_variant(variant)
     copy = _copy(row, state, variant.get("copy"))
     spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
     base = copy + spare
+    row = _unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
     chosen = _chosen(
-        row, lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks)
+        row,
+        lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
+        marked=marked,
     )
-    plan = plan_import(_rows(row, chosen, base, variant), state)
+    patterns = tuple(variant.get("allow_missing", ()))
+
+    def may_lack(path: str) -> bool:
+        return any(re.fullmatch(pattern, path.partition("/")[2]) for pattern in patterns)
+
+    plan = plan_import(_rows(row, chosen, base, variant), state, may_lack if patterns else None)
     left, refused = unclaimed(plan, state, _drops(row, chosen, copy, base))
     plan.problems += left + refused
     _check_sizes(row, chosen, plan)
@@ -126,6 +201,12 @@ def _kind(kind: str) -> Kind:
         near = get_close_matches(kind, KINDS, 1) or sorted(KINDS)
         raise ValueError(f"kind {kind!r} is no name layout; try one of {', '.join(near)}")
     return KINDS[kind]
+
+
+def _unwrapped(row: Kind, there: Callable[[Part], bool]) -> Kind:
+    """The kind with the parts that it has: HRDA's if its attention head is there."""
+    attention = [part for part in row.wrapped if part.role == "attention"]
+    return replace(row, parts=row.wrapped) if any(map(there, attention)) else row
 
 
 def _check_variant(variant: Mapping[str, Any]) -> None:
@@ -156,14 +237,17 @@ def _copy(row: Kind, state: Mapping[str, Any], wanted: str | None) -> str:
     return prefix
 
 
-def _chosen(row: Kind, fits: Callable[[Part, Layout], bool]) -> list[_Choice]:
-    """The layout of every part. An only layout needs no mark, so that all it lacks gets listed."""
+def _chosen(
+    row: Kind, fits: Callable[[Part, Layout], bool], *, marked: bool = False
+) -> list[_Choice]:
+    """The layout of every part. Unless `marked`, an only layout needs no mark, so that all it lacks
+    gets listed."""
     chosen = []
     for part in row.parts:
         found = next((layout for layout in part.layouts if fits(part, layout)), None)
         if found is None and part.optional:
             continue
-        if found is None and len(part.layouts) > 1:
+        if found is None and (marked or len(part.layouts) > 1):
             names = "; ".join(
                 f"{x.name} ({', '.join(part.prefix + m for m in x.marks)})" for x in part.layouts
             )
@@ -226,7 +310,7 @@ def _check_sizes(row: Kind, chosen: list[_Choice], plan: Plan) -> None:
 
 def _refuse(plan: Plan, what: str) -> None:
     if plan.problems:
-        raise ValueError(f"{what}, {len(plan.problems)} problem(s): {'; '.join(plan.problems)}")
+        raise Misfit(what, plan.problems)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

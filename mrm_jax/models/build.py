@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 from operator import mul
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,15 +14,31 @@ from mrm_jax import config
 from mrm_jax.models.daformer import DaformerHead
 from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
 from mrm_jax.models.mit import MixTransformer
+from mrm_jax.models.multires import MultiRes
 from mrm_jax.models.rebuilder import Rebuilder
 from mrm_jax.models.resnet import ResNet
 from mrm_jax.models.segformer import SegformerHead
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.types import FeatureSpec
 
-# Decoders that read every stage: all of them are rebuilt. Others read the last one, and only that
-# is.
-_MULTI_SCALE = ("daformer", "segformer")
+
+class _Stages(NamedTuple):
+    """Of a decoder: the stages that are rebuilt, those it reads at all ("multi"), and the one whose
+    stride its logits have."""
+
+    rebuilt: tuple[int, ...] | None
+    multi: tuple[int, ...] | None
+    logits: int
+
+
+# None: every stage. The released Rebuilder knows decoders that read all stages or the last alone;
+# for DeepLabV3+ it rebuilds what carries the semantics and leaves the first stage as it is.
+_STAGES = {
+    "daformer": _Stages(None, None, 0),
+    "segformer": _Stages(None, None, 0),
+    "deeplabv2": _Stages((-1,), (-1,), -1),
+    "deeplabv3plus": _Stages((-1,), (0, -1), 0),
+}
 
 
 def feature_spec(encoder: config.Encoder) -> FeatureSpec:
@@ -86,12 +102,35 @@ def build_decoder(decoder: config.Decoder, num_classes: int) -> nn.Module:
     )
 
 
-def build_segmentor(model: config.Model, num_classes: int) -> Segmentor:
+def build_segmentor(
+    model: config.Model, num_classes: int, detail: tuple[int, int] | None = None
+) -> Segmentor | MultiRes:
     """The network that is trained and kept. dtype "float32" follows the image's dtype, so float64
-    images stay float64."""
-    return Segmentor(
-        encoder=build_encoder(model), decoder=build_decoder(model.decoder, num_classes)
+    images stay float64. `detail` (height, width), px: HRDA's detail crop (`config.detail_crop`)."""
+    encoder = build_encoder(model)
+    decoder = build_decoder(model.decoder, num_classes)
+    if not model.multires.enabled:
+        return Segmentor(encoder=encoder, decoder=decoder)
+    detail = model.multires.detail or detail
+    if detail is None:
+        raise ValueError("build_segmentor: HRDA needs the size of the detail crop.")
+    spec = feature_spec(model.encoder)
+    return MultiRes(
+        encoder=encoder,
+        decoder=decoder,
+        attention=build_decoder(_attention(model), num_classes),
+        stride=spec.strides[_STAGES[model.decoder.kind].logits],
+        detail=detail,
     )
+
+
+def _attention(model: config.Model) -> config.Decoder:
+    """HRDA's attention head: as the reference has it, one 1x1 fusion for decoders that read every
+    stage, DeepLabV2's own kind for DeepLabV2."""
+    if model.decoder.kind == "deeplabv2":
+        return model.decoder
+    channels, dropout = model.multires.attention_channels, model.decoder.dropout
+    return config.Decoder(fusion="conv1", channels=channels, dropout=dropout)
 
 
 def build_rebuilder(
@@ -105,11 +144,12 @@ def build_rebuilder(
 ) -> Rebuilder:
     """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained
     on; `unroll` and `remat` as in `config.Model`."""
-    count = len(spec.channels)
+    count, reads = len(spec.channels), _STAGES[decoder_kind]
+    stages = reads.multi if mrm.stages == "multi" else reads.rebuilt
     return Rebuilder(
         spec=spec,
         nominal=crop,
-        stages=tuple(range(count)) if decoder_kind in _MULTI_SCALE else (count - 1,),
+        stages=tuple(range(count)) if stages is None else tuple(i % count for i in stages),
         grid=mrm.grid,
         dim=mrm.dim,
         depth=mrm.depth,

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from mrm_jax.types import Mode, SegOutput
+from mrm_jax.types import Mode, Scale, SegOutput
 
-Transform = Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]]
+Transform = Callable[[tuple[jax.Array, ...], Scale], tuple[jax.Array, ...]]
+"""(features, of what) -> features of the same shapes."""
 
 
 class Segmentor(nn.Module):
@@ -31,11 +32,12 @@ class Segmentor(nn.Module):
         features.
 
         image: f[B, H, W, 3], normalised. transform: applied to the features before they are
-        decoded; `SegOutput.features` are the encoder's own, untouched. offset: handed through; a
-        single-scale network has no use for it. Needs rng "dropout" in mode "train" if a drop rate
+        decoded; `SegOutput.features` are the encoder's own, untouched. offset: a network of one
+        resolution has no use for it. Needs rng "dropout" in mode "train" if a drop rate
         is above 0. In other modes than "eval" the collection `moments` can be asked for
         (mutable=["moments"]): batch statistics of every BatchNorm.
         """
+        del offset
         features = self.encoder(image, mode)
-        decoded = features if transform is None else transform(features)
-        return SegOutput({"main": self.decoder(decoded, mode)}, features, offset)
+        decoded = features if transform is None else transform(features, "context")
+        return SegOutput({"main": self.decoder(decoded, mode)}, features)

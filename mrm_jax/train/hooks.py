@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import mrm_jax
-from mrm_jax.config import Config, Domain
+from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
 from mrm_jax.models.build import build_segmentor
@@ -48,7 +48,7 @@ def evaluate(
     """
     from mrm_jax.report.panels import evaluation_panel
 
-    model = build_segmentor(config.model, len(config.data.classes.names))
+    model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     places = np.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).astype(int)
     shown = [examples[place] for place in places]
     names = {example.name for example in shown}

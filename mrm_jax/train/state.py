@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrm_jax.config import Config
+from mrm_jax.config import Config, detail_crop
 from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.rngs import stream
 from mrm_jax.train.optimizer import adam
@@ -27,7 +27,7 @@ class Networks(NamedTuple):
 def networks(config: Config) -> Networks:
     """The modules that `config` describes."""
     model, mrm = config.model, config.method.mrm
-    segmentor = build_segmentor(model, len(config.data.classes.names))
+    segmentor = build_segmentor(model, len(config.data.classes.names), detail_crop(config))
     if not mrm.enabled:
         return Networks(segmentor, None)
     spec = feature_spec(model.encoder)
@@ -35,7 +35,7 @@ def networks(config: Config) -> Networks:
         mrm,
         spec,
         model.decoder.kind,
-        config.data.crop,
+        detail_crop(config) if model.multires.enabled else config.data.crop,
         unroll=model.unroll,
         remat=model.remat,
     )
@@ -53,7 +53,8 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
     root = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     image = jnp.zeros((1, *config.data.crop, 3))
     keys = {"params": stream(root, "init/segmentor", 0)}
-    variables: Any = modules.segmentor.init(keys, image, mode="eval")
+    corner = jnp.zeros(2, jnp.int32)
+    variables: Any = modules.segmentor.init(keys, image, mode="eval", offset=corner)
     params: dict[str, Any] = {"segmentor": variables["params"], "rebuilder": {}}
     stats = variables.get("batch_stats", {})
     if modules.rebuilder is not None:
@@ -92,6 +93,7 @@ def scalars(config: Config) -> Scalars:
         "blur_probability": method.augment.blur_probability,
         "mrm_weight": method.mrm.weight,
         "mrm_ratio": method.mrm.ratio,
+        "detail_weight": config.model.multires.detail_weight,
     }
     return Scalars(**{name: jnp.asarray(value, float) for name, value in values.items()})
 

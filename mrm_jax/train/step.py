@@ -30,13 +30,14 @@ from mrm_jax.types import (
     Frozen,
     Metrics,
     Mode,
+    Scale,
     SegOutput,
     TrainState,
     Tree,
     View,
 )
 from mrm_jax.uda import pseudo_label, teacher
-from mrm_jax.uda.draws import draw
+from mrm_jax.uda.draws import detail_offsets, draw
 from mrm_jax.uda.methods import Pass, has_teacher, passes
 from mrm_jax.uda.objectives import Call
 from mrm_jax.uda.pseudo_label import PseudoLabel
@@ -78,14 +79,16 @@ class _Run(NamedTuple):
 def build(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
 
-    metrics: `<pass>/ce` (before the pass's weight), `total/loss`, `teacher/confident_share`,
-    `teacher/class_share` (f[K], all others f[]), `learning_rate` (the encoder's),
+    metrics: `<pass>/ce` (before the pass's weight; HRDA: `ce_fused`, `ce_detail`), `total/loss`,
+    `teacher/confident_share`, `teacher/class_share` (f[K], all others f[]), `learning_rate` (the
+    encoder's),
     `grad_norm/<encoder|decoder|rebuilder>`, and `finite` (bool[]): false where the loss or a
     gradient was not finite, and then the state comes back exactly as it went in, step number
     included.
     """
     run = _Run(config, networks or states.networks(config), passes(config.method))
-    drawn = partial(draw, passes=run.passes, grid=config.method.mrm.grid)
+    grid, offsets = config.method.mrm.grid, detail_offsets(config)
+    drawn = partial(draw, passes=run.passes, grid=grid, offsets=offsets)
     return Program(
         networks=run.modules,
         init=partial(states.init, config, run.modules),
@@ -214,7 +217,7 @@ def _loss(
     metrics: Metrics = {}
     losses = []
     for i, objective in enumerate(row.objectives):
-        loss, found = objective(Call(output, view), jax.random.fold_in(key, i))
+        loss, found = objective(Call(output, view, frozen.scalars), jax.random.fold_in(key, i))
         losses.append(loss)
         metrics |= found
     total = sum(losses[1:], losses[0])
@@ -239,16 +242,17 @@ def _forward(
 
     rebuilder: Any = run.modules.rebuilder  # there is one in every method that has such a pass
 
-    def rebuild(features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def rebuild(features: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
         variables, ratio = {"params": params["rebuilder"]}, frozen.scalars.mrm_ratio
-        return rebuilder.apply(variables, features, draws.mask[row.name], ratio)
+        mask = draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
+        return rebuilder.apply(variables, features, mask, ratio)
 
     applied: Any = run.modules.segmentor.apply(
         {"params": params["segmentor"], "batch_stats": state.batch_stats},
         view.image,
         mode=mode,
         transform=rebuild if row.transform == "rebuild" else None,
-        offset=view.offset,
+        offset=draws.offset.get(row.name),
         rngs={"dropout": jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))},
         mutable=["moments"],
     )

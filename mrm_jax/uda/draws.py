@@ -8,16 +8,49 @@ batch is spread over devices and hosts. No network and no view draws for itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mrm_jax.config import Config, detail_crop
 from mrm_jax.rngs import per_sample, stream
 from mrm_jax.types import Array, Draws, Jitter
 from mrm_jax.uda.methods import Pass
 
 LABEL_VALUES = 256
 AUGMENTED_VIEWS = ("mixed", "augmented")
+
+
+class Offsets(NamedTuple):
+    """Where a detail crop may start: at `counts` multiples of `multiple` px in each direction.
+
+    Source: HRDA sec. 3.2; peer: mmseg `hrda_encoder_decoder.py`, which never draws the last one,
+    flush with the border.
+    """
+
+    counts: tuple[int, int]
+    multiple: int
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """i32[2] (top, left), px: one for the whole batch."""
+        return jax.random.randint(key, (2,), 0, np.asarray(self.counts)) * self.multiple
+
+
+def detail_offsets(config: Config) -> Offsets | None:
+    """The offsets of a run's detail crops; None without HRDA."""
+    multires = config.model.multires
+    if not multires.enabled:
+        return None
+    multiple = multires.offset_multiple
+    (height, width), detail = config.data.crop, detail_crop(config)
+    counts = (_count(height - detail[0], multiple), _count(width - detail[1], multiple))
+    return Offsets(counts, multiple)
+
+
+def _count(margin: int, multiple: int) -> int:
+    return max((margin + 1) // multiple, 1)
 
 
 def draw(
@@ -27,11 +60,12 @@ def draw(
     *,
     passes: Sequence[Pass],
     grid: tuple[int, int],
+    offsets: Offsets | None = None,
 ) -> Draws:
-    """The draws of one step for the samples `index` i32[B], all in float32.
+    """The draws of one step for the samples `index` i32[B], all floats in float32.
 
     root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
-    mask.
+    mask. offsets: where HRDA's detail crops may start, None without HRDA.
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}
@@ -43,9 +77,15 @@ def draw(
             if name in views
         },
         mask={
-            row.name: _uniform(root, f"mask/{row.name}", step, index, grid)
+            name: _uniform(root, f"mask/{name}", step, index, grid)
             for row in passes
             if row.transform == "rebuild"
+            for name in (row.name, *((f"{row.name}/detail",) if offsets else ()))
+        },
+        offset={
+            row.name: offsets.draw(stream(root, f"offset/{row.name}", step))
+            for row in passes
+            if offsets
         },
         module={
             row.name: jax.random.key_data(stream(root, f"module/{row.name}", step))

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from mrm_jax.ops.resize import resize
-from mrm_jax.types import IGNORE, Array, Metrics, SegOutput, View
+from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
 
 
 @struct.dataclass
 class Call:
-    """One student forward: what came out, and the view that went in."""
+    """One student forward: what came out, the view that went in, and the run's traced numbers."""
 
     output: SegOutput
     view: View
+    scalars: Scalars
 
 
 Objective = Callable[[Call, jax.Array], tuple[jax.Array, Metrics]]
@@ -47,7 +48,21 @@ def weighted_cross_entropy(logits: Array, label: Array, weight: Array | None = N
 
 
 def cross_entropy(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
-    """Weighted cross entropy of the main logits; metric `ce`. Draws nothing from `key`."""
+    """Weighted cross entropy of the main logits; metric `ce`. Draws nothing from `key`.
+
+    With HRDA's detail crop: (1 - detail_weight) times that of the fused logits plus detail_weight
+    times that of the detail logits on their own crop of labels and weights, a mean over the crop;
+    metrics `ce_fused`, `ce_detail`. Source: HRDA eq. 7.
+    """
     del key
-    loss = weighted_cross_entropy(call.output.logits["main"], call.view.label, call.view.weight)
-    return loss, {"ce": loss}
+    output, view = call.output, call.view
+    loss = weighted_cross_entropy(output.logits["main"], view.label, view.weight)
+    if output.offset is None or output.extent is None:
+        return loss, {"ce": loss}
+    top, left = output.offset
+    at, extent = (0, top, left), (view.label.shape[0], *output.extent)
+    label = jax.lax.dynamic_slice(jnp.asarray(view.label), at, extent)
+    weight = jax.lax.dynamic_slice(jnp.asarray(view.weight), at, extent)
+    detail = weighted_cross_entropy(output.logits["detail"], label, weight)
+    share = jnp.asarray(call.scalars.detail_weight, loss.dtype)
+    return (1 - share) * loss + share * detail, {"ce_fused": loss, "ce_detail": detail}

@@ -150,20 +150,13 @@ def test_moments_fold_into_statistics_that_make_eval_equal_pseudo(network):
 
 def test_a_transform_stands_between_encoder_and_decoder(network):
     plain, _ = apply(network, "eval")
-    zeroed, _ = apply(network, "eval", transform=lambda fs: tuple(f * 0 for f in fs))
-    same, _ = apply(network, "eval", transform=lambda fs: fs)
+    zeroed, _ = apply(network, "eval", transform=lambda fs, _: tuple(f * 0 for f in fs))
+    same, _ = apply(network, "eval", transform=lambda fs, _: fs)
     np.testing.assert_array_equal(plain.logits["main"], same.logits["main"])
     for a, b in zip(plain.features, zeroed.features, strict=True):
         np.testing.assert_array_equal(a, b)
     logits = np.asarray(zeroed.logits["main"])
     np.testing.assert_allclose(logits, np.broadcast_to(logits[:1, :1, :1], logits.shape), atol=1e-6)
-
-
-def test_the_offset_is_handed_through(network):
-    model, variables, image = network
-    offset = jnp.asarray([8, 16])
-    out = model.apply(variables, image, mode="eval", offset=offset)
-    assert out.offset is offset
 
 
 def test_nothing_is_promoted_silently_in_bfloat16():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from mrm_jax.models.build import (
     feature_spec,
 )
 from mrm_jax.models.layers import fold_moments
+from mrm_jax.recipes import DECODERS, ENCODERS
 from mrm_jax.types import FeatureSpec
 
 State = Mapping[str, np.ndarray]
@@ -48,6 +50,8 @@ def nchw(x: jax.Array) -> jax.Array:
 
 def encoder_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
     """`shown` by the tensors, `stored` in the sidecar: mmseg's or Hugging Face's, or a text."""
+    if shown["layout"].startswith("resnet"):
+        return resnet_config(shown, stored)
     stored = stored if isinstance(stored, dict) else {}
     heads = stored.get("num_heads") or stored.get("num_attention_heads") or PRESET_HEADS
     eps = re.search(r"eps=([\d.e-]+)", str(stored.get("norm_layer", "")))
@@ -62,8 +66,39 @@ def encoder_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
     )
 
 
+def resnet_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
+    """As `encoder_config`. The reference counts the first stride from behind the stem."""
+    recipe = ENCODERS["resnet50"]
+
+    def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        if isinstance(stored, dict):
+            return tuple(stored.get(name, default))
+        found = re.search(rf"{name} \(([\d, ]+)\)", str(stored))
+        return tuple(int(x) for x in found[1].split(",")) if found else default
+
+    first, *others = numbers("strides", (1, *recipe.strides[1:]))
+    return replace(
+        recipe,
+        dims=shown["dims"],
+        depths=shown["depths"],
+        strides=(4 * first, *others),
+        dilations=numbers("dilations", recipe.dilations),
+        stem="v1c" if shown["layout"] == "resnet_v1c" else "7x7",
+    )
+
+
 def decoder_config(shown: Mapping[str, Any], stored: Mapping[str, Any]) -> config.Decoder:
-    """As `encoder_config`, for a DAFormer or SegFormer head."""
+    """As `encoder_config`, for any head."""
+    if shown["layout"].startswith("deeplab"):
+        kind, *normed = shown["layout"].split("_")
+        recipe, dilations = DECODERS[kind], stored.get("dilations")
+        return replace(
+            recipe,
+            channels=shown.get("channels", recipe.channels),
+            low_channels=shown.get("low_channels", recipe.low_channels),
+            dilations=recipe.dilations if dilations is None else tuple(dilations),
+            norm=bool(normed),
+        )
     fusion = stored.get("decoder_params", {}).get("fusion_cfg", {})
     kind = "segformer" if shown["layout"] == "segformer" else "daformer"
     return config.Decoder(
@@ -80,6 +115,20 @@ def segmentor_config(state: State, kind: str, stored: Mapping[str, Any]) -> conf
     return config.Model(
         encoder=encoder_config(shown["encoder"], stored["backbone"]),
         decoder=decoder_config(shown["decoder"], stored["decode_head"]),
+        multires=multires_config(shown, stored),
+    )
+
+
+def multires_config(shown: Mapping[str, Any], stored: Mapping[str, Any]) -> config.MultiRes:
+    """HRDA's part of a model, where the tensors have its attention head."""
+    if "attention" not in shown:
+        return config.MultiRes()
+    return config.MultiRes(
+        enabled=True,
+        detail=tuple(stored["hr_crop_size"]),
+        offset_multiple=stored["crop_coord_divisible"],
+        detail_weight=stored["decode_head"]["hr_loss_weight"],
+        attention_channels=shown["attention"].get("channels", 1),  # DeepLabV2 has no width
     )
 
 
@@ -100,6 +149,41 @@ def run_encoder(case: Case) -> Runner:
     return lambda state: outputs(import_torch(state, "mit"))
 
 
+def run_resnet(case: Case) -> Runner:
+    """Feature maps with running and with batch statistics, and the running statistics
+    afterwards."""
+    kind = "resnet_v1c" if "stem.0.weight" in case.groups["sd"] else "resnet_torchvision"
+    shown = describe(case.groups["sd"], kind)["encoder"]
+    module = build_encoder(config.Model(encoder=encoder_config(shown, case.meta["config"])))
+    image = jnp.asarray(nhwc(case.groups["in"]["x"]))
+
+    @jax.jit
+    def outputs(variables: Any) -> tuple[dict[str, jax.Array], Any]:
+        still = module.apply(variables, image, "eval")
+        train, found = module.apply(variables, image, "train", mutable=["moments"])
+        stats = fold_moments(variables["batch_stats"], found["moments"])
+        named = {f"eval_feat_{i}": nchw(feature) for i, feature in enumerate(still)}
+        return named | {f"train_feat_{i}": nchw(feature) for i, feature in enumerate(train)}, stats
+
+    def run(state: State) -> dict[str, Any]:
+        variables = import_torch(state, kind)
+        maps, stats = outputs(variables)
+        found = {}
+        for name in case.groups["out"]:
+            if match := re.fullmatch(r"((?:eval|train)_feat_\d+)(?:_every(\d+))?", name):
+                found[name] = _sampled(maps[match[1]], match[2], None)
+        return found | _after_train(case, kind, variables["params"], stats)
+
+    return run
+
+
+def _after_train(case: Case, kind: str, params: Any, stats: Any) -> dict[str, np.ndarray]:
+    """The running statistics after a forward in training, where the case has them."""
+    after = export_torch({"params": params, "batch_stats": stats}, kind)
+    names = [key for key in case.groups["out"] if key.startswith("after_train_")]
+    return {name: after[name.removeprefix("after_train_")] for name in names}
+
+
 def run_decoder(case: Case) -> Runner:
     """Logits with running and with batch statistics, and the running statistics afterwards."""
     shown = describe(case.groups["sd"], "decoder")["decoder"]
@@ -110,15 +194,15 @@ def run_decoder(case: Case) -> Runner:
     def outputs(variables: Any) -> tuple[dict[str, jax.Array], Any]:
         logits = module.apply(variables, features, "eval")
         train, found = module.apply(variables, features, "pseudo", mutable=["moments"])
-        stats = fold_moments(variables["batch_stats"], found["moments"])
+        # DeepLabV2 has no BatchNorm.
+        stats = fold_moments(variables["batch_stats"], found.get("moments", {}))
         return {"logits": nchw(logits), "logits_train_bn": nchw(train)}, stats
 
     def run(state: State) -> dict[str, Any]:
         variables = import_torch(state, "decoder")
         found, stats = outputs(variables)
-        after = export_torch({"params": variables["params"], "batch_stats": stats}, "decoder")
-        names = [key for key in case.groups["out"] if key.startswith("after_train_")]
-        return found | {name: after[name.removeprefix("after_train_")] for name in names}
+        found = {name: value for name, value in found.items() if name in case.groups["out"]}
+        return found | _after_train(case, "decoder", variables["params"], stats)
 
     return run
 

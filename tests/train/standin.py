@@ -48,7 +48,7 @@ class Segmentor(nn.Module):
 
     def __call__(self, image, *, mode, transform=None, offset=None):
         features = (self.encoder(image),)
-        decoded = features if transform is None else transform(features)
+        decoded = features if transform is None else transform(features, "context")
         return SegOutput({"main": self.decoder(decoded[0], mode)}, features, offset)
 
 
