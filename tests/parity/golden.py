@@ -46,8 +46,11 @@ FAMILIES = {
     "imnet_feature_distance": "awaits the DAFormer method",
     "mic_block_mask": "awaits the MIC method",
     "rcs_probs": "awaits the DAFormer method",
-    "step": "awaits the whole-step comparison",
-    "traj": "awaits the whole-step comparison",
+    "step_dacs": "test_step.py",
+    "step_daformer": "awaits the DAFormer method",
+    "step_mic": "awaits the MIC method",
+    "step_hrda": "awaits the MIC method",
+    "traj": "awaits the DAFormer method",
 }
 
 
