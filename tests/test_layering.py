@@ -25,7 +25,7 @@ ALLOWED = {
     "report": {"config", "types", "options", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
-        *("data", "evaluation", "report"),
+        *("data", "evaluation", "report", "convert", "recipes"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),

@@ -35,6 +35,7 @@ from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
+from mrm_jax.train.start import first_state, load
 from mrm_jax.train.step import Program, build
 from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
@@ -65,6 +66,7 @@ class _Run:
     checkpoints: Checkpoints
     writer: Writer
     sentinel: Sentinel
+    weights: dict[str, Any]
     pace: hooks.Pace
     step: Callable[..., Any]
     inspect: Callable[..., dict[str, jax.Array]]
@@ -89,10 +91,11 @@ def train(config: Config, workdir: Path) -> int:
 def _train(config: Config, workdir: Path, screen: Screen) -> int:
     mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
     keep_memory(mesh.devices.flat[0].platform)
-    examples = evaluation_set(config)
-    _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.train.keep)
     start = checkpoints.latest() or 0
+    weights = load(config) if checkpoints.latest() is None else None
+    examples = evaluation_set(config)
+    _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     if start >= config.train.steps:
         screen.say(f"All {start} steps are done already; writing {workdir / 'report.html'} again.")
         checkpoints.close()
@@ -107,8 +110,11 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     program = build(config)
     sentinel = Sentinel(config.data.classes.names)
-    state, scores = _first_state(config, program, mesh, checkpoints, sentinel)
-    for line in banner(mesh, str(workdir), state, start):
+    state, facts = first_state(config, program, mesh, checkpoints, weights)
+    if facts["sentinel"]:
+        sentinel.remember(facts["sentinel"])
+    told = () if weights is None else weights.lines()
+    for line in (*banner(mesh, str(workdir), state, start), *told):
         screen.say(line)
     frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
@@ -118,7 +124,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     step = _compile(program, mesh, (state, finite, frozen, first), options)
     seconds = time.perf_counter() - began
     screen.say(f"compiled the step in {seconds:.1f} s")
-    folders.begin(workdir, config, hooks.device_facts(mesh, start))
+    begun_with = {"weights": facts["weights"]} if facts["weights"] else {}
+    folders.begin(workdir, config, {**hooks.device_facts(mesh, start), **begun_with})
     writer = Writer(workdir, step=start)
     writer.write(start, {"perf/compile_seconds": seconds})
     run = _Run(
@@ -132,6 +139,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         checkpoints=checkpoints,
         writer=writer,
         sentinel=sentinel,
+        weights=facts["weights"],
         pace=hooks.Pace(config.train.batch),
         step=step,
         inspect=jax.jit(program.inspect),
@@ -139,36 +147,13 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         finite=finite,
     )
     with contextlib.closing(writer):
-        if start and examples and not scores and start % config.train.eval_every == 0:
+        if start and examples and not facts["scores"] and start % config.train.eval_every == 0:
             # The run was asked to stop before it.
             checkpoints.score(start, _evaluate(run, start))
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
         screen.say(f"report: {hooks.write_report(workdir)}")
     return code
-
-
-def _first_state(
-    config: Config,
-    program: Program,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    sentinel: Sentinel,
-) -> tuple[TrainState, dict[str, float]]:
-    """The newest checkpoint's state on the mesh and its scores, or a fresh one without any."""
-    key = jax.random.key_data(jax.random.key(config.seed))
-    start = checkpoints.latest()
-    if start is None:
-        return sharding.init(program.init, key, mesh), {}
-    abstract = jax.eval_shape(program.init, key)
-    like = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        sharding.of_state(abstract, mesh),
-    )
-    state, facts = checkpoints.restore(start, like)
-    sentinel.remember(facts["sentinel"])
-    return state, facts["scores"]
 
 
 def _compile(
@@ -343,5 +328,7 @@ def _evaluate(run: _Run, number: int) -> dict[str, float]:
 
 
 def _save(run: _Run, number: int, scores: dict[str, float]) -> None:
-    facts = hooks.facts(run.config, scores=scores, sentinel=run.sentinel.memory())
+    facts = hooks.facts(
+        run.config, scores=scores, sentinel=run.sentinel.memory(), weights=run.weights
+    )
     run.checkpoints.save(number, run.state, facts)

@@ -1,0 +1,176 @@
+"""A file of weights as a network of ours: its tree, and the config of the model that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrm_jax.config import Decoder, Encoder, Model, MultiRes, UsageError
+from mrm_jax.convert import KINDS, Misfit, detect, import_torch, trace
+from mrm_jax.convert.reader import WeightFile, read
+
+# Epsilons of (block and stage LayerNorms, patch-embedding and reduction LayerNorms) that no tensor
+# shows. Source: SegFormer's release; mmseg >= 0.20 mit.py; transformers' SegformerConfig.
+_EPS = {"mit": (1e-6, 1e-5), "mit_mmseg": (1e-6, 1e-6), "hf": (1e-5, 1e-5)}
+_DILATIONS = {
+    ("daformer", 4): (1, 6, 12, 18),
+    ("deeplabv2", 2): (6, 12),
+    ("deeplabv2", 4): (6, 12, 18, 24),
+    ("deeplabv3plus", 4): (1, 12, 24, 36),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights of a segmentor, or of its encoder alone, from a file.
+
+    `tree`: {"params": {"encoder": ..., "decoder": ...}, "batch_stats": ...}, numpy float32; leaves
+    in `absent` ("encoder/norm1/scale") were allowed to be missing.   `model`: what the tensors and
+    their names show, reference values for the rest.   `classes`: number of logits; 0 without a
+    decoder.   `assumed`: phrases for what no tensor shows.
+    """
+
+    file: WeightFile
+    kind: str
+    copy: str
+    tree: dict[str, dict[str, Any]]
+    model: Model
+    classes: int
+    absent: tuple[str, ...]
+    dropped: dict[str, str]
+    assumed: tuple[str, ...]
+
+
+def load(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    copy: str | None = None,
+    allow_missing: Sequence[str] = (),
+) -> Network:
+    """The network in a file of weights; `kind` is found from the names where it is not given.
+
+    copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
+    bad tensor, how many there are, the way out.
+    """
+    file = read(path)
+    kind = kind_of(file, kind)
+    variant: dict[str, Any] = {"allow_missing": tuple(allow_missing)}
+    if copy is not None:
+        variant["copy"] = copy
+    try:
+        shown = trace(file.tensors, kind, **variant)
+        tree = import_torch(file.tensors, kind, **variant)
+    except Misfit as error:
+        raise UsageError(refusal(file.path, kind, error.problems)) from error
+    except ValueError as error:
+        raise UsageError(f"{file.path}: {error}.") from error
+    part = KINDS[kind].parts[0]
+    if part.role in ("decoder", "rebuilder"):
+        raise UsageError(
+            f"{file.path} is a {part.role} alone (kind {kind}); a network needs an encoder."
+        )
+    if not part.root:
+        tree = {name: {"encoder": found} for name, found in tree.items()}
+    model, assumed = model_of(shown.found)
+    prefix = "" if part.root else "encoder/"
+    return Network(
+        file=file,
+        kind=kind,
+        copy=shown.found.get("copy", ""),
+        tree=tree,
+        model=model,
+        classes=shown.found.get("decoder", {}).get("num_classes") or 0,
+        absent=tuple(prefix + path.partition("/")[2] for path in shown.absent),
+        dropped=shown.dropped,
+        assumed=assumed,
+    )
+
+
+def kind_of(file: WeightFile, kind: str | None) -> str:
+    """`kind`, or the one that the names show; UsageError where that is none or not one."""
+    try:
+        return detect(file.tensors) if kind is None else kind
+    except ValueError as error:
+        raise UsageError(f"{file.path}: {error}.") from error
+
+
+def refusal(path: Path, kind: str, problems: Sequence[str]) -> str:
+    """One line about a file that does not fit."""
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return (
+        f"{path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
+        f"'convert --dry_run' lists all; --allow_missing PATTERN is for leaves that may be missing."
+    )
+
+
+def model_of(found: Mapping[str, Any]) -> tuple[Model, tuple[str, ...]]:
+    """The config of the network that `describe` found, and what of it no tensor shows.
+
+    Raises UsageError for a network that ours cannot be.
+    """
+    encoder, assumed = _encoder(found["encoder"])
+    shown = found.get("decoder")
+    decoder = Decoder() if shown is None else _decoder(shown)
+    attention = found.get("attention")
+    multires = MultiRes(enabled=attention is not None)
+    if attention is not None and attention.get("channels"):
+        multires = replace(multires, attention_channels=attention["channels"])
+    return Model(encoder=encoder, decoder=decoder, multires=multires), assumed
+
+
+def _encoder(shown: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ...]]:
+    layout, dims, depths = shown["layout"], shown["dims"], shown["depths"]
+    unknown = any(size is None for size in (*dims, *depths))
+    if unknown:
+        raise UsageError(f"the tensors show widths {dims} and depths {depths}: too many missing.")
+    if layout.startswith("resnet"):
+        stem = "7x7" if layout == "resnet_torchvision" else "v1c"
+        encoder = Encoder(kind="resnet", dims=dims, depths=depths, strides=(4, 2, 1, 1), stem=stem)
+        return encoder, (f"strides {encoder.strides} and dilations {encoder.dilations}",)
+    ratios = [width / dim for width, dim in zip(shown["mlp_widths"], dims, strict=True)]
+    heads = tuple(dim // dims[0] for dim in dims)
+    block, embed = _EPS["hf" if layout.startswith("hf") else layout]
+    encoder = Encoder(
+        dims=dims,
+        depths=depths,
+        heads=heads if all(dim % dims[0] == 0 for dim in dims) else (1,) * len(dims),
+        sr_ratios=shown["sr_ratios"],
+        mlp_ratio=int(ratios[0]),
+        norm_eps=block,
+        embed_norm_eps=embed,
+    )
+    return encoder, (f"heads {encoder.heads} and LayerNorm epsilons {block:g} and {embed:g}",)
+
+
+def _decoder(shown: Mapping[str, Any]) -> Decoder:
+    layout = shown["layout"]
+    kind: Any = layout.partition("_")[0]
+    decoder = Decoder(
+        kind=kind,
+        channels=shown.get("channels") or Decoder.channels,
+        fusion="conv1" if layout == "daformer_conv1" else "aspp",
+        norm=layout == "deeplabv3plus_bn",
+        low_channels=shown.get("low_channels") or Decoder.low_channels,
+    )
+    dilations = _DILATIONS.get((kind, shown.get("branches") or 0), decoder.dilations)
+    return replace(decoder, dilations=dilations)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested tree as path -> leaf, with slashes."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= leaves(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def count(tree: Mapping[str, Any]) -> tuple[int, int]:
+    """(arrays, parameters) of variables; running statistics are arrays and no parameters."""
+    sizes = [int(np.prod(leaf.shape)) for leaf in leaves(tree["params"]).values()]
+    return len(leaves(tree)), sum(sizes)

@@ -1,0 +1,300 @@
+"""Where a fresh run's weights come from. Precedence: a checkpoint in the workdir (resume), then
+`train.init_from`, then `model.encoder.weights`, then random numbers.
+
+Files are read and checked on the host before anything is compiled; what fits is laid over the fresh
+state, leaf by leaf, in its types and shardings. Nothing is loaded in part: leaves that stay at
+their initial values are those that a conversion was told it may leave out (`--allow_missing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mrm_jax import sharding
+from mrm_jax.config import Config, Encoder, Model, UsageError, detail_crop
+from mrm_jax.convert.network import leaves
+from mrm_jax.convert.network import load as load_file
+from mrm_jax.models.build import build_encoder, build_segmentor
+from mrm_jax.recipes import ENCODERS
+from mrm_jax.train.checkpoint import Checkpoints, load_run
+from mrm_jax.train.fingerprint import fingerprint, lines
+from mrm_jax.train.step import Program
+from mrm_jax.types import TrainState
+
+INIT_FROM = "train.init_from"
+ENCODER_WEIGHTS = "model.encoder.weights"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a run starts from: variables of the segmentor, numpy, without the leaves that
+    stay as they are; their fingerprint; what the user should know."""
+
+    variables: dict[str, dict[str, Any]]
+    fingerprint: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What to tell the user before the run."""
+        return [f"weights: {line}" for line in (*lines(self.fingerprint), *self.notes)]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Weights from a folder or a file; `classes` is 0 for an encoder alone."""
+
+    tree: dict[str, dict[str, Any]]
+    model: Model
+    classes: int
+    names: tuple[str, ...]
+    absent: tuple[str, ...]
+    origin: dict[str, Any]
+    known: bool
+
+
+def load(config: Config) -> Start | None:
+    """What `config` asks a fresh run to start from; None for random numbers.
+
+    Raises UsageError naming the field, and the first tensor that does not fit the config's network
+    with the option to change.
+    """
+    path, weights = config.train.init_from, config.model.encoder.weights
+    if path is None and weights is None:
+        return None
+    field = INIT_FROM if path is not None else ENCODER_WEIGHTS
+    opened = _open(path or weights or "", field)
+    notes = [] if path is None or weights is None else [f"{ENCODER_WEIGHTS} is not read: {field}."]
+    tree = opened.tree
+    if path is None:
+        tree = {name: {"encoder": found.get("encoder", {})} for name, found in tree.items()}
+    elif not opened.classes:
+        raise UsageError(
+            f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
+        )
+    _check_model(config, opened, field)
+    missing = _check_leaves(config, tree, opened, field)
+    found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
+    notes += _notes(config, opened)
+    return Start(tree, found, tuple(notes))
+
+
+def first_state(
+    config: Config,
+    program: Program,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    weights: Start | None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint's state on the mesh and its facts, or without any checkpoint a fresh
+    one that starts from `weights`.
+    """
+    key = jax.random.key_data(jax.random.key(config.seed))
+    start = checkpoints.latest()
+    if start is None:
+        state = sharding.init(program.init, key, mesh)
+        facts = {"scores": {}, "sentinel": {}, "weights": {}}
+        if weights is None:
+            return state, facts
+        return place(state, weights), {**facts, "weights": weights.fingerprint}
+    abstract = jax.eval_shape(program.init, key)
+    like = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        sharding.of_state(abstract, mesh),
+    )
+    state, facts = checkpoints.restore(start, like)
+    return state, {"weights": {}, **facts}
+
+
+def place(state: TrainState, start: Start) -> TrainState:
+    """The fresh `state` with the weights of `start` in its student and, as its copy, its teacher.
+
+    Every leaf gets memory of its own, so that the step may be given the state's buffers.
+    """
+    params, stats = start.variables["params"], start.variables.get("batch_stats", {})
+    return replace(
+        state,
+        params={**state.params, "segmentor": _over(state.params["segmentor"], params)},
+        batch_stats=_over(state.batch_stats, stats),
+        teacher_params=_over(state.teacher_params, params),
+        teacher_batch_stats=_over(state.teacher_batch_stats, stats),
+    )
+
+
+def _over(tree: Any, given: Mapping[str, Any]) -> Any:
+    """`tree` with the leaves of `given`; what only `given` has is not taken (an empty teacher)."""
+
+    def one(old: Any, new: Any) -> Any:
+        if new is None:
+            return old
+        if isinstance(old, Mapping):
+            return {name: one(leaf, new.get(name)) for name, leaf in old.items()}
+        return jax.device_put(np.array(new, old.dtype), old.sharding)
+
+    return one(tree, given)
+
+
+def _open(path: str, field: str) -> _Opened:
+    try:
+        return _open_folder(Path(path)) if Path(path).is_dir() else _open_file(Path(path))
+    except UsageError as error:
+        raise UsageError(f"config.{field}: {error}") from error
+
+
+def _open_folder(path: Path) -> _Opened:
+    run = load_run(path)
+    weights = run.facts.get("weights") or {}
+    known = {n: weights[n] for n in ("file", "file_sha256", "kind", "copy") if n in weights}
+    return _Opened(
+        tree=run.student,
+        model=run.config.model,
+        classes=len(run.config.data.classes.names) if "decoder" in run.student["params"] else 0,
+        names=run.config.data.classes.names,
+        absent=tuple(weights.get("missing", ())) if run.facts.get("converted") else (),
+        origin={"folder": str(path), "step": run.step, **known},
+        known=True,
+    )
+
+
+def _open_file(path: Path) -> _Opened:
+    network = load_file(path)
+    return _Opened(
+        tree=network.tree,
+        model=network.model,
+        classes=network.classes,
+        names=(),
+        absent=(),
+        origin=origin(network),
+        known=False,
+    )
+
+
+def origin(network: Any) -> dict[str, Any]:
+    """Where a converted network comes from, for its fingerprint."""
+    copy = {"copy": network.copy} if network.copy else {}
+    file = network.file
+    return {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
+
+
+_SHOWN = {
+    "mit": ("dims", "depths", "sr_ratios", "mlp_ratio"),
+    "resnet": ("dims", "depths", "stem"),
+}
+"""Fields of an encoder that the tensors show."""
+
+
+def _check_model(config: Config, opened: _Opened, field: str) -> None:
+    ours, theirs = config.model.encoder, opened.model.encoder
+    names = ("kind", *_SHOWN[ours.kind])
+    for name in names:
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if wanted != found:
+            raise UsageError(
+                f"config.{field}: these weights have encoder {name} {found}, and "
+                f"config.model.encoder.{name} is {wanted}; {_way_out(theirs)}."
+            )
+    if field != INIT_FROM:
+        return
+    for name in ("kind", "channels", "fusion", "dilations", "concat", "norm"):
+        wanted, found = getattr(config.model.decoder, name), getattr(opened.model.decoder, name)
+        if wanted != found and _matters(name, config.model.decoder.kind):
+            raise UsageError(
+                f"config.{field}: these weights have decoder {name} {found}, and "
+                f"config.model.decoder.{name} is {wanted}; make them the same."
+            )
+    classes = len(config.data.classes.names)
+    if opened.classes != classes and not any("classifier" in path for path in opened.absent):
+        raise UsageError(
+            f"config.{field}: these weights tell {opened.classes} classes apart, and "
+            f"config.data.classes has {classes}; take its encoder alone by "
+            f"config.{ENCODER_WEIGHTS}, or convert with --allow_missing 'decoder/classifier/.*'."
+        )
+
+
+def _matters(name: str, decoder: str) -> bool:
+    """Whether a decoder of this kind reads the field."""
+    readers = {
+        "channels": ("daformer", "segformer", "deeplabv3plus"),
+        "fusion": ("daformer",),
+        "dilations": ("daformer", "deeplabv2", "deeplabv3plus"),
+        "concat": ("segformer",),
+        "norm": ("deeplabv3plus",),
+    }
+    return decoder in readers.get(name, (decoder,))
+
+
+def _way_out(encoder: Encoder) -> str:
+    """How to get the encoder that the weights are of."""
+    same = ("kind", *_SHOWN[encoder.kind])
+    for name, known in ENCODERS.items():
+        if all(getattr(known, field) == getattr(encoder, field) for field in same):
+            return f"add encoder={name} after the colon of --config FILE, or give other weights"
+    return "change it, or give other weights"
+
+
+def _check_leaves(
+    config: Config, tree: Mapping[str, Any], opened: _Opened, field: str
+) -> tuple[str, ...]:
+    """The leaves that stay as they are; UsageError for a tree that is not the network's."""
+    wanted = shapes(config, whole=field == INIT_FROM)
+    found = {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
+    missing = [path for path in wanted if path not in found]
+    allowed = {path for path in missing if path.partition("/")[2] in opened.absent}
+    problems = [f"{path} is missing" for path in missing if path not in allowed]
+    problems += [f"{path} is not part of it" for path in found if path not in wanted]
+    problems += [
+        f"{path} has shape {shape}, not {wanted[path]}"
+        for path, shape in found.items()
+        if path in wanted and shape != wanted[path]
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UsageError(
+            f"config.{field}: these weights do not fit the config's network: {problems[0]}{more}; "
+            "nothing was loaded."
+        )
+    return tuple(path.partition("/")[2] for path in missing)
+
+
+def shapes(config: Config, *, whole: bool) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every leaf of the config's segmentor, or of its encoder alone."""
+    # Looped blocks have the same leaves and are traced in a fraction of the time.
+    model = replace(config.model, unroll=False, remat="none")
+    image = jax.ShapeDtypeStruct((1, *config.data.crop, 3), np.float32)
+    key = jax.ShapeDtypeStruct((2,), np.uint32)
+    if not whole:
+        start: Any = partial(build_encoder(model).init, mode="eval")
+        found: Any = jax.eval_shape(start, key, image)
+        tree = {name: {"encoder": below} for name, below in found.items()}
+    else:
+        segmentor = build_segmentor(model, len(config.data.classes.names), detail_crop(config))
+        corner = jax.ShapeDtypeStruct((2,), np.int32)
+        start = partial(segmentor.init, mode="eval")
+        tree = jax.eval_shape(lambda k, x, at: start(k, x, offset=at), key, image, corner)
+    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
+
+
+def _notes(config: Config, opened: _Opened) -> list[str]:
+    ours, theirs = config.model.encoder, opened.model.encoder
+    notes = []
+    if ours.kind == "mit":
+        for name in ("norm_eps", "embed_norm_eps"):
+            wanted, found = getattr(ours, name), getattr(theirs, name)
+            if wanted != found:
+                notes.append(
+                    f"these weights come from a network with encoder {name} {found:g}; "
+                    f"config.model.encoder.{name} is {wanted:g} and is used."
+                )
+        if opened.known and ours.heads != theirs.heads:
+            notes.append(f"these weights were used with heads {theirs.heads}, not {ours.heads}.")
+    names = config.data.classes.names
+    if opened.names and len(opened.names) == len(names) and opened.names != names:
+        notes.append(f"these weights call their classes {', '.join(opened.names)}.")
+    return notes
