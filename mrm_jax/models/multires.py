@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.models.segmentor import Transform
+from mrm_jax.models.segmentor import Features, Transform, run
 from mrm_jax.ops.resize import resize
 from mrm_jax.ops.windows import grid
 from mrm_jax.types import Array, Mode, SegOutput
@@ -54,49 +54,58 @@ class MultiRes(nn.Module):
         and to the detail crop's, each under its name; needs an offset. Rngs and `moments` as in
         `Segmentor`; of each BatchNorm the context's moments come first.
         """
-        image = jnp.asarray(image)
-        size = (image.shape[1], image.shape[2])
         if transform is not None and offset is None:
             raise ValueError("MultiRes: a transform of the features needs the offset of one crop.")
-        features = self.encoder(resize(image, (size[0] // 2, size[1] // 2)), mode)
-        decoded = features if transform is None else transform(features, "context")
-        context = self.decoder(decoded, mode)
-        attention = jax.nn.sigmoid(self.attention(decoded, mode))
-        extent = (min(self.detail[0], size[0]), min(self.detail[1], size[1]))
-        canvas = self._cells(size)
+        return run(self, image, mode=mode, transform=transform, offset=offset)
+
+    def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
+        """See `Network`. The detail maps are those of one crop, or without an offset of all crops:
+        first the first crop of every picture, then the second."""
+        image = jnp.asarray(image)
+        size = (image.shape[1], image.shape[2])
+        context = self.encoder(resize(image, (size[0] // 2, size[1] // 2)), mode)
+        height, width = self._extent(size)
         if offset is None:
-            detail = self._windows(image, extent, canvas, mode)
-            return SegOutput({"main": _fused(context, attention, detail)}, features)
-        crop = self._crop(image, offset, extent, mode, transform)
+            corners, _ = self._grid(size)
+            crops = [image[:, y : y + height, x : x + width] for y, x in corners]
+            detail = jnp.concatenate(crops)
+        else:
+            shape = (image.shape[0], height, width, image.shape[3])
+            detail = jax.lax.dynamic_slice(image, (0, offset[0], offset[1], 0), shape)
+        return {"context": context, "detail": self.encoder(detail, mode)}
+
+    def decode(
+        self, features: Features, *, size: Size, mode: Mode, offset: Array | None = None
+    ) -> SegOutput:
+        """See `Network`."""
+        maps = features["context"]
+        context, detail = self.decoder(maps, mode), self.decoder(features["detail"], mode)
+        attention = jax.nn.sigmoid(self.attention(maps, mode))
+        canvas = math.ceil(size[0] / self.stride), math.ceil(size[1] / self.stride)
+        if offset is None:
+            placed = self._averaged(detail, size, canvas)
+            return SegOutput({"main": _fused((1 - attention) * context, attention, placed)}, maps)
+        extent = self._extent(size)
         # Masked before it is enlarged: half a cell of attention reaches over the crop's border,
         # where there is no detail. The reference's order, kept.
         attention = attention * self._inside(attention, offset, extent)
         context = (1 - attention) * context
-        placed = jax.lax.dynamic_update_slice(
-            jnp.zeros((crop.shape[0], *canvas, crop.shape[-1]), crop.dtype),
-            crop,
-            (0, offset[0] // self.stride, offset[1] // self.stride, 0),
-        )
-        fused = resize(context, canvas) + resize(attention, canvas) * placed
-        logits = {"main": fused, "context": context, "detail": crop}
-        return SegOutput(logits, features, offset, extent)
+        empty = jnp.zeros((detail.shape[0], *canvas, detail.shape[-1]), detail.dtype)
+        corner = (0, offset[0] // self.stride, offset[1] // self.stride, 0)
+        placed = jax.lax.dynamic_update_slice(empty, detail, corner)
+        fused = _fused(context, attention, placed)
+        logits = {"main": fused, "context": context, "detail": detail}
+        return SegOutput(logits, maps, offset, extent)
 
-    def _cells(self, size: Size) -> Size:
-        return math.ceil(size[0] / self.stride), math.ceil(size[1] / self.stride)
+    def _extent(self, size: Size) -> Size:
+        """Height and width, px, of a detail crop of a picture of `size`."""
+        return min(self.detail[0], size[0]), min(self.detail[1], size[1])
 
-    def _crop(
-        self,
-        image: jax.Array,
-        offset: Array,
-        extent: Size,
-        mode: Mode,
-        transform: Transform | None,
-    ) -> jax.Array:
-        """Logits of the crop of `extent` px at `offset`, f[B, h, w, K]."""
-        size = (image.shape[0], *extent, image.shape[3])
-        crop = jax.lax.dynamic_slice(image, (0, offset[0], offset[1], 0), size)
-        features = self.encoder(crop, mode)
-        return self.decoder(features if transform is None else transform(features, "detail"), mode)
+    def _grid(self, size: Size) -> tuple[np.ndarray, Size]:
+        """Corners of the crops that cover a picture of `size`, overlapping by half, and their
+        extent."""
+        extent = self._extent(size)
+        return grid(size, extent, (max(extent[0] // 2, 1), max(extent[1] // 2, 1)))
 
     def _inside(self, attention: jax.Array, offset: Array, extent: Size) -> jax.Array:
         """1 in the context's cells that the detail crop covers, else 0: f[1, h, w, 1]."""
@@ -108,15 +117,10 @@ class MultiRes(nn.Module):
         inside = axes[0][:, None] & axes[1][None, :]
         return inside[None, :, :, None].astype(attention.dtype)
 
-    def _windows(self, image: jax.Array, extent: Size, canvas: Size, mode: Mode) -> jax.Array:
-        """Logits f[B, *canvas, K] of overlapping detail crops, which run as one batch: first the
-        first crop of every picture, then the second."""
-        batch, size = image.shape[0], (image.shape[1], image.shape[2])
-        stride = (max(extent[0] // 2, 1), max(extent[1] // 2, 1))
-        corners, _ = grid(size, extent, stride)
-        crops = [image[:, y : y + extent[0], x : x + extent[1]] for y, x in corners]
-        logits = self.decoder(self.encoder(jnp.concatenate(crops), mode), mode)
-        tile = (logits.shape[1], logits.shape[2])
+    def _averaged(self, logits: jax.Array, size: Size, canvas: Size) -> jax.Array:
+        """Logits f[B, *canvas, K] of a picture of `size` from those of all its crops."""
+        corners, extent = self._grid(size)
+        batch, tile = logits.shape[0] // len(corners), (logits.shape[1], logits.shape[2])
         total = jnp.zeros((batch, *canvas, logits.shape[-1]), logits.dtype)
         count = np.zeros((1, *canvas, 1))
         for i, corner in enumerate(corners):
@@ -133,6 +137,6 @@ class MultiRes(nn.Module):
 
 
 def _fused(context: jax.Array, attention: jax.Array, detail: jax.Array) -> jax.Array:
-    """Context where the attention is low, detail where it is high, at the detail's size."""
+    """The context's share and, where the attention is high, the detail's, at the detail's size."""
     size = (detail.shape[1], detail.shape[2])
-    return resize((1 - attention) * context, size) + resize(attention, size) * detail
+    return resize(context, size) + resize(attention, size) * detail

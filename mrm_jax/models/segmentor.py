@@ -4,14 +4,63 @@ function, not as parameters."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
 
 import flax.linen as nn
 import jax
 
-from mrm_jax.types import Mode, Scale, SegOutput
+from mrm_jax.types import Array, Mode, Scale, SegOutput
+
+Features = dict[Scale, tuple[jax.Array, ...]]
+"""One map a stage, of the whole picture ("context") and, under HRDA, of its details."""
 
 Transform = Callable[[tuple[jax.Array, ...], Scale], tuple[jax.Array, ...]]
 """(features, of what) -> features of the same shapes."""
+
+
+class Network(Protocol):
+    """What every network can do: encode, decode, and both in a row (`run`)."""
+
+    def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
+        """The maps of a normalised picture f[B, H, W, 3]."""
+        ...
+
+    def decode(
+        self,
+        features: Features,
+        *,
+        size: tuple[int, int],
+        mode: Mode,
+        offset: Array | None = None,
+    ) -> SegOutput:
+        """The logits of the maps of a picture of `size`; `SegOutput.features` are the context's."""
+        ...
+
+
+def run(
+    network: Network,
+    image: Array,
+    *,
+    mode: Mode,
+    transform: Transform | None,
+    offset: Array | None,
+) -> SegOutput:
+    """`network` on normalised pictures f[B, H, W, 3], inside one `apply`.
+
+    transform: applied to the maps of every scale before they are decoded; `SegOutput.features` are
+    the encoder's own, untouched.
+    """
+    features = network.encode(image, mode=mode, offset=offset)
+    decoded = features if transform is None else transformed(features, transform)
+    size = (image.shape[1], image.shape[2])
+    output = network.decode(decoded, size=size, mode=mode, offset=offset)
+    return replace(output, features=features["context"])
+
+
+def transformed(features: Features, transform: Transform) -> Features:
+    """`features` with `transform` applied to those of every scale."""
+    return {scale: transform(maps, scale) for scale, maps in features.items()}
 
 
 class Segmentor(nn.Module):
@@ -22,22 +71,36 @@ class Segmentor(nn.Module):
 
     def __call__(
         self,
-        image: jax.Array,
+        image: Array,
         *,
         mode: Mode,
         transform: Transform | None = None,
-        offset: jax.Array | None = None,
+        offset: Array | None = None,
     ) -> SegOutput:
         """Logits `main` [B, h, w, K] at the decoder's stride (at least float32), and the encoder's
         features.
 
-        image: f[B, H, W, 3], normalised. transform: applied to the features before they are
-        decoded; `SegOutput.features` are the encoder's own, untouched. offset: a network of one
-        resolution has no use for it. Needs rng "dropout" in mode "train" if a drop rate
-        is above 0. In other modes than "eval" the collection `moments` can be asked for
-        (mutable=["moments"]): batch statistics of every BatchNorm.
+        image, transform: see `run`. offset: a network of one resolution has no use for it. Needs
+        rng "dropout" in mode "train" if a drop rate is above 0. In other modes than "eval" the
+        collection `moments` can be asked for (mutable=["moments"]): batch statistics of every
+        BatchNorm.
         """
+        return run(self, image, mode=mode, transform=transform, offset=offset)
+
+    def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
+        """See `Network`."""
         del offset
-        features = self.encoder(image, mode)
-        decoded = features if transform is None else transform(features, "context")
-        return SegOutput({"main": self.decoder(decoded, mode)}, features)
+        return {"context": self.encoder(image, mode)}
+
+    def decode(
+        self,
+        features: Features,
+        *,
+        size: tuple[int, int],
+        mode: Mode,
+        offset: Array | None = None,
+    ) -> SegOutput:
+        """See `Network`."""
+        del size, offset
+        maps = features["context"]
+        return SegOutput({"main": self.decoder(maps, mode)}, maps)
