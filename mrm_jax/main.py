@@ -25,6 +25,7 @@ VERBS = {
     "train": "train a network, or go on where the workdir stopped",
     "evaluate": "score a run or a checkpoint on labelled pictures",
     "predict": "segment pictures of your own",
+    "convert": "bring weights from PyTorch's files here, or back",
     "report": "write report.html of a workdir again",
 }
 

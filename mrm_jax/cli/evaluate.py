@@ -111,7 +111,18 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 
 def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
-    """Variables by network name, the student first; UsageError for a teacher that is not there."""
+    """Variables by network name, the student first; UsageError for a teacher that is not there and
+    for weights that are no whole network."""
+    if loaded.student["params"].keys() == {"encoder"}:
+        raise UsageError(
+            "These weights are an encoder alone, which segments nothing; train with them by "
+            "--config.model.encoder.weights."
+        )
+    if loaded.facts.get("converted") and (missing := loaded.facts["weights"].get("missing")):
+        raise UsageError(
+            f"These weights lack {len(missing)} leaves, {missing[0]} the first; train with them by "
+            "--config.train.init_from."
+        )
     found = {"student": loaded.student}
     if loaded.teacher is not None:
         found["teacher"] = loaded.teacher

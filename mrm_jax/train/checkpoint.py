@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +187,40 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
         teacher=_read_tree(folder / "teacher"),
         facts=facts,
     )
+
+
+def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any]:
+    """{"params"} of a checkpoint's Rebuilder, as `load_run` opens networks. Raises UsageError where
+    it has none."""
+    folder = _find(Path(path), which)
+    params = _read_tree(folder / "rebuilder")
+    if params is None:
+        raise UsageError(f"{folder} holds no Rebuilder.")
+    return {"params": params}
+
+
+def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes `student` (variables, numpy) as a checkpoint of no steps that `load_run(path)` opens.
+
+    `path` must not exist yet; it appears by one rename when all is written. Raises UsageError where
+    it does, RunError where it cannot be written.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; give a new folder.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    step = temporary.resolve() / FOLDER / "0"
+    try:
+        step.mkdir(parents=True)
+        saver: Any = ocp.StandardCheckpointer()
+        with saver:
+            saver.save(step / "student", dict(student))
+        (step / _FACTS).mkdir()
+        (step / _FACTS / "metadata").write_text(json.dumps(dict(facts)))
+        temporary.rename(path)
+    except Exception as error:  # as in save
+        raise RunError(f"{path} could not be written: {_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _find(path: Path, which: str | int) -> Path:

@@ -8,7 +8,8 @@ their initial values are those that a conversion was told it may leave out (`--a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config, Encoder, Model, UsageError, detail_crop
-from mrm_jax.convert.network import leaves
+from mrm_jax.convert.network import Network, leaves
 from mrm_jax.convert.network import load as load_file
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.recipes import ENCODERS
@@ -79,7 +80,7 @@ def load(config: Config) -> Start | None:
             f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
         )
     _check_model(config, opened, field)
-    missing = _check_leaves(config, tree, opened, field)
+    missing = _check_leaves(config, tree, opened.absent, field)
     found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
     notes += _notes(config, opened)
     return Start(tree, found, tuple(notes))
@@ -143,12 +144,12 @@ def _over(tree: Any, given: Mapping[str, Any]) -> Any:
 
 def _open(path: str, field: str) -> _Opened:
     try:
-        return _open_folder(Path(path)) if Path(path).is_dir() else _open_file(Path(path))
+        return _of_folder(Path(path)) if Path(path).is_dir() else _of_file(load_file(path))
     except UsageError as error:
         raise UsageError(f"config.{field}: {error}") from error
 
 
-def _open_folder(path: Path) -> _Opened:
+def _of_folder(path: Path) -> _Opened:
     run = load_run(path)
     weights = run.facts.get("weights") or {}
     known = {n: weights[n] for n in ("file", "file_sha256", "kind", "copy") if n in weights}
@@ -163,20 +164,19 @@ def _open_folder(path: Path) -> _Opened:
     )
 
 
-def _open_file(path: Path) -> _Opened:
-    network = load_file(path)
+def _of_file(network: Network) -> _Opened:
     return _Opened(
         tree=network.tree,
         model=network.model,
         classes=network.classes,
         names=(),
-        absent=(),
+        absent=network.absent,
         origin=origin(network),
         known=False,
     )
 
 
-def origin(network: Any) -> dict[str, Any]:
+def origin(network: Network) -> dict[str, Any]:
     """Where a converted network comes from, for its fingerprint."""
     copy = {"copy": network.copy} if network.copy else {}
     file = network.file
@@ -210,11 +210,12 @@ def _check_model(config: Config, opened: _Opened, field: str) -> None:
                 f"config.model.decoder.{name} is {wanted}; make them the same."
             )
     classes = len(config.data.classes.names)
-    if opened.classes != classes and not any("classifier" in path for path in opened.absent):
+    if opened.classes != classes and not any(path.startswith("decoder/") for path in opened.absent):
         raise UsageError(
             f"config.{field}: these weights tell {opened.classes} classes apart, and "
-            f"config.data.classes has {classes}; take its encoder alone by "
-            f"config.{ENCODER_WEIGHTS}, or convert with --allow_missing 'decoder/classifier/.*'."
+            f"config.data.classes has {classes}; take their encoder alone by "
+            f"config.{ENCODER_WEIGHTS}, or all but the classifier: convert --config FILE "
+            "--allow_missing 'decoder/classifier/.*'."
         )
 
 
@@ -239,14 +240,48 @@ def _way_out(encoder: Encoder) -> str:
     return "change it, or give other weights"
 
 
+def check_network(config: Config, network: Network) -> None:
+    """Raises UsageError where a file's network is not the one that `config` describes."""
+    opened = _of_file(network)
+    field = INIT_FROM if network.classes else ENCODER_WEIGHTS
+    _check_model(config, opened, field)
+    _check_leaves(config, network.tree, opened.absent, field)
+
+
+def without_misfits(config: Config, network: Network, patterns: Sequence[str]) -> Network:
+    """`network` without the leaves that match a pattern and have another shape than the config's,
+    such as the classifier of other classes."""
+    wanted = shapes(config, whole=bool(network.classes))
+    absent = [
+        path.partition("/")[2]
+        for path, leaf in leaves(network.tree).items()
+        if wanted.get(path, leaf.shape) != tuple(leaf.shape)
+        and any(re.fullmatch(pattern, path.partition("/")[2]) for pattern in patterns)
+    ]
+    tree = {name: _without(below, absent) for name, below in network.tree.items()}
+    return replace(network, tree=tree, absent=(*network.absent, *absent))
+
+
+def _without(tree: Mapping[str, Any], absent: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    kept = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            kept[name] = _without(value, absent, f"{path}/")
+        elif path not in absent:
+            kept[name] = value
+    return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
+
+
 def _check_leaves(
-    config: Config, tree: Mapping[str, Any], opened: _Opened, field: str
+    config: Config, tree: Mapping[str, Any], absent: tuple[str, ...], field: str
 ) -> tuple[str, ...]:
-    """The leaves that stay as they are; UsageError for a tree that is not the network's."""
+    """The leaves that stay as they are, of those in `absent`; UsageError for a tree that is not the
+    network's."""
     wanted = shapes(config, whole=field == INIT_FROM)
     found = {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
     missing = [path for path in wanted if path not in found]
-    allowed = {path for path in missing if path.partition("/")[2] in opened.absent}
+    allowed = {path for path in missing if path.partition("/")[2] in absent}
     problems = [f"{path} is missing" for path in missing if path not in allowed]
     problems += [f"{path} is not part of it" for path in found if path not in wanted]
     problems += [

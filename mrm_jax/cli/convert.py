@@ -1,0 +1,280 @@
+"""`convert`: weights from PyTorch's files to a folder that every verb opens, and back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrm_jax.config import Classes, Config, Data, Domain, Method, Model, UsageError
+
+if TYPE_CHECKING:
+    from mrm_jax.convert.network import Network
+
+CITYSCAPES_BOX = (1024, 512)
+"""(long, short) px that DAFormer-style networks look at Cityscapes in. Source: peer, DAFormer's
+configs; HRDA and MIC look at native size."""
+WIDTH = 180
+"""Columns of the table in a file or a pipe."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb besides `--config`."""
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="weights: .pth, .pt, .bin, .safetensors or .npz; with --to_torch a run or checkpoint",
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="new folder for the network")
+    parser.add_argument(
+        "--to_torch",
+        type=Path,
+        metavar="FILE",
+        help="write PyTorch's names to this .pth, .safetensors or .npz instead",
+    )
+    parser.add_argument("--kind", help="name layout (default: found from the names)")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="show what goes where; write nothing"
+    )
+    parser.add_argument(
+        "--allow_missing",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="regular expression of our leaves that may be missing and keep their initial values",
+    )
+    parser.add_argument(
+        "--copy",
+        metavar="NAME",
+        help="of several networks in a file: model, ema_model, imnet_model",
+    )
+    parser.add_argument(
+        "--which", default="last", metavar="last|best|STEP", help="--to_torch: which checkpoint"
+    )
+    parser.add_argument(
+        "--network",
+        choices=("student", "teacher"),
+        default="student",
+        help="--to_torch: whose weights (default: student)",
+    )
+
+
+def run(arguments: argparse.Namespace, config: Config | None) -> int:
+    """Converts one way or the other; 0, or 1 for a dry run of a file that does not fit.
+
+    `config`, if given, is the run that the network is for: its classes and what no tensor shows.
+    Raises UsageError, or RunError for a folder that cannot be written.
+    """
+    if arguments.to_torch is not None:
+        return _export(arguments)
+    if arguments.dry_run:
+        return _show(arguments)
+    if arguments.to is None:
+        raise UsageError("convert: give --to DIR, --to_torch FILE or --dry_run.")
+    if arguments.to.exists():
+        raise UsageError(f"--to {arguments.to} exists already; give a new folder.")
+    return _import(arguments, config)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    """Prints the table of what would go where."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from mrm_jax.convert import trace
+    from mrm_jax.convert.network import kind_of
+    from mrm_jax.convert.reader import read
+
+    file = read(arguments.source)
+    kind = kind_of(file, arguments.kind)
+    variant: dict[str, Any] = {"allow_missing": tuple(arguments.allow_missing)}
+    if arguments.copy:
+        variant["copy"] = arguments.copy
+    try:
+        shown = trace(file.tensors, kind, **variant)
+    except ValueError as error:
+        raise UsageError(f"{arguments.source}: {error}.") from error
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    title = f"{arguments.source}, kind {kind}"
+    table = Table("tensor", "shape", "here", "how", title=title, box=SIMPLE)
+    for names, shape, path, op in shown.moves:
+        ends = " ... ".join(dict.fromkeys((min(names), max(names))))
+        count = f" ({len(names)})" if len(names) > 1 else ""
+        table.add_row(ends + count, " x ".join(map(str, shape)) or "-", path, op)
+    for name, reason in shown.dropped.items():
+        table.add_row(name, _shape(file.tensors[name]), "-", f"dropped: {reason}", style="dim")
+    for path in shown.absent:
+        table.add_row("-", "-", path, "missing, keeps its initial value", style="yellow")
+    for problem in shown.problems:
+        table.add_row(problem, "-", "-", "does not fit", style="red")
+    console.print(table)
+    used = len({name for names, *_ in shown.moves for name in names} & file.tensors.keys())
+    console.print(
+        f"{used} tensors used, {len(shown.dropped)} dropped by name, {len(shown.absent)} leaves "
+        f"missing, {len(shown.problems)} problems; nothing was written."
+    )
+    return 1 if shown.problems else 0
+
+
+def _shape(value: Any) -> str:
+    return " x ".join(map(str, value.shape)) or "scalar"
+
+
+def _import(arguments: argparse.Namespace, config: Config | None) -> int:
+    from mrm_jax.convert.network import load
+
+    network = load(
+        arguments.source,
+        arguments.kind,
+        copy=arguments.copy,
+        allow_missing=arguments.allow_missing,
+    )
+
+    from mrm_jax.train.checkpoint import save_network
+    from mrm_jax.train.fingerprint import fingerprint, lines
+    from mrm_jax.train.start import check_network, origin, without_misfits
+    from mrm_jax.train.workdir import write_json
+
+    chosen = _config(network, config)
+    if config is not None:
+        network = without_misfits(config, network, arguments.allow_missing)
+    check_network(chosen, network)
+    found = fingerprint(chosen.model, network.tree, missing=network.absent, **origin(network))
+    facts = {"converted": True, "config": asdict(chosen), "weights": found, "scores": {}}
+    save_network(arguments.to, network.tree, facts)
+    write_json(arguments.to / "weights.json", {**found, "dropped": network.dropped})
+    for line in lines(found):
+        print(line)
+    if config is None:
+        print(f"assumed, as no tensor shows it: {'; '.join(network.assumed)}")
+    for path in network.absent:
+        print(f"missing, keeps the network's initial value: {path}")
+    what = f"segmentor of {network.classes} classes" if network.classes else "encoder"
+    print(f"written: {arguments.to} ({what}; {len(network.dropped)} tensors dropped by name)")
+    return 0
+
+
+def _config(network: Network, given: Config | None) -> Config:
+    """The config of a folder: the given one, else the network with the reference's values."""
+    if given is not None:
+        return given
+    from mrm_jax.data.labels import CITYSCAPES
+
+    count = network.classes
+    classes = _classes(network.file.meta, count) or CITYSCAPES
+    cityscapes = classes.names == CITYSCAPES.names and network.kind == "segmentor"
+    box = CITYSCAPES_BOX if cityscapes and not network.model.multires.enabled else None
+    data = Data(
+        classes=classes,
+        source=Domain(images="images", labels="labels"),
+        evaluation=Domain(images="images", resize=box),
+    )
+    return Config(data=data, model=network.model, method=Method(kind="source_only"))
+
+
+def _classes(meta: Mapping[str, Any], count: int) -> Classes | None:
+    """The classes that the file names, else numbered ones; None for Cityscapes' 19 or an
+    encoder."""
+    names, colours = meta.get("CLASSES"), meta.get("PALETTE")
+    named = isinstance(names, list | tuple) and len(names) == count
+    if count == 0 or (count == 19 and not named):
+        return None
+    palette = colours if named and isinstance(colours, list | tuple) else ()
+    if len(palette) != count:
+        palette = [(i * 67 % 256, i * 151 % 256, i * 211 % 256) for i in range(count)]
+    return Classes(
+        names=tuple(map(str, names)) if named and names else _numbered(count),
+        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette),
+    )
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class_{i}" for i in range(count))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mrm_jax.convert import Misfit, export_torch, synthesise
+    from mrm_jax.convert.reader import FORMATS, write
+    from mrm_jax.train.checkpoint import load_rebuilder, load_run
+
+    target: Path = arguments.to_torch
+    if target.suffix not in FORMATS:
+        raise UsageError(f"--to_torch {target} must end in one of {', '.join(FORMATS)}.")
+    if target.exists():
+        raise UsageError(f"--to_torch {target} exists already; give a new file.")
+    loaded = load_run(arguments.source, arguments.which)
+    variables = loaded.student if arguments.network == "student" else loaded.teacher
+    if variables is None:
+        raise UsageError("--network teacher: this checkpoint holds none; use --network student.")
+    model = loaded.config.model
+    kind = arguments.kind or _natural_kind(model, variables)
+    grid = loaded.config.method.mrm.grid
+    variant: dict[str, Any] = {}
+    if kind == "rebuilder":
+        variables = load_rebuilder(arguments.source, arguments.which)
+        if grid[0] != grid[1]:
+            raise UsageError(f"the released Rebuilder has a square grid, this one is {grid}.")
+        variant["grid"] = grid[0]
+    try:
+        tree = _part(variables, kind)
+        state = export_torch(tree, kind, **variant, **_order(kind, model))
+    except Misfit as error:
+        more = f" and {len(error.problems) - 1} more" if len(error.problems) > 1 else ""
+        raise UsageError(f"kind {kind}: {error.problems[0]}{more}.") from error
+    except ValueError as error:
+        raise UsageError(f"kind {kind}: {error}.") from error
+    added = synthesise(state, **variant)
+    meta = {"mrm_jax": json.dumps({"kind": kind, "model": asdict(model)})}
+    write(target, {**state, **added}, meta)
+    print(f"written: {target}, kind {kind}, {len(state) + len(added)} tensors")
+    for what, names in _grouped(added).items():
+        print(f"made anew, {what}: {len(names)} ({names[0]}{' ...' if len(names) > 1 else ''})")
+    return 0
+
+
+def _natural_kind(model: Model, variables: Mapping[str, Any]) -> str:
+    if "decoder" in variables["params"]:
+        return "segmentor"
+    if model.encoder.kind == "mit":
+        return "mit"
+    return "resnet_v1c" if model.encoder.stem == "v1c" else "resnet_torchvision"
+
+
+def _part(variables: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The module that a kind is about: all, or the encoder or decoder alone."""
+    from mrm_jax.convert import KINDS
+
+    part = KINDS[kind].parts[0] if kind in KINDS else None
+    if part is None or part.root or part.role == "rebuilder":
+        return dict(variables)
+    return {name: tree.get(part.role, {}) for name, tree in variables.items()}
+
+
+def _order(kind: str, model: Model) -> dict[str, str]:
+    """The variant that turns this model's order of concatenation into the kind's."""
+    from mrm_jax.convert import KINDS
+
+    if model.decoder.kind != "segformer" or kind not in KINDS:
+        return {}
+    same = KINDS[kind].concat_order == model.decoder.concat
+    return {"concat_order": "c1..c4" if same else "c4..c1"}
+
+
+def _grouped(added: Mapping[str, Any]) -> dict[str, list[str]]:
+    reasons = {
+        "num_batches_tracked": "counters of BatchNorm, 0",
+        "pos_embed": "the fixed position table",
+    }
+    groups: dict[str, list[str]] = {}
+    for name in added:
+        reason = reasons.get(name.rpartition(".")[2], "a layer that is never called, zeros")
+        groups.setdefault(reason, []).append(name)
+    return groups
