@@ -274,6 +274,11 @@ class Train:
     init_from: str | None = option(
         None, "Checkpoint or converted network that a fresh run starts from."
     )
+    pass_execution: Literal["sequential", "stacked"] = option(
+        "sequential",
+        "Passes one after the other (least memory), or all views through the encoder at once.",
+        runtime=True,
+    )
     log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
     eval_every: int = option(
         4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True

@@ -22,6 +22,7 @@ from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
 from mrm_jax.train import optimizer
 from mrm_jax.train import state as states
+from mrm_jax.train.passes import Shared, accumulate, decode, encode
 from mrm_jax.train.state import Networks
 from mrm_jax.types import (
     Array,
@@ -29,17 +30,13 @@ from mrm_jax.types import (
     Draws,
     Frozen,
     Metrics,
-    Mode,
-    Scale,
     SegOutput,
     TrainState,
-    Tree,
     View,
 )
 from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import detail_offsets, draw
 from mrm_jax.uda.methods import Pass, has_teacher, passes
-from mrm_jax.uda.objectives import Call
 from mrm_jax.uda.pseudo_label import PseudoLabel
 from mrm_jax.uda.views import make_views, normalise_batch
 
@@ -118,7 +115,11 @@ def _step_with(
     scalars = frozen.scalars
     taught, pseudo, metrics = _teach(run, state, frozen, batch)
     views = _views(run, pseudo, batch, draws, frozen)
-    grads, passed, moments = accumulate(run, state, frozen, views, draws)
+    shared = Shared(run.modules, state.batch_stats, frozen, draws)
+    execution = run.config.train.pass_execution
+    grads, passed, moments = accumulate(
+        shared, run.passes, state.params, views, state.step, execution
+    )
     params, opt_state = optimizer.update(
         state.params, grads, state.opt_state, state.step, scalars, run.config
     )
@@ -172,94 +173,6 @@ def _views(
     )
 
 
-def accumulate(
-    run: _Run, state: TrainState, frozen: Frozen, views: dict[str, View], draws: Draws
-) -> tuple[Any, Metrics, list[Tree]]:
-    """(summed gradients, metrics, BatchNorm moments of each pass) of all passes, one by one."""
-    grads = jax.tree.map(jnp.zeros_like, state.params)
-    losses, moments, metrics = [], [], {}
-    for row in run.passes:
-        view = views[row.view]
-        if losses:
-            view = replace(view, image=_after(grads, view.image, state.step))
-        loss = partial(_loss, run, row, state=state, frozen=frozen, view=view, draws=draws)
-        (value, (found, moment)), grad = jax.value_and_grad(loss, has_aux=True)(state.params)
-        grads = jax.tree.map(jnp.add, grads, grad)
-        losses.append(value)
-        moments.append(moment)
-        metrics |= {f"{row.name}/{name}": metric for name, metric in found.items()}
-    return grads, metrics | {"total/loss": sum(losses[1:], losses[0])}, moments
-
-
-def _after(grads: Any, image: Array, step: Array) -> jax.Array:
-    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
-
-    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
-    compiler drops optimization barriers before it orders the program, so this is a true dependency.
-    """
-    firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
-    # A step number is never negative, which the compiler cannot know.
-    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
-
-
-def _loss(
-    run: _Run,
-    row: Pass,
-    params: Any,
-    *,
-    state: TrainState,
-    frozen: Frozen,
-    view: View,
-    draws: Draws,
-) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-    output, moments = _forward(run, row, params, state, frozen, view, draws, "train")
-    key = jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))
-    metrics: Metrics = {}
-    losses = []
-    for i, objective in enumerate(row.objectives):
-        loss, found = objective(Call(output, view, frozen.scalars), jax.random.fold_in(key, i))
-        losses.append(loss)
-        metrics |= found
-    total = sum(losses[1:], losses[0])
-    if row.weight is not None:
-        total = total * getattr(frozen.scalars, row.weight).astype(total.dtype)
-    return total, (metrics, moments)
-
-
-def _forward(
-    run: _Run,
-    row: Pass,
-    params: Any,
-    state: TrainState,
-    frozen: Frozen,
-    view: View,
-    draws: Draws,
-    mode: Mode,
-) -> tuple[SegOutput, Tree]:
-    """The student on one view, with its features rebuilt where the pass says so, and its BatchNorm
-    moments.
-    """
-
-    rebuilder: Any = run.modules.rebuilder  # there is one in every method that has such a pass
-
-    def rebuild(features: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
-        variables, ratio = {"params": params["rebuilder"]}, frozen.scalars.mrm_ratio
-        mask = draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
-        return rebuilder.apply(variables, features, mask, ratio)
-
-    applied: Any = run.modules.segmentor.apply(
-        {"params": params["segmentor"], "batch_stats": state.batch_stats},
-        view.image,
-        mode=mode,
-        transform=rebuild if row.transform == "rebuild" else None,
-        offset=draws.offset.get(row.name),
-        rngs={"dropout": jax.random.wrap_key_data(jnp.asarray(draws.module[row.name]))},
-        mutable=["moments"],
-    )
-    output, moved = applied
-    return output, moved.get("moments", {})
-
-
 def _finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
@@ -279,6 +192,7 @@ def _inspect(
     _, pseudo, _ = _teach(run, state, frozen, batch)
     views = _views(run, pseudo, batch, draws, frozen)
     size = (raw.source.label.shape[1], raw.source.label.shape[2])
+    shared = Shared(run.modules, state.batch_stats, frozen, draws)
     panels: dict[str, jax.Array] = {}
     for name, view in views.items():
         panels[f"{name}/image"] = to_uint8(view.image)
@@ -287,9 +201,8 @@ def _inspect(
     for row in run.passes:
         if row.transform != "rebuild":
             continue
-        output, _ = _forward(
-            run, row, state.params, state, frozen, views[row.view], draws, "pseudo"
-        )
+        features, _ = encode(shared, row, state.params, views[row.view].image, "pseudo")
+        output, _ = decode(shared, row, state.params, features, size, "pseudo")
         mask = hidden(draws.mask[row.name], frozen.scalars.mrm_ratio, size)
         panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
         panels[f"{row.name}/prediction"] = _classes(output, size)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mrm_jax.config import MRM, Classes, Config, Data, Method, Optimizer, Train
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
+from mrm_jax.models.segmentor import run
 from mrm_jax.train.state import Networks
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, SegOutput, Unlabelled
@@ -47,9 +48,14 @@ class Segmentor(nn.Module):
         self.encoder, self.decoder = Encoder(), Decoder(self.dropout)
 
     def __call__(self, image, *, mode, transform=None, offset=None):
-        features = (self.encoder(image),)
-        decoded = features if transform is None else transform(features, "context")
-        return SegOutput({"main": self.decoder(decoded[0], mode)}, features, offset)
+        return run(self, image, mode=mode, transform=transform, offset=offset)
+
+    def encode(self, image, *, mode, offset=None):
+        return {"context": (self.encoder(image),)}
+
+    def decode(self, features, *, size, mode, offset=None):
+        maps = features["context"]
+        return SegOutput({"main": self.decoder(maps[0], mode)}, maps)
 
 
 class Rebuilder(nn.Module):

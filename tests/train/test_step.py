@@ -15,6 +15,7 @@ from mrm_jax.config import Model
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train import step as steps
+from mrm_jax.train.passes import Shared, accumulate, run_pass
 from mrm_jax.train.state import Networks
 from mrm_jax.types import View
 from mrm_jax.uda.draws import draw
@@ -144,14 +145,16 @@ def _parts(**fields):
     return run, state, frozen, batch, draws
 
 
+def _shared(run, state, frozen, draws):
+    return Shared(run.modules, state.batch_stats, frozen, draws)
+
+
 def _losses(run, params, teacher, state, frozen, batch, draws):
     state = replace(state, step=jnp.int32(5), teacher_params=teacher)
     _, pseudo, _ = steps._teach(run, state, frozen, batch)
     views = steps._views(run, pseudo, batch, draws, frozen)
     return [
-        steps._loss(
-            run, row, params, state=state, frozen=frozen, view=views[row.view], draws=draws
-        )[0]
+        run_pass(_shared(run, state, frozen, draws), row, params, views[row.view]).loss
         for row in run.passes
     ]
 
@@ -169,7 +172,8 @@ def test_teacher_receives_no_gradient_from_any_pass():
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(student))
 
 
-def test_passes_one_after_the_other_sum_to_the_gradient_of_the_summed_loss():
+@pytest.mark.parametrize("execution", ["sequential", "stacked"])
+def test_passes_give_the_gradient_of_the_summed_loss_however_they_are_run(execution):
     run, state, frozen, batch, draws = _parts(images="both")
     state = replace(state, step=jnp.int32(5))
 
@@ -180,7 +184,8 @@ def test_passes_one_after_the_other_sum_to_the_gradient_of_the_summed_loss():
     def apart(params):
         _, pseudo, _ = steps._teach(run, state, frozen, batch)
         views = steps._views(run, pseudo, batch, draws, frozen)
-        return steps.accumulate(run, replace(state, params=params), frozen, views, draws)
+        shared = _shared(run, state, frozen, draws)
+        return accumulate(shared, run.passes, params, views, state.step, execution)
 
     expected = jax.jit(jax.grad(joint))(state.params)
     got, metrics, _ = jax.jit(apart)(state.params)
@@ -232,9 +237,7 @@ def test_hidden_cells_pass_no_gradient_to_the_encoder():
 
     def loss(image):
         seen = replace(view, image=image)
-        return steps._loss(
-            run, row, state.params, state=state, frozen=frozen, view=seen, draws=draws
-        )[0]
+        return run_pass(_shared(run, state, frozen, draws), row, state.params, seen).loss
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(view.image))
     cells = np.abs(gradient).reshape(2, 8, 3, 4, 3).max((1, 3, 4))
@@ -249,10 +252,9 @@ def test_batch_statistics_are_folded_in_the_order_of_the_passes():
     views = steps._views(run, pseudo, batch, draws, frozen)
     expected = state.batch_stats
     for row in run.passes:
-        _, moments = steps._forward(
-            run, row, state.params, state, frozen, views[row.view], draws, "train"
-        )
-        expected = fold_moments(expected, moments)
+        shared = _shared(run, state, frozen, draws)
+        outcome = run_pass(shared, row, state.params, views[row.view])
+        expected = fold_moments(expected, outcome.moments)
     assert [row.name for row in run.passes] == ["source", "mixed", "reconstructed"]
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
@@ -375,14 +377,13 @@ def test_passes_run_one_at_a_time_so_that_only_one_graph_needs_memory():
     views = {row.view: view for row in rows}
 
     def apart(state, views, draws):
-        return steps.accumulate(run, state, frozen, views, draws)[0]
+        shared = _shared(run, state, frozen, draws)
+        return accumulate(shared, rows, state.params, views, state.step, "sequential")[0]
 
     def joint(state, views, draws):
         def total(params):
-            given = {"state": state, "frozen": frozen, "draws": draws}
-            return sum(
-                steps._loss(run, row, params, view=views[row.view], **given)[0] for row in rows
-            )
+            shared = _shared(run, state, frozen, draws)
+            return sum(run_pass(shared, row, params, views[row.view]).loss for row in rows)
 
         return jax.grad(total)(state.params)
 

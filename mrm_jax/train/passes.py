@@ -1,0 +1,211 @@
+"""How the passes of a step are run: encode, decode, judge, and add up the gradients.
+
+One after the other, so that only one graph needs memory (as the reference does by calling backward
+after each loss; peer: mmseg `uda/dacs.py`), or with all views through the encoder at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mrm_jax.models.segmentor import Features, transformed
+from mrm_jax.train.state import Networks
+from mrm_jax.types import Array, Draws, Frozen, Metrics, Mode, Scale, SegOutput, Tree, View
+from mrm_jax.uda.methods import Pass
+from mrm_jax.uda.objectives import Call
+
+Execution = Literal["sequential", "stacked"]
+Views = Mapping[str, View]
+
+
+class Shared(NamedTuple):
+    """What all passes of a step read besides the parameters and their own view."""
+
+    modules: Networks
+    batch_stats: Tree
+    frozen: Frozen
+    draws: Draws
+
+    def key(self, row: Pass) -> jax.Array:
+        """The key of the pass's dropout and objectives."""
+        return jax.random.wrap_key_data(jnp.asarray(self.draws.module[row.name]))
+
+
+class Outcome(NamedTuple):
+    """Of one pass: its weighted loss f[], its metrics, and the moments of its BatchNorms."""
+
+    loss: jax.Array
+    metrics: Metrics
+    moments: Tree
+
+
+def accumulate(
+    shared: Shared,
+    rows: tuple[Pass, ...],
+    params: Any,
+    views: Views,
+    step: Array,
+    execution: Execution,
+) -> tuple[Any, Metrics, list[Tree]]:
+    """(summed gradients, metrics, BatchNorm moments of each pass) of the passes `rows`.
+
+    params: {"segmentor", "rebuilder"}. Both executions give equal results up to rounding.
+    """
+    if execution == "stacked" and len(rows) > 1:
+        grads, outcomes = _stacked(shared, rows, params, views)
+    else:
+        grads, outcomes = _one_by_one(shared, rows, params, views, step)
+    metrics: Metrics = {}
+    for row, outcome in zip(rows, outcomes, strict=True):
+        metrics |= {f"{row.name}/{name}": metric for name, metric in outcome.metrics.items()}
+    metrics["total/loss"] = _sum([outcome.loss for outcome in outcomes])
+    return grads, metrics, [outcome.moments for outcome in outcomes]
+
+
+def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> Outcome:
+    """One pass in training: its view encoded, decoded and judged."""
+    return _judge(shared, row, params, view, encode(shared, row, params, view.image, "train"))
+
+
+def encode(
+    shared: Shared, row: Pass, params: Any, image: Array, mode: Mode
+) -> tuple[Features, Tree]:
+    """The student's features of a view f[B, H, W, 3], and BatchNorm moments."""
+    return _encode(shared, params, image, shared.key(row), shared.draws.offset.get(row.name), mode)
+
+
+def decode(
+    shared: Shared,
+    row: Pass,
+    params: Any,
+    features: Features,
+    size: tuple[int, int],
+    mode: Mode,
+) -> tuple[SegOutput, Tree]:
+    """The student's logits from the features of a picture of `size`, rebuilt where the pass says
+    so, and BatchNorm moments."""
+    draws = shared.draws
+    rebuilder: Any = shared.modules.rebuilder  # there is one in every method with such a pass
+
+    def rebuild(maps: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
+        variables, ratio = {"params": params["rebuilder"]}, shared.frozen.scalars.mrm_ratio
+        mask = draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
+        return rebuilder.apply(variables, maps, mask, ratio)
+
+    applied: Any = shared.modules.segmentor.apply(
+        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
+        transformed(features, rebuild) if row.transform == "rebuild" else features,
+        size=size,
+        mode=mode,
+        offset=draws.offset.get(row.name),
+        rngs={"dropout": shared.key(row)},
+        mutable=["moments"],
+        method="decode",
+    )
+    output, moved = applied
+    return replace(output, features=features["context"]), moved.get("moments", {})
+
+
+def _one_by_one(
+    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views, step: Array
+) -> tuple[Any, list[Outcome]]:
+    grads = jax.tree.map(jnp.zeros_like, params)
+    outcomes: list[Outcome] = []
+    for row in rows:
+        view = views[row.view]
+        if outcomes:
+            view = replace(view, image=_after(grads, view.image, step))
+
+        def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, Outcome]:
+            outcome = run_pass(shared, row, given, view)
+            return outcome.loss, outcome
+
+        (_, outcome), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        grads = jax.tree.map(jnp.add, grads, grad)
+        outcomes.append(outcome)
+    return grads, outcomes
+
+
+def _stacked(
+    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
+) -> tuple[Any, list[Outcome]]:
+    """The views are stacked on an axis before the batch's; each keeps its own BatchNorm statistics
+    and draws."""
+    images = jnp.stack([jnp.asarray(views[row.view].image) for row in rows])
+    keys = jnp.stack([shared.key(row) for row in rows])
+    offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
+
+    def total(given: Any) -> tuple[jax.Array, list[Outcome]]:
+        def through(image: jax.Array, key: jax.Array, offset: jax.Array | None) -> Any:
+            return _encode(shared, given, image, key, offset, "train")
+
+        encoded = jax.vmap(through)(images, keys, jnp.stack(offsets) if offsets else None)
+        outcomes = []
+        for i, row in enumerate(rows):
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], encoded)
+            outcomes.append(_judge(shared, row, given, views[row.view], mine))
+        return _sum([outcome.loss for outcome in outcomes]), outcomes
+
+    (_, outcomes), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return grads, outcomes
+
+
+def _encode(
+    shared: Shared,
+    params: Any,
+    image: Array,
+    key: jax.Array,
+    offset: Array | None,
+    mode: Mode,
+) -> tuple[Features, Tree]:
+    applied: Any = shared.modules.segmentor.apply(
+        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
+        image,
+        mode=mode,
+        offset=offset,
+        rngs={"dropout": key},
+        mutable=["moments"],
+        method="encode",
+    )
+    features, moved = applied
+    return features, moved.get("moments", {})
+
+
+def _judge(
+    shared: Shared, row: Pass, params: Any, view: View, encoded: tuple[Features, Tree]
+) -> Outcome:
+    """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
+    features, moments = encoded
+    size = (view.image.shape[1], view.image.shape[2])
+    output, more = decode(shared, row, params, features, size, "train")
+    metrics: Metrics = {}
+    losses = []
+    for i, objective in enumerate(row.objectives):
+        call = Call(output, view, shared.frozen.scalars)
+        loss, found = objective(call, jax.random.fold_in(shared.key(row), i))
+        losses.append(loss)
+        metrics |= found
+    total = _sum(losses)
+    if row.weight is not None:
+        total = total * getattr(shared.frozen.scalars, row.weight).astype(total.dtype)
+    return Outcome(total, metrics, {**moments, **more})
+
+
+def _after(grads: Any, image: Array, step: Array) -> jax.Array:
+    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
+
+    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
+    compiler drops optimization barriers before it orders the program, so this is a true dependency.
+    """
+    firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
+    # A step number is never negative, which the compiler cannot know.
+    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
+
+
+def _sum(values: list[jax.Array]) -> jax.Array:
+    return sum(values[1:], values[0])
