@@ -27,6 +27,7 @@ VERBS = {
     "predict": "segment pictures of your own",
     "convert": "bring weights from PyTorch's files here, or back",
     "report": "write report.html of a workdir again",
+    "bench": "time a step on random pictures, and what XLA says it costs",
 }
 
 

@@ -1,0 +1,79 @@
+"""`bench` as a user calls it: one object a line, and numbers that can be true."""
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mrm_jax.config import UsageError
+from mrm_jax.main import run
+
+TINY = ["--config", str(Path(__file__).parents[2] / "configs" / "tiny.py")]
+KEYS = {
+    *("device", "what", "seconds", "compile_seconds", "images_per_second"),
+    *("flops", "bytes_accessed", "peak_bytes"),
+}
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """What `bench --what all --json` writes to stdout, line by line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(["bench", *TINY, "--what", "all", "--repeats", "2", "--json"]) == 0
+    return out.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def reports(lines):
+    """Of everything measured, by name."""
+    found = [json.loads(line) for line in lines]
+    return {report["what"]: report for report in found}
+
+
+def test_stdout_holds_one_object_for_each_thing_measured_and_nothing_else(lines, reports):
+    assert len(lines) == 3
+    assert list(reports) == ["forward", "backward", "step"]
+    assert all(set(report) == KEYS for report in reports.values())
+
+
+def test_every_number_is_finite_and_positive(reports):
+    for report in reports.values():
+        seconds = report["seconds"]
+        assert set(seconds) == {"median", "min", "max", "count"}
+        assert seconds["count"] == 2
+        assert seconds["min"] <= seconds["median"] <= seconds["max"]
+        # The config's batch of 2 source pictures at the median time.
+        assert report["images_per_second"] == pytest.approx(2 / seconds["median"])
+        numbers = [
+            *seconds.values(),
+            *(report[key] for key in KEYS - {"device", "what", "seconds"}),
+        ]
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+def test_a_gradient_costs_more_than_a_forward_and_a_step_more_than_a_gradient(reports):
+    flops = [reports[what]["flops"] for what in ("forward", "backward", "step")]
+    # Matrix products have two products in their gradient: about 3 times the forward in all.
+    assert 2 * flops[0] < flops[1] < flops[2]
+
+
+def test_for_people_a_report_is_two_lines(capsys):
+    assert run(["bench", *TINY, "--what", "forward", "--repeats", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("forward on ")
+    assert "images/s" in out
+    assert "peak memory" in out
+    assert out.count("\n") == 2
+    assert "compiling forward" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [([], "needs a config"), ([*TINY, "--repeats", "0"], "--repeats is 0")]
+)
+def test_a_command_that_cannot_be_meant_is_refused(words, says):
+    with pytest.raises(UsageError, match=says):
+        run(["bench", *words])
