@@ -23,7 +23,7 @@ LIMITS = {
     "pseudo_weight": 1e-12,
     "grad_l2": 1e-9,
     "p_before": 1e-12,
-    "p_after": 1e-10,
+    "p_after": 1e-8,
     "delta": 1e-7,
     "ema_norm": 1e-12,
 }
