@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 CITYSCAPES_BOX = (1024, 512)
 """(long, short) px that DAFormer-style networks look at Cityscapes in. Source: peer, DAFormer's
 configs; HRDA and MIC look at native size."""
+HRDA_CROP = (1024, 1024)
+"""px; half of it is the detail window that HRDA looks through. Source: peer, HRDA's configs."""
 WIDTH = 180
 """Columns of the table in a file or a pipe."""
 
@@ -150,7 +153,8 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     found = fingerprint(chosen.model, network.tree, missing=network.absent, **origin(network))
     facts = {"converted": True, "config": asdict(chosen), "weights": found, "scores": {}}
     save_network(arguments.to, network.tree, facts)
-    write_json(arguments.to / "weights.json", {**found, "dropped": network.dropped})
+    dropped = Counter(network.dropped.values())
+    write_json(arguments.to / "weights.json", {**found, "dropped": dropped})
     for line in lines(found):
         print(line)
     if config is None:
@@ -170,9 +174,17 @@ def _config(network: Network, given: Config | None) -> Config:
 
     count = network.classes
     classes = _classes(network.file.meta, count) or CITYSCAPES
+    hrda = network.model.multires.enabled
     cityscapes = classes.names == CITYSCAPES.names and network.kind == "segmentor"
-    box = CITYSCAPES_BOX if cityscapes and not network.model.multires.enabled else None
+    box = CITYSCAPES_BOX if cityscapes and not hrda else None
+    encoder = network.model.encoder
+    if encoder.kind == "mit" and any(dim % encoder.dims[0] for dim in encoder.dims):
+        raise UsageError(
+            f"{network.file.path}: no tensor shows the attention heads of an encoder of widths "
+            f"{encoder.dims}; give the run's --config."
+        )
     data = Data(
+        crop=HRDA_CROP if hrda else Data.crop,
         classes=classes,
         source=Domain(images="images", labels="labels"),
         evaluation=Domain(images="images", resize=box),

@@ -187,6 +187,8 @@ def _open_safetensors(path: Path) -> Contents:
 
 def _open_npz(path: Path) -> Contents:
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it has no table of contents")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}, {}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
