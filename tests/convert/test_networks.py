@@ -68,7 +68,9 @@ KINDS = {
     "mit_b": None,
     "segmentor_daformer_mit": "segmentor",
     "segmentor_segformer_mit": "segmentor",
-    "uda_daformer_mit": "segmentor",
+    "segmentor_dlv2": "segmentor",
+    "segmentor_deeplabv3plus_": "segmentor",
+    "uda_": "segmentor",
     "rebuilder_": "rebuilder",
     "hf_segformer_": "hf_segformer",
 }
@@ -85,6 +87,9 @@ def test_rows_cover_every_tensor_of_the_full_size_network(name: str, kind: str |
         large = not name.endswith("b0")
         assert shown["encoder"]["dims"] == ((64, 128, 320, 512) if large else (32, 64, 160, 256))
         assert shown["encoder"]["sr_ratios"] == (8, 4, 2, 1)
+    if "r101v1c" in name:
+        assert shown["encoder"]["dims"] == (256, 512, 1024, 2048)
+        assert shown["encoder"]["depths"] == (3, 4, 23, 3)
     second = list(state)[1]
     del state[second]
     with pytest.raises(ValueError, match=rf"1 problem\(s\): missing {second}"):

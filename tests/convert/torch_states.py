@@ -76,6 +76,64 @@ def daformer_head(width: int = 6, classes: int = 5) -> State:
     return filled(shapes | batch_norm("fuse_layer.bottleneck.bn", width), seed=2)
 
 
+def resnet(stem: str = "v1c") -> State:
+    """ResNet under open-mmlab's or torchvision's names, ImageNet classifier included; one stage has
+    a single block."""
+    widths, depths, shapes = (8, 12, 16, 20), (1, 3, 2, 2), affine("fc", (10, 80))
+
+    def conv_bn(conv: str, bn: str, kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {f"{conv}.weight": kernel} | batch_norm(bn, kernel[0])
+
+    if stem == "v1c":
+        for at, kernel in ((0, (4, 3, 3, 3)), (3, (4, 4, 3, 3)), (6, (8, 4, 3, 3))):
+            shapes |= conv_bn(f"stem.{at}", f"stem.{at + 1}", kernel)
+    else:
+        shapes |= conv_bn("conv1", "bn1", (8, 3, 7, 7))
+    inputs = 8
+    for s, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+        for j in range(depth):
+            block = f"layer{s}.{j}"
+            shapes |= conv_bn(f"{block}.conv1", f"{block}.bn1", (width, inputs, 1, 1))
+            shapes |= conv_bn(f"{block}.conv2", f"{block}.bn2", (width, width, 3, 3))
+            shapes |= conv_bn(f"{block}.conv3", f"{block}.bn3", (4 * width, width, 1, 1))
+            if j == 0:
+                down = f"{block}.downsample"
+                shapes |= conv_bn(f"{down}.0", f"{down}.1", (4 * width, inputs, 1, 1))
+            inputs = 4 * width
+    return filled(shapes, seed=4)
+
+
+def deeplabv2_head(branches: int = 2, classes: int = 5) -> State:
+    """DeepLabV2's head on `resnet()`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for b in range(branches):
+        shapes |= affine(f"aspp_modules.{b}.conv", (classes, 80, 3, 3))
+    return filled(shapes, seed=5)
+
+
+def deeplabv3plus_head(normed: bool, width: int = 6, low: int = 7, classes: int = 5) -> State:
+    """DeepLabV3+'s head on `resnet()`, with BatchNorm or with biases."""
+    shapes = affine("conv_seg", (classes, width, 1, 1))
+    convolutions = {
+        "image_pool.1": (width, 80, 1, 1),
+        "aspp_modules.0": (width, 80, 1, 1),
+        "bottleneck": (width, 5 * width, 3, 3),
+        "c1_bottleneck": (low, 32, 1, 1),
+    }
+    inputs = {f"aspp_modules.{b}": 80 for b in (1, 2, 3)}
+    for name, size in (
+        inputs | {"sep_bottleneck.0": width + low, "sep_bottleneck.1": width}
+    ).items():
+        convolutions[f"{name}.depthwise_conv"] = (size, 1, 3, 3)
+        convolutions[f"{name}.pointwise_conv"] = (width, size, 1, 1)
+    for name, kernel in convolutions.items():
+        if normed:
+            shapes |= {f"{name}.conv.weight": kernel} | batch_norm(f"{name}.bn", kernel[0])
+        else:
+            shapes |= affine(f"{name}.conv", kernel)
+    return filled(shapes, seed=6)
+
+
 def prefixed(prefix: str, state: State) -> State:
     """The same tensors under longer names."""
     return {prefix + key: value for key, value in state.items()}
