@@ -219,8 +219,8 @@ def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, .
         inner = next((name for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if inner is None:
             break
-        others = {name: value for name, value in found.items() if name != inner}
-        meta |= {name: value for name, value in others.items() if _is_plain(value)}
+        others = _plain({name: value for name, value in found.items() if name != inner})
+        meta |= {**others, **others.pop("meta", {})}  # mmcv's meta holds classes and the step
         unwrapped.append(inner)
         found = found[inner]
     tensors = {name: _floats(value) for name, value in found.items() if hasattr(value, "shape")}
@@ -233,12 +233,16 @@ def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, .
     return tensors, tuple(unwrapped), meta
 
 
-def _is_plain(value: Any) -> bool:
+def _plain(value: Any) -> Any:
+    """Numbers, texts, lists and mappings of such; other entries of a mapping are left out."""
     if isinstance(value, Mapping):
-        return all(map(_is_plain, value.values()))
+        kept = {str(name): _plain(entry) for name, entry in value.items()}
+        return {name: entry for name, entry in kept.items() if entry is not None}
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float)
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float) else None
 
 
 def _floats(value: np.ndarray) -> np.ndarray:
