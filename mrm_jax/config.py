@@ -368,3 +368,8 @@ def smallest_side(encoder: Encoder) -> int:
         return encoder_stride(encoder)
     strides = accumulate(encoder.strides, mul)
     return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
+
+
+def smallest_picture(model: Model) -> int:
+    """The shortest side, px, of a picture that the network takes: HRDA halves it first."""
+    return smallest_side(model.encoder) * (2 if model.multires.enabled else 1)

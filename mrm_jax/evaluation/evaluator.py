@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mrm_jax.config import Config, UsageError, evaluation_domain, smallest_side
+from mrm_jax.config import Config, UsageError, evaluation_domain, smallest_picture
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation import protocols
@@ -141,7 +141,7 @@ def class_ids(
         mode=protocol.mode,
         window=protocol.window,
         stride=protocol.stride,
-        smallest=smallest_side(config.model.encoder),
+        smallest=smallest_picture(config.model),
     )
     return classify(logits, size=size)
 

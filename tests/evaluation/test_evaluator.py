@@ -157,8 +157,9 @@ def test_a_label_of_another_size_is_named():
 
 
 def test_the_smallest_side_is_what_the_toy_network_can_take():
-    from mrm_jax.config import smallest_side
+    from mrm_jax.config import MultiRes, smallest_picture
 
     cfg, model, variables = network()
-    assert smallest_side(CONFIG.model.encoder) == 16
+    assert smallest_picture(CONFIG.model) == 16
+    assert smallest_picture(replace(CONFIG.model, multires=MultiRes(enabled=True))) == 32
     assert evaluate(cfg, model, variables, examples((3, 40))).confusion.sum() > 0

@@ -1,10 +1,11 @@
 """Draws: keyed by sample, step and name, and by nothing else."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.config import MRM, Method
-from mrm_jax.uda.draws import draw
+from mrm_jax.config import MRM, Config, Data, Method, Model, MultiRes
+from mrm_jax.uda.draws import Offsets, detail_offsets, draw
 from mrm_jax.uda.methods import passes
 
 ROOT = np.array([3, 4], np.uint32)
@@ -62,3 +63,29 @@ def test_ranges_and_orders_are_what_the_jitter_expects():
 def test_compiled_they_are_the_same():
     compiled = jax.jit(lambda root, step, index: draw(root, step, index, passes=PLAIN, grid=(1, 1)))
     assert _same(compiled(ROOT, 5, np.arange(3, dtype=np.int32)), _draw(5, range(3), PLAIN))
+
+
+def test_detail_crops_start_at_multiples_that_leave_the_last_one_out():
+    """HRDA at 1024 px: multiples of 8 from 0 to 504, a corner a pass and step for all pictures."""
+    config = Config(data=Data(crop=(1024, 1024)), model=Model(multires=MultiRes(enabled=True)))
+    offsets = detail_offsets(config)
+    rows = passes(Method(kind="dacs", mrm=MRM(enabled=True)))
+
+    def corners(step):
+        return draw(ROOT, step, jnp.arange(2), passes=rows, grid=(1, 1), offsets=offsets).offset
+
+    found = jax.vmap(corners)(jnp.arange(300))
+    values = np.stack([found[row.name] for row in rows], axis=1)
+    assert values.shape == (300, 3, 2)
+    assert (values % 8 == 0).all()
+    assert (values.min(), values.max()) == (0, 504)
+    assert len({tuple(v) for v in values.reshape(-1, 2)}) > 700  # of 4096, drawn 900 times
+    assert detail_offsets(Config()) is None
+
+
+def test_the_detail_has_a_mask_of_its_own():
+    rows = passes(Method(kind="dacs", mrm=MRM(enabled=True)))
+    offsets = Offsets((2, 2), 8)
+    drawn = draw(ROOT, 0, jnp.arange(2), passes=rows, grid=(3, 5), offsets=offsets).mask
+    assert drawn.keys() == {"reconstructed", "reconstructed/detail"}
+    assert (drawn["reconstructed"] != drawn["reconstructed/detail"]).any()

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.uda.objectives import weighted_cross_entropy
+from mrm_jax.types import Scalars, SegOutput, View
+from mrm_jax.uda.objectives import Call, cross_entropy, weighted_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 4, 6, 5)).astype(np.float32)
@@ -47,3 +48,22 @@ def test_half_precision_logits_are_summed_in_float32():
     # The same numbers, rounded to bfloat16 before and not during.
     rounded = np.asarray(jnp.asarray(LOGITS, jnp.bfloat16).astype(jnp.float32))
     np.testing.assert_allclose(got, _by_hand(rounded, LABEL, np.ones(LABEL.shape)), rtol=1e-6)
+
+
+def test_under_hrda_fused_and_detail_losses_are_mixed_nine_to_one():
+    """The detail's loss is a mean over its own crop of labels and weights."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, (2, 16, 16)).astype(np.int32)
+    weight = rng.random((2, 16, 16), np.float32)
+    fused = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    detail = rng.normal(size=(2, 2, 2, 4)).astype(np.float32)
+    logits = {"main": jnp.asarray(fused), "detail": jnp.asarray(detail)}
+    output = SegOutput(logits, (), jnp.array([8, 4]), (8, 8))
+    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.1)))
+    view = View(jnp.zeros((2, 16, 16, 3)), jnp.asarray(label), jnp.asarray(weight))
+    loss, metrics = cross_entropy(Call(output, view, scalars), jax.random.key(0))
+    whole = weighted_cross_entropy(fused, label, weight)
+    crop = weighted_cross_entropy(detail, label[:, 8:16, 4:12], weight[:, 8:16, 4:12])
+    np.testing.assert_allclose(metrics["ce_fused"], whole, rtol=1e-6)
+    np.testing.assert_allclose(metrics["ce_detail"], crop, rtol=1e-6)
+    np.testing.assert_allclose(loss, 0.9 * whole + 0.1 * crop, rtol=1e-6)
