@@ -46,9 +46,9 @@ def run(variables, inputs, ratio, draws=None):
     return jax.jit(small().apply)(variables, inputs, draws, ratio)
 
 
-def abstract(encoder, decoder_kind, crop=(512, 512), spec=None):
-    spec = spec or feature_spec(ENCODERS[encoder])
-    model = build_rebuilder(MRM(), spec, decoder_kind, crop)
+def abstract(encoder, decoder_kind, crop=(512, 512), stages="auto"):
+    spec = feature_spec(ENCODERS[encoder])
+    model = build_rebuilder(MRM(stages=stages), spec, decoder_kind, crop)
     inputs = [
         jax.ShapeDtypeStruct((1, crop[0] // s, crop[1] // s, c), jnp.float32)
         for s, c in zip(spec.strides, spec.channels, strict=True)
@@ -77,10 +77,28 @@ def test_parameter_counts_are_the_published_ones(encoder, expected):
 
 
 def test_a_decoder_that_reads_the_last_stage_alone_gets_one_projector_of_the_published_size():
-    spec = FeatureSpec(channels=(256, 512, 1024, 2048), strides=(4, 8, 8, 8), multiple_of=8)
-    params = abstract(None, "deeplabv2", spec=spec)
+    params = abstract("resnet101", "deeplabv2")
     assert count(params) == 10_246_016
     assert [name for name in params if name.startswith("projector")] == ["projector4"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"), [("auto", ["projector4"]), ("multi", ["projector1", "projector4"])]
+)
+def test_deeplabv3plus_has_its_last_stage_rebuilt_and_its_first_one_on_request(stages, expected):
+    params = abstract("resnet101", "deeplabv3plus", stages=stages)
+    assert [name for name in params if name.startswith("projector")] == expected
+    if stages == "multi":  # a factor of 8 to the stride-4 map of 256 channels
+        assert {f"deconv{i}" for i in range(3)} <= set(params["projector1"])
+        assert params["projector1"]["conv"]["kernel"].shape == (128, 256)
+
+
+def test_maps_that_are_not_rebuilt_pass_through_untouched():
+    model = small(stages=(3,))
+    out = model.init_with_output(KEY, features(), uniforms(), 1.0)[0]
+    for a, b in zip(out[:3], features()[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(out[3], features()[3])
 
 
 @pytest.mark.parametrize(
