@@ -93,14 +93,6 @@ def test_deeplabv3plus_has_its_last_stage_rebuilt_and_its_first_one_on_request(s
         assert params["projector1"]["conv"]["kernel"].shape == (128, 256)
 
 
-def test_maps_that_are_not_rebuilt_pass_through_untouched():
-    model = small(stages=(3,))
-    out = model.init_with_output(KEY, features(), uniforms(), 1.0)[0]
-    for a, b in zip(out[:3], features()[:3], strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(out[3], features()[3])
-
-
 @pytest.mark.parametrize(
     ("size", "expected"), [(2, 0), (4, 0), (5, 1), (8, 1), (16, 2), (20, 3), (32, 3), (100, 3)]
 )
