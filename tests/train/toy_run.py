@@ -38,7 +38,7 @@ def program(config, poisoned=()):
     def draw(root_key, step, index):
         key = jax.random.fold_in(jax.random.wrap_key_data(root_key), step)
         mix = jax.random.uniform(key, (index.shape[0], 256))
-        return Draws(mix=mix, augment={}, mask={}, module={})
+        return Draws(mix=mix, augment={}, mask={}, offset={}, module={})
 
     def train_step(state, frozen, batch):
         noise = draw(state.root_key, state.step, batch.index).mix[0, 0]
