@@ -78,6 +78,35 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class RareClass:
+    """Rare class sampling: a source picture is drawn for a class in it (DAFormer sec. 3.3)."""
+
+    enabled: bool = option(False, "Draw source pictures by class; False: each once an epoch.")
+    temperature: float = option(
+        0.01, "Of the softmax over 1 - frequency; small: rare classes only.", source="DAFormer"
+    )
+    min_pixels: int = option(
+        3000,
+        "A picture is drawn for a class of which its stored label holds more pixels than this.",
+        source="DAFormer",
+    )
+    crop_share: float = option(
+        0.5,
+        "A crop should hold more than this times `min_pixels` of the class; 0: any crop does.",
+        source="DAFormer 0.5; 1024 px crops: HRDA 2",
+    )
+    min_share: float | None = option(
+        None,
+        "Instead of both: share of the crop's area that the class has to exceed, in the picture "
+        "as it is resized for training and in the crop.",
+    )
+    tries: int = option(10, "Crops drawn again at most; the last is taken.", source="DAFormer")
+    on_missing: Literal["error", "warn"] = option(
+        "error", "What a class without any such picture does; warn: it is left out of the draw."
+    )
+
+
+@dataclass(frozen=True)
 class Data:
     """What is read."""
 
@@ -87,6 +116,7 @@ class Data:
     evaluation: Domain = option(Domain(), "Labelled pictures that scores are computed on.")
     crop: tuple[int, int] = option((512, 512), "Height and width of a training crop, px.")
     flip: float = option(0.5, "Probability of a horizontal flip.", source="peer: mmseg pipelines")
+    rare_class: RareClass = option(RareClass(), "Rare class sampling of the source.")
     workers: int = option(0, "Loader processes; 0: threads of this one.", runtime=True)
     cache: bool = option(False, "Keep decoded pictures in memory.", runtime=True)
 
