@@ -21,8 +21,8 @@ CITYSCAPES_BOX = (1024, 512)
 configs; HRDA and MIC look at native size."""
 HRDA_CROP = (1024, 1024)
 """px; half of it is the detail window that HRDA looks through. Source: peer, HRDA's configs."""
-WIDTH = 180
-"""Columns of the table in a file or a pipe."""
+WIDTH = 1000
+"""Columns in a file or a pipe: the table is as wide as its longest rows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +161,8 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
         print(f"assumed, as no tensor shows it: {'; '.join(network.assumed)}")
     for path in network.absent:
         print(f"missing, keeps the network's initial value: {path}")
-    what = f"segmentor of {network.classes} classes" if network.classes else "encoder"
+    count = len(chosen.data.classes.names)
+    what = f"segmentor of {count} classes" if network.whole else "encoder"
     print(f"written: {arguments.to} ({what}; {len(network.dropped)} tensors dropped by name)")
     return 0
 
@@ -173,6 +174,11 @@ def _config(network: Network, given: Config | None) -> Config:
     from mrm_jax.data.labels import CITYSCAPES
 
     count = network.classes
+    if network.whole and not count:
+        raise UsageError(
+            f"{network.file.path}: without its classifier no tensor shows how many classes it "
+            "tells apart; give the run's --config."
+        )
     classes = _classes(network.file.meta, count) or CITYSCAPES
     hrda = network.model.multires.enabled
     cityscapes = classes.names == CITYSCAPES.names and network.kind == "segmentor"

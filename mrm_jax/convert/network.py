@@ -30,8 +30,9 @@ class Network:
 
     `tree`: {"params": {"encoder": ..., "decoder": ...}, "batch_stats": ...}, numpy float32; leaves
     in `absent` ("encoder/norm1/scale") were allowed to be missing.   `model`: what the tensors and
-    their names show, reference values for the rest.   `classes`: number of logits; 0 without a
-    decoder.   `assumed`: phrases for what no tensor shows.
+    their names show, reference values for the rest.   `whole`: a segmentor, with a decoder.
+    `classes`: its number of logits; 0 where no tensor shows it.   `assumed`: phrases for what no
+    tensor shows.
     """
 
     file: WeightFile
@@ -39,6 +40,7 @@ class Network:
     copy: str
     tree: dict[str, dict[str, Any]]
     model: Model
+    whole: bool
     classes: int
     absent: tuple[str, ...]
     dropped: dict[str, str]
@@ -84,6 +86,7 @@ def load(
         copy=shown.found.get("copy", ""),
         tree=tree,
         model=model,
+        whole="decoder" in shown.found,
         classes=shown.found.get("decoder", {}).get("num_classes") or 0,
         absent=tuple(prefix + path.partition("/")[2] for path in shown.absent),
         dropped=shown.dropped,

@@ -49,10 +49,11 @@ class Start:
 
 @dataclass(frozen=True)
 class _Opened:
-    """Weights from a folder or a file; `classes` is 0 for an encoder alone."""
+    """Weights from a folder or a file; `classes` is 0 where it is not known."""
 
     tree: dict[str, dict[str, Any]]
     model: Model
+    whole: bool
     classes: int
     names: tuple[str, ...]
     absent: tuple[str, ...]
@@ -75,7 +76,7 @@ def load(config: Config) -> Start | None:
     tree = opened.tree
     if path is None:
         tree = {name: {"encoder": found.get("encoder", {})} for name, found in tree.items()}
-    elif not opened.classes:
+    elif not opened.whole:
         raise UsageError(
             f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
         )
@@ -156,7 +157,8 @@ def _of_folder(path: Path) -> _Opened:
     return _Opened(
         tree=run.student,
         model=run.config.model,
-        classes=len(run.config.data.classes.names) if "decoder" in run.student["params"] else 0,
+        whole="decoder" in run.student["params"],
+        classes=len(run.config.data.classes.names),
         names=run.config.data.classes.names,
         absent=tuple(weights.get("missing", ())) if run.facts.get("converted") else (),
         origin={"folder": str(path), "step": run.step, **known},
@@ -168,6 +170,7 @@ def _of_file(network: Network) -> _Opened:
     return _Opened(
         tree=network.tree,
         model=network.model,
+        whole=network.whole,
         classes=network.classes,
         names=(),
         absent=network.absent,
@@ -243,7 +246,7 @@ def _way_out(encoder: Encoder) -> str:
 def check_network(config: Config, network: Network) -> None:
     """Raises UsageError where a file's network is not the one that `config` describes."""
     opened = _of_file(network)
-    field = INIT_FROM if network.classes else ENCODER_WEIGHTS
+    field = INIT_FROM if network.whole else ENCODER_WEIGHTS
     _check_model(config, opened, field)
     _check_leaves(config, network.tree, opened.absent, field)
 
@@ -251,7 +254,7 @@ def check_network(config: Config, network: Network) -> None:
 def without_misfits(config: Config, network: Network, patterns: Sequence[str]) -> Network:
     """`network` without the leaves that match a pattern and have another shape than the config's,
     such as the classifier of other classes."""
-    wanted = shapes(config, whole=bool(network.classes))
+    wanted = shapes(config, whole=network.whole)
     absent = [
         path.partition("/")[2]
         for path, leaf in leaves(network.tree).items()
