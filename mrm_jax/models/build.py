@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mrm_jax import config
 from mrm_jax.models.daformer import DaformerHead
 from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
+from mrm_jax.models.layers import recomputed
 from mrm_jax.models.mit import MixTransformer
 from mrm_jax.models.multires import MultiRes
 from mrm_jax.models.rebuilder import Rebuilder
@@ -82,14 +83,16 @@ def build_encoder(model: config.Model) -> nn.Module:
     )
 
 
-def build_decoder(decoder: config.Decoder, num_classes: int) -> nn.Module:
-    """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]."""
+def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:
+    """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]; `remat` as in
+    `config.Model`."""
     if decoder.kind == "segformer":
-        return SegformerHead(num_classes, decoder.channels, decoder.concat, decoder.dropout)
+        segformer = recomputed(SegformerHead, remat)
+        return segformer(num_classes, decoder.channels, decoder.concat, decoder.dropout)
     if decoder.kind == "deeplabv2":
-        return DeeplabV2Head(num_classes, decoder.dilations)
+        return recomputed(DeeplabV2Head, remat)(num_classes, decoder.dilations)
     if decoder.kind == "deeplabv3plus":
-        return DeeplabV3PlusHead(
+        return recomputed(DeeplabV3PlusHead, remat)(
             num_classes,
             decoder.channels,
             decoder.dilations,
@@ -97,7 +100,7 @@ def build_decoder(decoder: config.Decoder, num_classes: int) -> nn.Module:
             decoder.norm,
             decoder.dropout,
         )
-    return DaformerHead(
+    return recomputed(DaformerHead, remat)(
         num_classes, decoder.channels, decoder.fusion, decoder.dilations, decoder.dropout
     )
 
@@ -108,7 +111,7 @@ def build_segmentor(
     """The network that is trained and kept. dtype "float32" follows the image's dtype, so float64
     images stay float64. `detail` (height, width), px: HRDA's detail crop (`config.detail_crop`)."""
     encoder = build_encoder(model)
-    decoder = build_decoder(model.decoder, num_classes)
+    decoder = build_decoder(model.decoder, num_classes, model.remat)
     if not model.multires.enabled:
         return Segmentor(encoder=encoder, decoder=decoder)
     detail = model.multires.detail or detail
@@ -118,7 +121,7 @@ def build_segmentor(
     return MultiRes(
         encoder=encoder,
         decoder=decoder,
-        attention=build_decoder(_attention(model), num_classes),
+        attention=build_decoder(_attention(model), num_classes, model.remat),
         stride=spec.strides[_STAGES[model.decoder.kind].logits],
         detail=detail,
     )
@@ -140,7 +143,7 @@ def build_rebuilder(
     crop: tuple[int, int],
     *,
     unroll: bool = True,
-    remat: Literal["none", "blocks"] = "none",
+    remat: Literal["none", "blocks", "full"] = "none",
 ) -> Rebuilder:
     """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained
     on; `unroll` and `remat` as in `config.Model`."""

@@ -307,6 +307,14 @@ def rematerialised(block: type[nn.Module], remat: str, *, looped: bool) -> type[
     return block if remat == "none" else nn.remat(block, prevent_cse=not looped)
 
 
+def recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
+    """`module`, called as `(x, static)`, computed again as a whole in the backward pass if `remat`
+    is "full". Paths of parameters, values and draws stay the same.
+    """
+    # 2: the second argument, counted with self, is a Python value and no array.
+    return nn.remat(module, static_argnums=(2,)) if remat == "full" else module
+
+
 def stacked_blocks(
     block: type[nn.Module], *, depth: int, unroll: bool, remat: str, name: str, **fields: Any
 ) -> Any:

@@ -132,7 +132,7 @@ class MixTransformer(nn.Module):
     reduction_eps: float = 1e-5
     dtype: jnp.dtype | None = None
     unroll: bool = True
-    remat: Literal["none", "blocks"] = "none"
+    remat: Literal["none", "blocks", "full"] = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, mode: Mode) -> tuple[jax.Array, ...]:

@@ -23,6 +23,7 @@ from mrm_jax.models.layers import (
     attend,
     dense,
     gelu,
+    recomputed,
     stacked_blocks,
     torch_dense,
 )
@@ -136,7 +137,7 @@ class Rebuilder(nn.Module):
     heads: int = 16
     mlp_ratio: int = 4
     unroll: bool = True
-    remat: Literal["none", "blocks"] = "none"
+    remat: Literal["none", "blocks", "full"] = "none"
 
     @nn.compact
     def __call__(
@@ -158,7 +159,7 @@ class Rebuilder(nn.Module):
             size = (features[i].shape[1], features[i].shape[2])
             stride = self.spec.strides[i]
             nominal = (math.ceil(self.nominal[0] / stride), math.ceil(self.nominal[1] / stride))
-            projector = Projector(
+            projector = recomputed(Projector, self.remat)(
                 self.spec.channels[i], doublings(nominal, self.grid), name=f"projector{i + 1}"
             )
             shown = resize(visible, size, method="nearest")
