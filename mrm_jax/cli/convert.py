@@ -144,17 +144,15 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.train.checkpoint import save_network
     from mrm_jax.train.fingerprint import fingerprint, lines
     from mrm_jax.train.start import check_network, origin, without_misfits
-    from mrm_jax.train.workdir import write_json
 
     chosen = _config(network, config)
     if config is not None:
         network = without_misfits(config, network, arguments.allow_missing)
     check_network(chosen, network)
     found = fingerprint(chosen.model, network.tree, missing=network.absent, **origin(network))
-    facts = {"converted": True, "config": asdict(chosen), "weights": found, "scores": {}}
+    weights = {**found, "dropped": dict(Counter(network.dropped.values()))}
+    facts = {"converted": True, "config": asdict(chosen), "weights": weights, "scores": {}}
     save_network(arguments.to, network.tree, facts)
-    dropped = Counter(network.dropped.values())
-    write_json(arguments.to / "weights.json", {**found, "dropped": dropped})
     for line in lines(found):
         print(line)
     if config is None:

@@ -200,7 +200,8 @@ def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any
 
 
 def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes `student` (variables, numpy) as a checkpoint of no steps that `load_run(path)` opens.
+    """Writes `student` (variables, numpy) as a checkpoint of no steps that `load_run(path)` opens,
+    and `facts["weights"]` for people as weights.json.
 
     `path` must not exist yet; it appears by one rename when all is written. Raises UsageError where
     it does, RunError where it cannot be written.
@@ -216,6 +217,7 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
             saver.save(step / "student", dict(student))
         (step / _FACTS).mkdir()
         (step / _FACTS / "metadata").write_text(json.dumps(dict(facts)))
+        (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)
     except Exception as error:  # as in save
         raise RunError(f"{path} could not be written: {_line(error)}") from error

@@ -188,7 +188,7 @@ def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
         student["classifier"], jax.device_get(fresh.params["segmentor"]["decoder"]["classifier"])
     )
     assert same(student["fuse"], first["params"]["decoder"]["fuse"])
-    save_network(tmp_path / "torn", tree, {"config": asdict(cfg)})
+    save_network(tmp_path / "torn", tree, {"config": asdict(cfg), "weights": {}})
     with pytest.raises(UsageError, match="params/decoder/classifier/bias is missing and 1 more"):
         load(starting(cfg, whole=tmp_path / "torn"))
 
