@@ -50,7 +50,14 @@ def _own_pictures(config: Config) -> Config:
 
 def check(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
-    for test in (_check_numbers, _check_model, _check_crops, _check_data, _check_method):
+    for test in (
+        _check_numbers,
+        _check_model,
+        _check_crops,
+        _check_data,
+        _check_rare_class,
+        _check_method,
+    ):
         test(config)
 
 
@@ -147,6 +154,31 @@ def _check_data(config: Config) -> None:
         raise UsageError(
             f"config.evaluation.classes names '{unknown[0]}', which is no class.{hint}"
         )
+
+
+def _check_rare_class(config: Config) -> None:
+    options, (height, width) = config.data.rare_class, config.data.crop
+    if not options.enabled:
+        return
+    name = "config.data.rare_class"
+    _require(
+        options.temperature >= 1e-6,
+        f"{name}.temperature is {options.temperature}; it must be at least 1e-6.",
+    )
+    for field in ("min_pixels", "crop_share", "tries"):
+        value = getattr(options, field)
+        _require(value >= 0, f"{name}.{field} is {value}; it must be at least 0.")
+    if options.min_share is not None:
+        share = options.min_share
+        _require(0 <= share < 1, f"{name}.min_share is {share}; it must lie in 0..1, below 1.")
+        return
+    needed = options.min_pixels * options.crop_share
+    _require(
+        needed < height * width,
+        f"{name}: min_pixels {options.min_pixels} times crop_share {options.crop_share:g} is not "
+        f"below the {height * width} px of config.data.crop {config.data.crop}; set min_share to a "
+        "share of the crop, say 0.006.",
+    )
 
 
 def _check_crops(config: Config) -> None:

@@ -2,10 +2,11 @@
 labelled examples.
 
 Global sample g = step * batch + i is picture `sample_index(seed, domain, count, g)`, cropped and
-flipped by a generator seeded from (seed, domain, g). Nothing else enters: not the worker, the
-thread, the host or what was read before. So a run that starts at step n reads what an uninterrupted
-one would, and hosts read contiguous blocks of the batch that one host would. grain runs the reading
-in threads or processes ahead of the device.
+flipped by a generator seeded from (seed, domain, g). Under rare class sampling the source picture
+is drawn for a class instead, by another generator of (seed, g); the target's draws stay. Nothing
+else enters: not the worker, the thread, the host or what was read before. So a run that starts at
+step n reads what an uninterrupted one would, and hosts read contiguous blocks of the batch that one
+host would. grain runs the reading in threads or processes ahead of the device.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from mrm_jax.config import (
     has_evaluation,
     source_domain,
 )
-from mrm_jax.data import sources, transforms
+from mrm_jax.data import rare_class, sources, transforms
 
 if TYPE_CHECKING:
     from mrm_jax.types import Batch
 
 SOURCE, TARGET = 1, 2  # Streams of the two domains: their orders and crops are independent.
-ORDER, DRAWS = 1, 2  # Streams within a domain.
+ORDER, DRAWS, CLASSES = 1, 2, 3  # Streams within a domain.
 THREADS = 2  # Reading threads of one process; more gain nothing on two cores.
 AHEAD = 8  # Batches ready before they are asked for.
 CACHE_SHARE = 0.4  # Largest share of the machine's memory that `data.cache` fills.
@@ -67,14 +68,15 @@ def sample_index(seed: int, domain: int, count: int, number: int) -> int:
 class TrainingSamples:
     """Random access to training samples by global number, as dicts of arrays without a batch axis.
     Picklable.
+
+    `sampler` draws the source pictures where rare class sampling is on (None: opened here).
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sampler: rare_class.Sampler | None = None) -> None:
         data = config.data
         # The oracle learns from the labelled target; for every other method a target has no labels.
-        oracle = config.method.kind == "target_only"
-        source = source_domain(config)
-        field = f"config.data.{'target' if oracle else 'source'}"
+        source, field = source_domain(config), rare_class.source_field(config)
+        self._sampler = sampler or rare_class.open_sampler(config)
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
         self._max_ratio = source.category_limit
         labelled = sources.open_labelled(source, len(data.classes.names), field=field)
@@ -98,13 +100,7 @@ class TrainingSamples:
         """Sample `number`: source_image, source_label, target_image, target_valid (u8) and index
         (i32).
         """
-        image, label = transforms.augment_source(
-            *self.source(sample_index(self._seed, SOURCE, len(self.source), number)),
-            np.random.default_rng((self._seed, SOURCE, DRAWS, number)),
-            crop=self._crop,
-            max_ratio=self._max_ratio,
-            flip=self._flip,
-        )
+        image, label = self._source_sample(number)
         target, valid = transforms.augment_target(
             *self.target(sample_index(self._seed, TARGET, len(self.target), number)),
             np.random.default_rng((self._seed, TARGET, DRAWS, number)),
@@ -118,6 +114,22 @@ class TrainingSamples:
             "target_valid": valid,
             "index": np.asarray(number, np.int32),
         }
+
+    def _source_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self._seed, SOURCE, DRAWS, number))
+        how = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
+        if self._sampler is None:
+            index = sample_index(self._seed, SOURCE, len(self.source), number)
+            return transforms.augment_source(*self.source(index), rng, **how)
+        choice = self._sampler.draw(np.random.default_rng((self._seed, SOURCE, CLASSES, number)))
+        return transforms.augment_source_with(
+            *self.source(choice.picture),
+            rng,
+            class_id=choice.class_id,
+            more_than=self._sampler.crop_pixels,
+            tries=self._sampler.tries,
+            **how,
+        )
 
 
 def _read_source(
@@ -149,15 +161,21 @@ def _global_number(
 
 
 def train_batches(
-    config: Config, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    config: Config,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    sampler: rare_class.Sampler | None = None,
 ) -> Iterator[Batch]:
     """This host's part of the batches of steps `start_step` .. `train.steps` - 1: numpy arrays,
     uint8 pictures.
 
     Of a global batch, host h of n holds samples h*B/n .. (h+1)*B/n - 1; `index` is their global
-    number. Reading runs ahead in `data.workers` processes, or in threads. Errors of a sample are
-    raised when its batch is asked for. Raises UsageError at once for a data set that cannot be
-    opened or a batch that hosts cannot share.
+    number. `sampler` is the one of `rare_class.open_sampler` (None: opened here where the config
+    asks for it). Reading runs ahead in `data.workers` processes, or in threads. Errors of a
+    sample are raised when its batch is asked for. Raises UsageError at once for a data set that
+    cannot be opened or a batch that hosts cannot share.
     """
     batch = config.train.batch
     if batch % process_count:
@@ -166,7 +184,7 @@ def train_batches(
             f"change one of them."
         )
     block = batch // process_count
-    samples = TrainingSamples(config)
+    samples = TrainingSamples(config, sampler)
     number = functools.partial(
         _global_number, start_step=start_step, batch=batch, block=block, process_index=process_index
     )

@@ -144,6 +144,11 @@ class FolderLabelled(Folder):
             )
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
 
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The label of every picture, in their order."""
+        return self._labels
+
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
         path = self._labels[index]

@@ -166,6 +166,31 @@ def augment_source(
     return pad_to(image, crop, PAD_RGB), pad_to(label, crop, IGNORE)
 
 
+def augment_source_with(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    class_id: int,
+    more_than: float,
+    tries: int,
+    crop: tuple[int, int],
+    max_ratio: float,
+    flip: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`augment_source`, made again (crop and flip) at most `tries` times while the crop holds no
+    `more_than` so many pixels of the class; the last one is taken as it comes.
+
+    Peer: mmseg datasets/uda_dataset.py, whose first sample is followed by up to ten more.
+    """
+    sample = augment_source(image, label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    for _ in range(tries):
+        if np.count_nonzero(sample[1] == class_id) > more_than:
+            break
+        sample = augment_source(image, label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    return sample
+
+
 def augment_target(
     image: np.ndarray,
     valid: np.ndarray,

@@ -28,6 +28,7 @@ import numpy as np
 from mrm_jax import sharding
 from mrm_jax.config import Config
 from mrm_jax.data.pipeline import Example, evaluation_set, train_batches
+from mrm_jax.data.rare_class import open_sampler
 from mrm_jax.evaluation.evaluator import document
 from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
@@ -101,8 +102,10 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         checkpoints.close()
         hooks.write_report(workdir)
         return 0
+    sampler = open_sampler(config, say=screen.say)
     batches = train_batches(
         config,
+        sampler=sampler,
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -125,6 +128,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     seconds = time.perf_counter() - began
     screen.say(f"compiled the step in {seconds:.1f} s")
     begun_with = {"weights": facts["weights"]} if facts["weights"] else {}
+    if sampler:
+        begun_with["rare_class_sampling"] = sampler.facts(config.data.classes.names)
     folders.begin(workdir, config, {**hooks.device_facts(mesh, start), **begun_with})
     writer = Writer(workdir, step=start)
     writer.write(start, {"perf/compile_seconds": seconds})
