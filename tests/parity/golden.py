@@ -45,7 +45,7 @@ FAMILIES = {
     "metrics": "test_metrics.py",
     "imnet_feature_distance": "awaits the DAFormer method",
     "mic_block_mask": "awaits the MIC method",
-    "rcs_probs": "awaits the DAFormer method",
+    "rcs_probs": "test_rare_class.py",
     "step_dacs": "test_step.py",
     "step_daformer": "awaits the DAFormer method",
     "step_mic": "awaits the MIC method",
