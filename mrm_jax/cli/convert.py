@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -75,6 +76,13 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     `config`, if given, is the run that the network is for: its classes and what no tensor shows.
     Raises UsageError, or RunError for a folder that cannot be written.
     """
+    for pattern in arguments.allow_missing:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(
+                f"--allow_missing {pattern}: no regular expression, {error}."
+            ) from error
     if arguments.to_torch is not None:
         return _export(arguments)
     if arguments.dry_run:

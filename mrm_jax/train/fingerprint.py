@@ -55,14 +55,22 @@ def feature_norms(model: config.Model, tree: Mapping[str, Any]) -> list[float]:
     plain = replace(model, dtype="float32", remat="none", unroll=False)
     encoder = build_encoder(plain)
     variables = {name: found["encoder"] for name, found in tree.items() if "encoder" in found}
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(_cpu()), jax.default_matmul_precision("highest"):
         image = normalise(jax.numpy.asarray(picture()[None], jax.numpy.float32))
         run = partial(encoder.apply, mode="eval")
         # Run once: unoptimised code compiles several times faster.
-        options = {"xla_backend_optimization_level": 0}
+        options = {"xla_backend_optimization_level": 0} if _cpu().platform == "cpu" else None
         maps: Any = jax.jit(run, compiler_options=options)(variables, image)
     norms = [np.linalg.norm(np.asarray(x, np.float64)) for x in maps]
     return [float(f"{norm:.{DIGITS}g}") for norm in norms]
+
+
+def _cpu() -> Any:
+    """The CPU, where JAX was not told to do without."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def fingerprint(
