@@ -103,13 +103,15 @@ def _counted(
         pixels = np.bincount(label.ravel(), minlength=256)[:classes].astype(np.int64)
         return _Count((height, width), pixels)
 
-    total, told = len(pictures), time.monotonic()
+    total, began = len(pictures), time.monotonic()
+    told = began
     # A drawn scene holds Python's lock nearly all the time: threads would only take turns.
     with ThreadPoolExecutor(1 if domain.kind == "drawn" else THREADS) as pool:
         for done, found in enumerate(pool.map(count, range(total)), 1):
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
-                say(f"class statistics: {done} of {total} labels")
+                left = (told - began) / done * (total - done)
+                say(f"class statistics: {done} of {total} labels, about {left:.0f} s left")
             yield found
 
 

@@ -362,6 +362,15 @@ def test_counts_are_kept_in_the_root_and_read_from_there(tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_long_count_tells_how_far_it_is(tmp_path, monkeypatch):
+    config = _folder(tmp_path / "set", [_label(rider=400), _label(rider=80)])
+    monkeypatch.setattr(counting, "PROGRESS_SECONDS", 0.0)
+    told = []
+    _count(config, told)
+    assert told[1].startswith("class statistics: 1 of 2 labels, about 0 s left")
+    assert told[2].startswith("class statistics: 2 of 2 labels, about 0 s left")
+
+
 def test_a_changed_label_is_counted_again_in_the_same_file(tmp_path):
     config = _folder(tmp_path / "set", [_label(rider=400), _label(rider=80)])
     _count(config)
