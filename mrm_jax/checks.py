@@ -70,6 +70,7 @@ _COUNTS = (
     *(f"model.encoder.{n}" for n in ("mlp_ratio", "dilations")),
     *(f"model.decoder.{n}" for n in ("channels", "dilations", "low_channels")),
     *(f"model.multires.{n}" for n in ("detail", "offset_multiple", "attention_channels")),
+    "method.mic.block",
     *(f"method.mrm.{n}" for n in ("grid", "dim", "depth", "heads")),
 )
 """Fields that are at least 1, each of them where they hold several."""
@@ -103,6 +104,8 @@ def _check_numbers(config: Config) -> None:
         "method.ema_decay": config.method.ema_decay,
         "method.threshold": config.method.threshold,
         "method.mrm.ratio": config.method.mrm.ratio,
+        "method.mic.ratio": config.method.mic.ratio,
+        "method.feature_distance.min_share": config.method.feature_distance.min_share,
         "method.augment.jitter_probability": config.method.augment.jitter_probability,
         "method.augment.blur_probability": config.method.augment.blur_probability,
         "model.decoder.dropout": config.model.decoder.dropout,
@@ -250,6 +253,13 @@ def _check_method(config: Config) -> None:
         f"config.method.augmented_source is a control for source_only and target_only, "
         f"not for {method.kind}.",
     )
+    _require(
+        method.kind != "hrda" or config.model.multires.enabled,
+        "config.method.kind is 'hrda', but config.model.multires.enabled is False; add hrda=true "
+        "after the recipe.",
+    )
+    _check_mic(config)
+    _check_feature_distance(config)
     if not mrm.enabled:
         return
     _require(
@@ -264,4 +274,43 @@ def _check_method(config: Config) -> None:
     _require(
         mrm.dim % 4 == 0,
         f"config.method.mrm.dim is {mrm.dim}; the position table needs a multiple of 4.",
+    )
+
+
+def _check_mic(config: Config) -> None:
+    halves = config.method.kind == "mic" and config.method.mic.images == "both"
+    _require(
+        not halves or config.train.batch % 2 == 0,
+        f"config.train.batch is {config.train.batch}; config.method.mic.images=both masks half of "
+        "the source and half of the target pictures and needs an even batch.",
+    )
+
+
+def _check_feature_distance(config: Config) -> None:
+    """A frozen encoder has to come from somewhere; one with random weights would teach noise."""
+    options, weights = config.method.feature_distance, config.model.encoder.weights
+    _require(
+        options.weight >= 0,
+        f"config.method.feature_distance.weight is {options.weight}; it must be at least 0.",
+    )
+    if options.weight == 0:
+        return
+    found = weights if options.source == "weights" else options.checkpoint
+    where = (
+        "model.encoder.weights"
+        if options.source == "weights"
+        else ("method.feature_distance.checkpoint")
+    )
+    _require(
+        bool(found),
+        f"config.method.feature_distance.weight is {options.weight}, but config.{where} names no "
+        "frozen encoder. Name one, take that of a trained run "
+        "(config.method.feature_distance.source=checkpoint and .checkpoint=RUN), or set the weight "
+        "to 0.",
+    )
+    classes, names = options.classes, config.data.classes.names
+    _require(
+        not classes or any(name in names for name in classes),
+        f"config.method.feature_distance.classes has {', '.join(classes)}; none of them is in the "
+        "class table. Name some of its classes, or none to compare all cells.",
     )

@@ -18,8 +18,14 @@ from mrm_jax.options import UsageError as UsageError
 from mrm_jax.options import option
 from mrm_jax.options import runtime_fields as _runtime_fields
 
-TEACHER_METHODS = ("dacs",)
+TEACHER_METHODS = ("dacs", "daformer", "hrda", "mic")
 METHODS = ("source_only", "target_only", *TEACHER_METHODS)
+
+THINGS = (
+    *("light", "sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle"),
+    "bicycle",
+)
+"""Classes of countable objects, whose pretrained features are worth keeping (DAFormer sec. 3.4)."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +253,37 @@ class MRM:
 
 
 @dataclass(frozen=True)
+class FeatureDistance:
+    """Keeps the encoder's features of things near those of a frozen one (DAFormer sec. 3.4)."""
+
+    weight: float = option(0.0, "Weight of the loss; 0: off.", source="DAFormer: 0.005")
+    classes: tuple[str, ...] = option(
+        THINGS,
+        "Classes whose cells are compared; names that the class table lacks are left out. Empty: "
+        "all cells.",
+    )
+    min_share: float = option(
+        0.75, "Least share of a cell that its class has to cover.", source="DAFormer: 0.75"
+    )
+    source: Literal["weights", "checkpoint"] = option(
+        "weights", "The frozen encoder: config.model.encoder.weights, or that of `checkpoint`."
+    )
+    checkpoint: str | None = option(None, "Checkpoint whose encoder is the frozen one.")
+
+
+@dataclass(frozen=True)
+class MIC:
+    """Masked image consistency: pictures with blocks hidden (Hoyer et al., CVPR 2023)."""
+
+    weight: float = option(1.0, "Weight of the loss.", source="MIC: 1")
+    images: Literal["target", "both"] = option(
+        "target", "Augmented target pictures, or plain ones, half of source and half of target."
+    )
+    block: int = option(64, "Side of a hidden block, px.", source="MIC: 64, at 512 px crops 32")
+    ratio: float = option(0.7, "Share of blocks hidden, in expectation.", source="MIC: 0.7")
+
+
+@dataclass(frozen=True)
 class Augment:
     """Strong augmentation of the mixed picture (DACS; peer: kornia 0.5.8)."""
 
@@ -278,6 +315,8 @@ class Method:
         "batch", "Whose classes ClassMix draws from."
     )
     augment: Augment = option(Augment(), "Strong augmentation.")
+    feature_distance: FeatureDistance = option(FeatureDistance(), "Distance to frozen features.")
+    mic: MIC = option(MIC(), "Masked image consistency, in method mic.")
     mrm: MRM = option(MRM(), "Masked Representation Modeling.")
 
 

@@ -97,7 +97,7 @@ class Draws:
     `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
     `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented").
     `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...) and, for
-    a detail crop, "<pass>/detail".
+    a detail crop, "<pass>/detail"; and those of MIC's blocks, "masked".
     `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
     `module` keys: dropout and drop-path of every pass, by pass name.
     """
@@ -113,12 +113,14 @@ class Draws:
 class View:
     """What a pass looks at, always under stop-gradient.
 
-    `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W].
+    `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W]; `anchor` f[B,h,w,C] is
+    what a frozen encoder's last stage makes of the picture, or None.
     """
 
     image: Array
     label: Array
     weight: Array
+    anchor: Array | None = None
 
 
 @struct.dataclass
@@ -168,6 +170,9 @@ class Scalars:
     mrm_weight: Array
     mrm_ratio: Array
     detail_weight: Array
+    feature_distance_weight: Array
+    mic_weight: Array
+    mic_ratio: Array
 
 
 @struct.dataclass

@@ -70,8 +70,7 @@ class MultiRes(nn.Module):
             crops = [image[:, y : y + height, x : x + width] for y, x in corners]
             detail = jnp.concatenate(crops)
         else:
-            shape = (image.shape[0], height, width, image.shape[3])
-            detail = jax.lax.dynamic_slice(image, (0, offset[0], offset[1], 0), shape)
+            detail = crop(image, offset, (height, width))
         return {"context": context, "detail": self.encoder(detail, mode)}
 
     def decode(
@@ -91,8 +90,7 @@ class MultiRes(nn.Module):
         attention = attention * self._inside(attention, offset, extent)
         context = (1 - attention) * context
         empty = jnp.zeros((detail.shape[0], *canvas, detail.shape[-1]), detail.dtype)
-        corner = (0, offset[0] // self.stride, offset[1] // self.stride, 0)
-        placed = jax.lax.dynamic_update_slice(empty, detail, corner)
+        placed = jax.lax.dynamic_update_slice(empty, detail, _corner(offset // self.stride, 4))
         fused = _fused(context, attention, placed)
         logits = {"main": fused, "context": context, "detail": detail}
         return SegOutput(logits, maps, offset, extent)
@@ -134,6 +132,18 @@ class MultiRes(nn.Module):
             total = total.at[tuple(place)].add(logits[i * batch : (i + 1) * batch])
             count[tuple(place)] += 1
         return total / jnp.asarray(count, total.dtype)
+
+
+def crop(x: Array, offset: Array, size: Size) -> jax.Array:
+    """The part of `size` of every `x` [B, H, W, ...] that starts at `offset` i32[2] (top, left)."""
+    x = jnp.asarray(x)
+    shape = (x.shape[0], *size, *x.shape[3:])
+    return jax.lax.dynamic_slice(x, _corner(offset, x.ndim), shape)
+
+
+def _corner(offset: Array, rank: int) -> tuple[jax.Array, ...]:
+    zero = jnp.zeros_like(offset[0])
+    return (zero, offset[0], offset[1], *[zero] * (rank - 3))
 
 
 def _fused(context: jax.Array, attention: jax.Array, detail: jax.Array) -> jax.Array:

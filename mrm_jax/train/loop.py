@@ -36,7 +36,7 @@ from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
-from mrm_jax.train.start import first_state, load
+from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import Program, build
 from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
@@ -95,6 +95,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     checkpoints = Checkpoints(workdir / FOLDER, keep=config.train.keep)
     start = checkpoints.latest() or 0
     weights = load(config) if checkpoints.latest() is None else None
+    anchor = frozen_encoder(config, workdir)
     examples = evaluation_set(config)
     _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     if start >= config.train.steps:
@@ -119,7 +120,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     told = () if weights is None else weights.lines()
     for line in (*banner(mesh, str(workdir), state, start), *told):
         screen.say(line)
-    frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
+    frozen = jax.device_put(program.frozen(config, anchor), sharding.replicated(mesh))
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
     screen.say("compiling the step ...")
     began = time.perf_counter()

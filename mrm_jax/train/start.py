@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,17 @@ from mrm_jax.convert.network import Network, leaves
 from mrm_jax.convert.network import load as load_file
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.recipes import ENCODERS
-from mrm_jax.train.checkpoint import Checkpoints, load_run
+from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint, lines
 from mrm_jax.train.step import Program
 from mrm_jax.types import TrainState
+from mrm_jax.uda.methods import has_feature_distance
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"
+ANCHOR = "method.feature_distance.checkpoint"
+FROZEN = "frozen"
+"""Folder of a run that keeps the encoder which the feature distance compares with."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,44 @@ def load(config: Config) -> Start | None:
     with the option to change.
     """
     path, weights = config.train.init_from, config.model.encoder.weights
-    if path is None and weights is None:
-        return None
-    field = INIT_FROM if path is not None else ENCODER_WEIGHTS
-    opened = _open(path or weights or "", field)
-    notes = [] if path is None or weights is None else [f"{ENCODER_WEIGHTS} is not read: {field}."]
-    tree = opened.tree
     if path is None:
+        return None if weights is None else _read(config, weights, ENCODER_WEIGHTS)
+    start = _read(config, path, INIT_FROM)
+    unread = () if weights is None else (f"{ENCODER_WEIGHTS} is not read: {INIT_FROM}.",)
+    return replace(start, notes=(*unread, *start.notes))
+
+
+def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """{"params", "batch_stats"}, numpy, of the encoder that the feature distance compares with;
+    None where it is off.
+
+    It is read once and kept in the run's own folder, so that a resumed run compares with the same
+    one whatever became of the file. Raises UsageError as `load`.
+    """
+    options, folder = config.method.feature_distance, workdir / FROZEN
+    if not has_feature_distance(config.method):
+        return None
+    if folder.is_dir():
+        tree = load_run(folder).student
+    else:
+        of_run = options.source == "checkpoint"
+        path = options.checkpoint if of_run else config.model.encoder.weights
+        start = _read(config, path or "", ANCHOR if of_run else ENCODER_WEIGHTS)
+        if missing := start.fingerprint.get("missing"):
+            raise UsageError(
+                f"config.{ANCHOR if of_run else ENCODER_WEIGHTS} is {path}, which lacks "
+                f"{missing[0]}; the frozen encoder of the feature distance has to be whole."
+            )
+        tree = start.variables
+        save_network(folder, tree, {"config": asdict(config), "weights": start.fingerprint})
+    return {name: tree.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
+
+
+def _read(config: Config, path: str, field: str) -> Start:
+    """The weights at `path`: all of them for INIT_FROM, else the encoder's."""
+    opened = _open(path, field)
+    tree = opened.tree
+    if field != INIT_FROM:
         tree = {name: {"encoder": found.get("encoder", {})} for name, found in tree.items()}
     elif not opened.whole:
         raise UsageError(
@@ -83,8 +118,7 @@ def load(config: Config) -> Start | None:
     _check_model(config, opened, field)
     missing = _check_leaves(config, tree, opened.absent, field)
     found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
-    notes += _notes(config, opened)
-    return Start(tree, found, tuple(notes))
+    return Start(tree, found, tuple(_notes(config, opened)))
 
 
 def first_state(

@@ -13,7 +13,7 @@ from mrm_jax.config import Config, detail_crop
 from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.rngs import stream
 from mrm_jax.train.optimizer import adam
-from mrm_jax.types import Array, Frozen, Scalars, TrainState
+from mrm_jax.types import Array, Frozen, Scalars, TrainState, Tree
 from mrm_jax.uda.methods import has_teacher
 
 
@@ -94,10 +94,15 @@ def scalars(config: Config) -> Scalars:
         "mrm_weight": method.mrm.weight,
         "mrm_ratio": method.mrm.ratio,
         "detail_weight": config.model.multires.detail_weight,
+        "feature_distance_weight": method.feature_distance.weight,
+        "mic_weight": method.mic.weight,
+        "mic_ratio": method.mic.ratio,
     }
     return Scalars(**{name: jnp.asarray(value, float) for name, value in values.items()})
 
 
-def frozen(config: Config) -> Frozen:
-    """What the step reads and never changes."""
-    return Frozen(scalars(config), {}, {})
+def frozen(config: Config, encoder: Tree | None = None) -> Frozen:
+    """What the step reads and never changes. encoder: {"params", "batch_stats"} of the one that the
+    feature distance compares with."""
+    encoder = encoder or {}
+    return Frozen(scalars(config), encoder.get("params", {}), encoder.get("batch_stats", {}))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mrm_jax.config import Config
 from mrm_jax.models.layers import fold_moments
-from mrm_jax.ops.mask import hidden
+from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
 from mrm_jax.train import optimizer
@@ -36,7 +36,7 @@ from mrm_jax.types import (
 )
 from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import detail_offsets, draw
-from mrm_jax.uda.methods import Pass, has_teacher, passes
+from mrm_jax.uda.methods import Pass, has_feature_distance, has_teacher, passes
 from mrm_jax.uda.pseudo_label import PseudoLabel
 from mrm_jax.uda.views import make_views, normalise_batch
 
@@ -50,7 +50,8 @@ class Program(NamedTuple):
     step_with(state, frozen, batch, draws) -> (TrainState, metrics): `batch` normalised.
     train_step(state, frozen, batch) -> (TrainState, metrics): `batch` uint8, from the loader.
     inspect(state, frozen, batch) -> dict: pictures for panels, u8.
-    frozen(config) -> Frozen: with the traced scalars of `config`.
+    frozen(config, encoder) -> Frozen: with the traced scalars of `config` and the encoder of the
+    feature distance (None: without).
     """
 
     networks: Networks
@@ -60,7 +61,7 @@ class Program(NamedTuple):
     step_with: Callable[[TrainState, Frozen, Batch, Draws], tuple[TrainState, Metrics]]
     train_step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
     inspect: Callable[[TrainState, Frozen, Batch], dict[str, jax.Array]]
-    frozen: Callable[[Config], Frozen]
+    frozen: Callable[..., Frozen]
 
 
 class _Run(NamedTuple):
@@ -83,9 +84,15 @@ def build(config: Config, networks: Networks | None = None) -> Program:
     gradient was not finite, and then the state comes back exactly as it went in, step number
     included.
     """
-    run = _Run(config, networks or states.networks(config), passes(config.method))
-    grid, offsets = config.method.mrm.grid, detail_offsets(config)
-    drawn = partial(draw, passes=run.passes, grid=grid, offsets=offsets)
+    rows = passes(config.method, config.data.classes.names)
+    run = _Run(config, networks or states.networks(config), rows)
+    drawn = partial(
+        draw,
+        passes=run.passes,
+        grid=config.method.mrm.grid,
+        blocks=block_grid(config.data.crop, config.method.mic.block),
+        offsets=detail_offsets(config),
+    )
     return Program(
         networks=run.modules,
         init=partial(states.init, config, run.modules),
@@ -162,7 +169,7 @@ def _teach(
 def _views(
     run: _Run, pseudo: PseudoLabel | None, batch: Batch, draws: Draws, frozen: Frozen
 ) -> dict[str, View]:
-    return make_views(
+    views = make_views(
         pseudo,
         batch,
         draws,
@@ -171,6 +178,22 @@ def _views(
         method=run.config.method,
         num_classes=run.num_classes,
     )
+    if has_feature_distance(run.config.method):
+        views["source"] = replace(views["source"], anchor=_anchor(run, frozen, batch.source.image))
+    return views
+
+
+def _anchor(run: _Run, frozen: Frozen, image: Array) -> jax.Array:
+    """The frozen encoder's last map of pictures f[B, H, W, 3]; under HRDA of the context."""
+    encoder = {"params": frozen.imagenet_params, "batch_stats": frozen.imagenet_batch_stats}
+    applied: Any = run.modules.segmentor.apply(
+        {name: {"encoder": tree} for name, tree in encoder.items()},
+        image,
+        mode="eval",
+        offset=jnp.zeros(2, jnp.int32),
+        method="encode",
+    )
+    return jax.lax.stop_gradient(applied["context"][-1])
 
 
 def _finite(tree: Any) -> jax.Array:

@@ -20,7 +20,7 @@ from mrm_jax.types import Array, Draws, Jitter
 from mrm_jax.uda.methods import Pass
 
 LABEL_VALUES = 256
-AUGMENTED_VIEWS = ("mixed", "augmented")
+AUGMENTED_VIEWS = ("mixed", "augmented", "masked")
 
 
 class Offsets(NamedTuple):
@@ -35,7 +35,8 @@ class Offsets(NamedTuple):
 
     def draw(self, key: jax.Array) -> jax.Array:
         """i32[2] (top, left), px: one for the whole batch."""
-        return jax.random.randint(key, (2,), 0, np.asarray(self.counts)) * self.multiple
+        counts = np.asarray(self.counts, np.int32)
+        return jax.random.randint(key, (2,), 0, counts, jnp.int32) * self.multiple
 
 
 def detail_offsets(config: Config) -> Offsets | None:
@@ -60,28 +61,34 @@ def draw(
     *,
     passes: Sequence[Pass],
     grid: tuple[int, int],
+    blocks: tuple[int, int] = (1, 1),
     offsets: Offsets | None = None,
 ) -> Draws:
     """The draws of one step for the samples `index` i32[B], all floats in float32.
 
     root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
-    mask. offsets: where HRDA's detail crops may start, None without HRDA.
+    mask. blocks: rows and columns of MIC's. offsets: where HRDA's detail crops may start, None
+    without HRDA.
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}
+    grids = {row.name: grid for row in passes if row.transform == "rebuild"}
+    if offsets:
+        grids |= {f"{name}/detail": grid for name in grids}
+    if "masked" in views:
+        grids["masked"] = blocks
+    mask: dict[str, Array] = {
+        name: _uniform(root, f"mask/{name}", step, index, cells) for name, cells in grids.items()
+    }
     return Draws(
         mix=_uniform(root, "mix", step, index, (LABEL_VALUES,)),
         augment={
-            name: _jitter(root, f"augment/{name}", step, index)
+            # MIC draws one order and one sigma for all pictures of its view.
+            name: _jitter(root, f"augment/{name}", step, index, shared=name == "masked")
             for name in AUGMENTED_VIEWS
             if name in views
         },
-        mask={
-            name: _uniform(root, f"mask/{name}", step, index, grid)
-            for row in passes
-            if row.transform == "rebuild"
-            for name in (row.name, *((f"{row.name}/detail",) if offsets else ()))
-        },
+        mask=mask,
         offset={
             row.name: offsets.draw(stream(root, f"offset/{row.name}", step))
             for row in passes
@@ -107,13 +114,15 @@ def _uniform(
     return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32, low, 1.0))(keys)
 
 
-def _jitter(root: jax.Array, name: str, step: Array | int, index: Array) -> Jitter:
+def _jitter(root: jax.Array, name: str, step: Array | int, index: Array, *, shared: bool) -> Jitter:
+    """`shared`: order and sigma are those of sample 0 for every sample."""
+    common = jnp.zeros_like(index) if shared else index
     switches = jax.random.uniform(stream(root, f"{name}/switches", step), (2,), jnp.float32)
-    order = _uniform(root, f"{name}/order", step, index, (4,))
+    order = _uniform(root, f"{name}/order", step, common, (4,))
     return Jitter(
         jitter_u=switches[0],
         blur_u=switches[1],
         strength=_uniform(root, f"{name}/strength", step, index, (4,), -1.0),
         order=jnp.argsort(order, axis=-1).astype(jnp.int32),
-        sigma_u=_uniform(root, f"{name}/sigma", step, index, ()),
+        sigma_u=_uniform(root, f"{name}/sigma", step, common, ()),
     )

@@ -1,17 +1,19 @@
 """Every method as data: a tuple of passes. The step runs whatever stands here and knows no method
 by name.
 
-Sources: DACS (Tranheden et al., 2021); MRM (Zhou et al., CVPR 2026), which adds one pass to any
-method with a teacher.
+Sources: DACS (Tranheden et al., 2021); DAFormer and HRDA (Hoyer et al., 2022), which differ from it
+in what the source is judged by, in data and in network; MIC (Hoyer et al., CVPR 2023), which adds
+a pass; MRM (Zhou et al., CVPR 2026), which adds one to any method with a teacher.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from mrm_jax.config import TEACHER_METHODS, Method
-from mrm_jax.uda.objectives import Objective, cross_entropy
+from mrm_jax.uda.objectives import Objective, cross_entropy, feature_distance
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,19 @@ class Pass:
 SOURCE = Pass("source", "source", (cross_entropy,))
 AUGMENTED = Pass("augmented", "augmented", (cross_entropy,))
 MIXED = Pass("mixed", "mixed", (cross_entropy,))
+MASKED = Pass("masked", "masked", (cross_entropy,), weight="mic_weight")
 REBUILT = Pass("reconstructed", "target", (cross_entropy,), "rebuild", "mrm_weight")
 REBUILT_TARGET = replace(REBUILT, name="reconstructed_target")
 REBUILT_SOURCE = replace(REBUILT, name="reconstructed_source", view="source")
 
-_BASE = {"source_only": (SOURCE,), "target_only": (SOURCE,), "dacs": (SOURCE, MIXED)}
+_BASE = {
+    "source_only": (SOURCE,),
+    "target_only": (SOURCE,),
+    "dacs": (SOURCE, MIXED),
+    "daformer": (SOURCE, MIXED),
+    "hrda": (SOURCE, MIXED),
+    "mic": (SOURCE, MIXED, MASKED),
+}
 _REBUILT = {
     "target": (REBUILT,),
     "source": (REBUILT_SOURCE,),
@@ -45,14 +55,31 @@ _REBUILT = {
 }
 
 
-def passes(method: Method) -> tuple[Pass, ...]:
-    """The passes of a method, in the order in which their BatchNorm moments are folded."""
+def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
+    """The passes of a method, in the order in which their BatchNorm moments are folded.
+
+    classes: names of the class table, among which the feature distance finds its own.
+    """
     rows = _BASE[method.kind]
+    if has_feature_distance(method):
+        wanted = method.feature_distance.classes
+        distance = partial(
+            feature_distance,
+            classes=tuple(i for i, c in enumerate(classes) if c in wanted) if wanted else None,
+            num_classes=len(classes),
+            min_share=method.feature_distance.min_share,
+        )
+        rows = (replace(SOURCE, objectives=(cross_entropy, distance)), *rows[1:])
     if method.augmented_source:
         rows += (AUGMENTED,)
     if method.mrm.enabled:
         rows += _REBUILT[method.mrm.images]
     return rows
+
+
+def has_feature_distance(method: Method) -> bool:
+    """Whether a frozen encoder is compared with."""
+    return method.feature_distance.weight > 0
 
 
 def has_teacher(method: Method) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from mrm_jax.models.multires import crop
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
 
@@ -59,10 +61,63 @@ def cross_entropy(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
     loss = weighted_cross_entropy(output.logits["main"], view.label, view.weight)
     if output.offset is None or output.extent is None:
         return loss, {"ce": loss}
-    top, left = output.offset
-    at, extent = (0, top, left), (view.label.shape[0], *output.extent)
-    label = jax.lax.dynamic_slice(jnp.asarray(view.label), at, extent)
-    weight = jax.lax.dynamic_slice(jnp.asarray(view.weight), at, extent)
+    label = crop(view.label, output.offset, output.extent)
+    weight = crop(view.weight, output.offset, output.extent)
     detail = weighted_cross_entropy(output.logits["detail"], label, weight)
     share = jnp.asarray(call.scalars.detail_weight, loss.dtype)
     return (1 - share) * loss + share * detail, {"ce_fused": loss, "ce_detail": detail}
+
+
+def feature_distance(
+    call: Call,
+    key: jax.Array,
+    *,
+    classes: tuple[int, ...] | None,
+    num_classes: int,
+    min_share: float,
+) -> tuple[jax.Array, Metrics]:
+    """Times its weight, the mean distance of the last map to the view's anchor over the cells of
+    `classes` (None: all cells); metric `feature_distance`, unweighted. Draws nothing from `key`.
+
+    The distance of a cell is the Euclidean norm over channels. Without such a cell, and where two
+    maps are equal, loss and gradient are 0 (the reference's loss is NaN there, its gradient 0).
+    Source: DAFormer eq. 8; peer: mmseg `uda/dacs.py`, `calc_feat_dist`.
+    """
+    del key
+    features, anchor = call.output.features[-1], call.view.anchor
+    if anchor is None:
+        raise ValueError("The feature distance needs a view with an anchor.")
+    size = (features.shape[1], features.shape[2])
+    label = majority_label(call.view.label, size, num_classes=num_classes, min_share=min_share)
+    chosen = jnp.ones(label.shape, bool)
+    if classes is not None:
+        ids = jnp.asarray(classes, label.dtype).reshape(1, 1, 1, -1)
+        chosen = (label[..., None] == ids).any(-1)
+    wide = jnp.promote_types(features.dtype, jnp.float32)
+    squared = jnp.square(features.astype(wide) - jnp.asarray(anchor).astype(wide)).sum(-1)
+    counted = chosen & (squared > 0)  # the root's slope at 0 is infinite
+    distance = jnp.where(counted, jnp.sqrt(jnp.where(counted, squared, 1)), 0)
+    mean = distance.sum() / jnp.maximum(chosen.sum(), 1).astype(wide)
+    weight = jnp.asarray(call.scalars.feature_distance_weight, wide)
+    return weight * mean, {"feature_distance": mean}
+
+
+def majority_label(
+    label: Array, size: tuple[int, int], *, num_classes: int, min_share: float
+) -> jax.Array:
+    """i32[B, *size]: the most frequent label of every cell; 255 where that is 255, or covers less
+    than `min_share` of the cell.
+
+    label: i[B, H, W], below `num_classes` or 255, which counts as a label too. A cell is a square
+    of W // width px; rows and columns beyond the last whole cell are cut off; among equals the
+    lowest label wins. Source: peer mmseg `utils/dacs_transforms`, `downscale_label_ratio`.
+    """
+    label = jnp.asarray(label)
+    side, count = label.shape[2] // size[1], min(num_classes, IGNORE)
+    cells = label[:, : side * size[0], : side * size[1]]
+    cells = cells.reshape(-1, size[0], side, size[1], side, 1)
+    ids = np.append(np.arange(count), IGNORE)
+    same = cells == jnp.asarray(ids, label.dtype).reshape(1, 1, 1, 1, 1, -1)
+    share = same.mean((2, 4), dtype=jnp.float32)
+    winner = jnp.asarray(ids, jnp.int32)[share.argmax(-1)]
+    return jnp.where(share.max(-1) >= min_share, winner, IGNORE)

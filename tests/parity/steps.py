@@ -2,7 +2,7 @@
 step, and what our step gives under the names that a case stores it with.
 
 Everything runs in float64 through `train.step.build`, as training runs it. A method that arrives
-later adds: to `method` its options, to `LOSSES` its metrics, to `CHOICES` its stored draws.
+later adds: to `method` its options, to `losses` its metrics, to `CHOICES` its stored draws.
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ from mrm_jax.types import Batch, Draws, Frozen, Labelled, TrainState, Unlabelled
 
 Arrays = dict[str, Any]
 
-# Name in the reference's log -> our metric.
-LOSSES = {
-    "decode.loss_seg": "source/ce",
-    "mix.decode.loss_seg": "mixed/ce",
-    "mrm.decode.loss_seg": "reconstructed/ce",
-}
+# What stands before a loss in the reference's log -> our pass.
+PASSES = {"": "source", "mix.": "mixed", "masked.": "masked", "mrm.": "reconstructed"}
 # Stored, without a counterpart of ours: accuracies, which we do not log; `loss`, the last logged
 # loss over again; the teacher's logits, which the pseudo-labels and the mixed loss follow from.
 NOT_OURS = r"log_\d+/(.*acc_seg|loss)|ema_logits_every8_\d+"
@@ -40,42 +36,69 @@ HALFWAY = 0.5
 ENDLESS = 10**18
 
 
-def method(uda: Mapping[str, Any], mrm: Mapping[str, Any], rebuilder: Mapping[str, Any]) -> Any:
-    """`config.Method` of a case; ValueError for an option that no method of ours has."""
-    beyond = [key for key in ("imnet_feature_dist_lambda", "mask_mode") if uda[key]]
-    if uda["type"] != "DACS" or beyond:
-        raise ValueError(f"the stored method is {uda['type']} with {beyond}; no method here is")
+def method(uda: Mapping[str, Any]) -> config.Method:
+    """`config.Method` of a case, without MRM; ValueError for one that no method of ours is."""
+    mode, distance = uda["mask_mode"], uda["imnet_feature_dist_lambda"]
+    images = {"separatetrg": "target", "separatetrgaug": "target", "separate": "both", None: None}
+    if uda["type"] != "DACS" or mode not in images:
+        raise ValueError(f"the stored method is {uda['type']} with masks {mode}; no method here is")
+    kind = "mic" if mode else "daformer" if distance else "dacs"
     return config.Method(
-        kind="dacs",
+        kind=kind,
         ema_decay=uda["alpha"],
         threshold=uda["pseudo_threshold"],
         augment=config.Augment(jitter_probability=0.0, blur_probability=0.0),
-        mrm=config.MRM(
-            enabled=mrm["enabled"],
-            weight=mrm["loss_weight"],
+        feature_distance=config.FeatureDistance(
+            weight=distance,
+            classes=tuple(f"class {i}" for i in uda["imnet_feature_dist_classes"] or ()),
+            min_share=uda["imnet_feature_dist_scale_min_ratio"] or 0.0,
+        ),
+        mic=config.MIC(
+            weight=uda["mask_lambda"],
+            images=images[mode] or "target",
             ratio=HALFWAY,
-            grid=(mrm["grid"], mrm["grid"]),
-            dim=mrm["embed_dim"],
-            depth=rebuilder["depth"],
-            heads=mrm["num_heads"],
         ),
     )
+
+
+def rebuilder(case: Case) -> config.MRM:
+    """`config.MRM` of a case; off where it has none."""
+    stored, options = case.meta["mrm"], case.meta["optimizer"]
+    if not stored:
+        return config.MRM()
+    shown = describe(case.groups["sd_rebuilder"], "rebuilder")["rebuilder"]
+    return config.MRM(
+        enabled=stored["enabled"],
+        weight=stored["loss_weight"],
+        ratio=HALFWAY,
+        grid=(stored["grid"], stored["grid"]),
+        dim=stored["embed_dim"],
+        depth=shown["depth"],
+        heads=stored["num_heads"],
+        learning_rate=options["lr"],
+        decay_norms=_norms_decayed(options),
+    )
+
+
+def _norms_decayed(options: Mapping[str, Any]) -> bool:
+    keys = options["paramwise_cfg"]["custom_keys"]
+    return keys.get("norm", {}).get("decay_mult", 1.0) > 0
 
 
 def configuration(case: Case) -> config.Config:
     """The run that a case is a step of; sizes from its tensors, the rest from its sidecar."""
     meta, options = case.meta, case.meta["optimizer"]
-    shown = describe(case.groups["sd_rebuilder"], "rebuilder")["rebuilder"]
     stored = meta["model"]
     model = segmentor_config(case.groups["sd_student"], "segmentor", stored)
     keys = options["paramwise_cfg"]["custom_keys"]
-    decayed = keys.get("norm", {}).get("decay_mult", 1.0) > 0
     names = tuple(f"class {i}" for i in range(stored["decode_head"]["num_classes"]))
-    adapted = method(meta["uda"], meta["mrm"], shown)
+    adapted, crop = method(meta["uda"]), case.groups["in"]["img_0"].shape[2:]
+    # Blocks as the case stores them, whatever side its generator was given.
+    block = crop[0] // case.groups["in"].get("mic_mask_0", np.zeros((1, 1, 1, 1))).shape[2]
     return config.Config(
         data=config.Data(
             classes=config.Classes(names, ((0, 0, 0),) * len(names)),
-            crop=case.groups["in"]["img_0"].shape[2:],
+            crop=crop,
         ),
         model=replace(
             model,
@@ -83,15 +106,12 @@ def configuration(case: Case) -> config.Config:
             decoder=replace(model.decoder, dropout=stored["decode_head"].get("dropout_ratio", 0.0)),
             unroll=False,  # compiles faster
         ),
-        method=replace(
-            adapted,
-            mrm=replace(adapted.mrm, learning_rate=options["lr"], decay_norms=decayed),
-        ),
+        method=replace(adapted, mrm=rebuilder(case), mic=replace(adapted.mic, block=block)),
         optimizer=config.Optimizer(
             learning_rate=options["lr"],
             decoder_multiplier=keys["head"]["lr_mult"],
             weight_decay=options["weight_decay"],
-            decay_encoder_norms=decayed,
+            decay_encoder_norms=_norms_decayed(options),
             warmup=0.0,
             beta1=options["betas"][0],
             beta2=options["betas"][1],
@@ -104,10 +124,10 @@ def state(case: Case, options: config.Config) -> TrainState:
     """The state before the first stored iteration; Adam has seen none yet."""
     student = import_torch(case.groups["sd_student"], "segmentor")
     taught = import_torch(case.groups["sd_teacher"], "segmentor")
-    rebuilder = import_torch(case.groups["sd_rebuilder"], "rebuilder")
-    trees = (student, taught, rebuilder)
-    student, taught, rebuilder = jax.tree.map(lambda x: np.asarray(x, np.float64), trees)
-    params = {"segmentor": student["params"], "rebuilder": rebuilder["params"]}
+    rebuilt = case.groups.get("sd_rebuilder") if case.meta["mrm"] else None
+    rebuilt = import_torch(rebuilt, "rebuilder") if rebuilt else {"params": {}}
+    student, taught, rebuilt = _wide((student, taught, rebuilt))
+    params = {"segmentor": student["params"], "rebuilder": rebuilt["params"]}
     return TrainState(
         step=np.asarray(case.meta["start_iter"], np.int32),
         params=params,
@@ -117,6 +137,20 @@ def state(case: Case, options: config.Config) -> TrainState:
         opt_state=jax.jit(adam(options.optimizer).init)(params),
         root_key=np.zeros(2, np.uint32),
     )
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def frozen(case: Case, numbers: Frozen) -> Frozen:
+    """`numbers` with the frozen encoder of a case, where it has one."""
+    stored = case.groups.get("sd_imnet")
+    if not stored:
+        return numbers
+    kind = "resnet_v1c" if any(key.endswith("stem.0.weight") for key in stored) else "mit"
+    encoder = _wide(import_torch(stored, kind))
+    return Frozen(numbers.scalars, encoder["params"], encoder["batch_stats"])
 
 
 def batch(case: Case, i: int) -> Batch:
@@ -129,6 +163,8 @@ def batch(case: Case, i: int) -> Batch:
     valid = np.ones((count, height, width), np.uint8)
     valid[:, : uda["pseudo_weight_ignore_top"]] = 0
     valid[:, height - uda["pseudo_weight_ignore_bottom"] :] = 0
+    if (stored := given.get(f"valid_pseudo_mask_{i}")) is not None:
+        valid *= stored[:, 0].astype(np.uint8)
     label = given[f"gt_{i}"][:, 0].astype(np.int32)
     return Batch(
         Labelled(source, label), Unlabelled(target, valid), np.arange(count, dtype=np.int32)
@@ -142,12 +178,21 @@ def _mixed_classes(given: Arrays, i: int, draws: Draws) -> Draws:
     return replace(draws, mix=scores)
 
 
-def _rebuilder_mask(given: Arrays, i: int, draws: Draws) -> Draws:
-    visible = given[f"rebuilder_mask_{i}"][:, 0]
-    return replace(draws, mask={name: visible for name in draws.mask})
+def _masks(given: Arrays, i: int, draws: Draws) -> Draws:
+    """MIC's blocks and the Rebuilder's tokens: 1 is visible in both."""
+    stored = {name: "mic_mask" if name == "masked" else "rebuilder_mask" for name in draws.mask}
+    masks = {name: given[f"{key}_{i}"][:, 0] for name, key in stored.items()}
+    return replace(draws, mask=masks)
 
 
-CHOICES: tuple[Callable[[Arrays, int, Draws], Draws], ...] = (_mixed_classes, _rebuilder_mask)
+def _corners(given: Arrays, i: int, draws: Draws) -> Draws:
+    """Box k is that of the k-th forward of the student; (top, bottom, left, right)."""
+    order = [name for name in PASSES.values() if name in draws.offset]
+    boxes = {name: given[f"hr_crop_boxes_{i}"][k] for k, name in enumerate(order)}
+    return replace(draws, offset={n: box[[0, 2]].astype(np.int32) for n, box in boxes.items()})
+
+
+CHOICES: tuple[Callable[[Arrays, int, Draws], Draws], ...] = (_mixed_classes, _masks, _corners)
 
 
 @dataclass(frozen=True)
@@ -165,10 +210,10 @@ def compiled(case: Case) -> Compiled:
     options = configuration(case)
     program = build(options)
     start, first = state(case, options), batch(case, 0)
-    frozen = program.frozen(options)
+    given = frozen(case, program.frozen(options))
     draws = jax.device_get(jax.jit(program.draw)(start.root_key, start.step, first.index))
-    step = jax.jit(program.step_with).lower(start, frozen, first, draws).compile()
-    return Compiled(program, frozen, draws, step)
+    step = jax.jit(program.step_with).lower(start, given, first, draws).compile()
+    return Compiled(program, given, draws, step)
 
 
 def iterations(case: Case, ours: Compiled) -> Iterator[Arrays]:
@@ -185,12 +230,27 @@ def iterations(case: Case, ours: Compiled) -> Iterator[Arrays]:
         now = after
 
 
+def losses(case: Case, metrics: Mapping[str, jax.Array]) -> Arrays:
+    """Our losses under the names of the reference's log, weighted as it logs them."""
+    found: Arrays = {}
+    head = case.meta["model"]["decode_head"]
+    for prefix, name in PASSES.items():
+        if f"{name}/ce" in metrics:
+            found[f"{prefix}decode.loss_seg"] = metrics[f"{name}/ce"]
+        elif f"{name}/ce_fused" in metrics:
+            share = head["hr_loss_weight"]
+            found[f"{prefix}decode.loss_seg"] = (1 - share) * metrics[f"{name}/ce_fused"]
+            found[f"{prefix}decode.hr.loss_seg"] = share * metrics[f"{name}/ce_detail"]
+    if "source/feature_distance" in metrics:
+        weight = case.meta["uda"]["imnet_feature_dist_lambda"]
+        found["src.loss_imnet_feat_dist"] = weight * metrics["source/feature_distance"]
+    return found
+
+
 def _metrics(case: Case, metrics: Mapping[str, jax.Array], i: int) -> Arrays:
     prefix = f"log_{i}/"
-    stored = [name[len(prefix) :] for name in case.groups["out64"] if name.startswith(prefix)]
-    losses = {prefix + name: metrics[LOSSES[name]] for name in stored if name in LOSSES}
     return {
-        **losses,
+        **{prefix + name: value for name, value in losses(case, metrics).items()},
         f"pseudo_weight_{i}": metrics["teacher/confident_share"],
         f"pseudo_class_share_{i}": metrics["teacher/class_share"],
     }
@@ -226,10 +286,11 @@ def _named(params: Mapping[str, Any], holder: TrainState) -> dict[str, np.ndarra
     """A tree like the parameters, under the names of the case."""
     variables = {"params": params["segmentor"], "batch_stats": holder.batch_stats}
     network = export_torch(variables, "segmentor")
-    rebuilder = export_torch({"params": params["rebuilder"], "batch_stats": {}}, "rebuilder")
-    return {f"model.{key}": value for key, value in network.items()} | {
-        f"rebuilder.{key}": value for key, value in rebuilder.items()
-    }
+    named = {f"model.{key}": value for key, value in network.items()}
+    if params["rebuilder"]:
+        rebuilt = export_torch({"params": params["rebuilder"], "batch_stats": {}}, "rebuilder")
+        named |= {f"rebuilder.{key}": value for key, value in rebuilt.items()}
+    return named
 
 
 def _norms(named: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:

@@ -5,40 +5,45 @@ The functions called here are the ones that a training step calls.
 
 import re
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare import check, difference, tolerance
-from golden import cases, load
+from golden import Case, cases, load
+from networks import nchw, nhwc
 
 from mrm_jax import convert
 from mrm_jax.config import Config, Decoder, Method, Model, Optimizer, Train
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.augment import blur_kernel_size, colour_jitter, gaussian_blur
+from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import from_unit, to_unit
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.train import optimizer
 from mrm_jax.train.state import scalars
-from mrm_jax.types import Batch, Labelled, Unlabelled
+from mrm_jax.types import Batch, Labelled, Scalars, SegOutput, Unlabelled, View
 from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import draw
 from mrm_jax.uda.methods import passes
-from mrm_jax.uda.objectives import weighted_cross_entropy
+from mrm_jax.uda.objectives import (
+    Call,
+    feature_distance,
+    majority_label,
+    weighted_cross_entropy,
+)
 from mrm_jax.uda.pseudo_label import PseudoLabel
 from mrm_jax.uda.views import make_views
-
-
-def _nhwc(x):
-    return x.transpose(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("name", cases("pseudo_label_and_ce"))
 def test_pseudo_labels_and_weights(name):
     case = load(name)
     given, out = case.groups["in"], case.groups["out"]
-    logits, ones = _nhwc(given["logits"]), np.ones(out["pseudo_label"].shape, np.uint8)
+    logits, ones = nhwc(given["logits"]), np.ones(out["pseudo_label"].shape, np.uint8)
     rows = np.arange(ones.shape[1]).reshape(1, -1, 1)
     top, bottom = case.meta["ignore_top"], case.meta["ignore_bottom"]
     valid = {
@@ -63,7 +68,7 @@ def test_cross_entropy_and_its_gradient(name):
     case = load(name)
     given = case.groups["in"]
     label, weight = given["label"].astype(np.int32), given["seg_weight"]
-    full, small = _nhwc(given["logits"]), _nhwc(given["lowres_logits"])
+    full, small = nhwc(given["logits"]), nhwc(given["lowres_logits"])
     value_and_grad = jax.value_and_grad(weighted_cross_entropy)
     plain, plain_grad = value_and_grad(full, label)
     weighted, weighted_grad = value_and_grad(full, label, weight)
@@ -90,8 +95,8 @@ def test_classmix(name):
     known = [value for value in out["classes_in_batch"] if value != 255]
     index = np.arange(len(label), dtype=np.int32)
     batch = Batch(
-        Labelled(jnp.asarray(_nhwc(given["img"])), label),
-        Unlabelled(jnp.asarray(_nhwc(given["target_img"])), np.ones(label.shape, np.uint8)),
+        Labelled(jnp.asarray(nhwc(given["img"])), label),
+        Unlabelled(jnp.asarray(nhwc(given["target_img"])), np.ones(label.shape, np.uint8)),
         index,
     )
     draws = draw(np.zeros(2, np.uint32), 0, index, passes=passes(Method()), grid=(1, 1))
@@ -110,7 +115,7 @@ def test_classmix(name):
         num_classes=int(max(known)) + 1,
     )["mixed"]
     # Copies of stored numbers: equal, not close.
-    np.testing.assert_array_equal(mixed.image, _nhwc(out["mixed_img"]))
+    np.testing.assert_array_equal(mixed.image, nhwc(out["mixed_img"]))
     np.testing.assert_array_equal(mixed.label, out["mixed_label"][:, 0])
     np.testing.assert_array_equal(mixed.weight, out["mixed_weight"][:, 0])
 
@@ -119,7 +124,7 @@ def test_classmix(name):
 def test_colour_jitter(name):
     case = load(name)
     given, out = case.groups["in"], case.groups["out"]
-    image = to_unit(jnp.asarray(_nhwc(given["img_normalized"])))
+    image = to_unit(jnp.asarray(nhwc(given["img_normalized"])))
     ours = {"denormed": image.transpose(0, 3, 1, 2)}
     for key in given:
         match = re.fullmatch(r"jitter_(\d+)_order", key)
@@ -142,7 +147,7 @@ def test_gaussian_blur(name):
     for key in given:
         if re.fullmatch(r"blur_\d+", key):
             sigma = given[f"{key}_sigma"].astype(np.float32).reshape(1)
-            ours[key] = gaussian_blur(_nhwc(given[key]), sigma).transpose(0, 3, 1, 2)
+            ours[key] = gaussian_blur(nhwc(given[key]), sigma).transpose(0, 3, 1, 2)
             sizes = [blur_kernel_size(side) for side in given[key].shape[2:]]
             np.testing.assert_array_equal(sizes, out[f"{key}_kernel_size"])
     assert ours
@@ -229,3 +234,61 @@ def test_parameter_groups(name):
     assert ours.keys() == stored.keys()
     wrong = [key for key in stored if not np.allclose(ours[key], stored[key], rtol=1e-6)]
     assert wrong == []
+
+
+def _distance(case: Case, features: jax.Array, *, classes: Any, min_share: float) -> jax.Array:
+    given = case.groups["in"]
+    output = SegOutput({}, (features,))
+    label = jnp.asarray(given["gt"][:, 0].astype(np.int32))
+    anchor = jnp.asarray(nhwc(given["feat_imnet"]))
+    view = View(jnp.zeros((*label.shape, 3)), label, jnp.ones(label.shape), anchor)
+    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(case.meta["lambda_"])))
+    options = {"classes": classes, "num_classes": 19, "min_share": min_share}
+    return feature_distance(Call(output, view, scalars), jax.random.key(0), **options)[0]
+
+
+@pytest.mark.parametrize("name", cases("imnet_feature_distance"))
+def test_feature_distance(name: str) -> None:
+    case = load(name)
+    given, stored = case.groups["in"], case.groups["out"]
+    features, things = jnp.asarray(nhwc(given["feat"])), tuple(case.meta["classes"])
+    settings: dict[str, Any] = {"all": {"classes": None, "min_share": 0.0}}
+    found = {}
+    for key in stored:
+        if match := re.fullmatch(r"label_down_([\d.]+)", key):
+            share = float(match[1])
+            settings[match[1]] = {"classes": things, "min_share": share}
+            label, size = given["gt"][:, 0], features.shape[1:3]
+            ours = majority_label(label, size, num_classes=19, min_share=share)
+            np.testing.assert_array_equal(ours, stored[key][:, 0])
+            np.testing.assert_array_equal(
+                np.isin(ours, things), np.squeeze(stored[f"fdist_mask_{match[1]}"])
+            )
+    for key, options in settings.items():
+        value = jax.jit(jax.value_and_grad(partial(_distance, case, **options)))
+        loss, gradient = value(features)
+        found |= {f"loss_{key}": loss, f"grad_{key}": nchw(gradient)}
+    same = jnp.asarray(nhwc(given["feat_imnet"]))
+    options = next(v for k, v in settings.items() if k != "all")
+    loss, gradient = jax.value_and_grad(partial(_distance, case, **options))(same)
+    found |= {"loss_identical": loss, "grad_identical": nchw(gradient)}
+    # Nothing selected: the reference's loss is NaN and its gradient 0; ours are both 0.
+    options = {"classes": things, "min_share": 2.0}
+    loss, gradient = jax.value_and_grad(partial(_distance, case, **options))(features)
+    assert float(loss) == 0
+    found["grad_empty_mask"] = nchw(gradient)
+    left = {key for key in stored if key.startswith(("loss", "grad"))} - found.keys()
+    assert left <= {"loss_empty_mask"}, "stored and not compared"
+    print(name, check(case, found))
+
+
+@pytest.mark.parametrize("name", cases("mic_block_mask"))
+def test_block_mask(name: str) -> None:
+    case = load(name)
+    given, stored = case.groups["in"], case.groups["out"]
+    image = nhwc(given["img"])
+    size = (image.shape[1], image.shape[2])
+    assert block_grid(size, case.meta["block"]) == given["uniform"].shape[2:]
+    hide = np.asarray(hidden(given["uniform"][:, 0], case.meta["ratio"], size))
+    np.testing.assert_array_equal(~hide, stored["mask"][:, 0] > 0)
+    np.testing.assert_array_equal(np.where(hide[..., None], 0, image), nhwc(stored["masked_img"]))

@@ -15,7 +15,8 @@ import pytest
 from toy_run import TINY, Toy
 
 from mrm_jax import sharding
-from mrm_jax.config import Config, Encoder, UsageError
+from mrm_jax.checks import check
+from mrm_jax.config import Config, Encoder, FeatureDistance, UsageError
 from mrm_jax.convert import export_torch
 from mrm_jax.convert.network import leaves
 from mrm_jax.main import load_config
@@ -24,7 +25,7 @@ from mrm_jax.ops.normalise import normalise
 from mrm_jax.train import loop
 from mrm_jax.train.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.train.fingerprint import feature_norms, fingerprint, picture, tensors_sha256
-from mrm_jax.train.start import Start, load, place, shapes
+from mrm_jax.train.start import Start, frozen_encoder, load, place, shapes
 from mrm_jax.train.state import init, networks
 
 ENCODER = Encoder(
@@ -325,3 +326,48 @@ def test_a_resumed_run_reads_no_weights_and_remembers_them(tmp_path, monkeypatch
     assert toy.weight("last") == last
     assert load_run(run).facts["weights"]["file_sha256"] == "abc"
     assert json.loads((run / "environment.json").read_text())["weights"]["file"] == "x.npz"
+
+
+def compared(config: Config, **options: Any) -> Config:
+    distance = FeatureDistance(weight=0.005, **options)
+    return replace(config, method=replace(config.method, feature_distance=distance))
+
+
+def test_the_frozen_encoder_is_kept_in_the_run_whatever_becomes_of_its_file(files, tmp_path):
+    folder, _, second = files
+    shutil.copy(folder / "encoder.npz", tmp_path / "weights.npz")
+    cfg = compared(starting(config(), encoder=tmp_path / "weights.npz"))
+    (tmp_path / "run").mkdir()
+    first = frozen_encoder(cfg, tmp_path / "run")
+    assert first is not None
+    assert same(first["params"], second["params"]["encoder"])
+    (tmp_path / "weights.npz").unlink()
+    again = frozen_encoder(cfg, tmp_path / "run")
+    assert again is not None
+    assert same(again["params"], first["params"])
+    assert frozen_encoder(config(), tmp_path / "run") is None
+
+
+def test_the_frozen_encoder_may_be_that_of_a_trained_run(files, tmp_path):
+    _, first, _ = files
+    save_network(tmp_path / "trained", first, {"config": asdict(config()), "weights": {}})
+    (tmp_path / "run").mkdir()
+    cfg = compared(config(), source="checkpoint", checkpoint=str(tmp_path / "trained"))
+    found = frozen_encoder(cfg, tmp_path / "run")
+    assert found is not None
+    assert same(found["params"], first["params"]["encoder"])
+    missing = compared(config(), source="checkpoint", checkpoint=str(tmp_path / "nowhere"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        UsageError, match=r"config\.method\.feature_distance\.checkpoint: .*nowhere"
+    ):
+        frozen_encoder(missing, tmp_path / "other")
+
+
+def test_a_distance_to_random_features_is_refused():
+    with pytest.raises(UsageError, match=r"config\.model\.encoder\.weights names no frozen encod"):
+        check(compared(config()))
+    with pytest.raises(UsageError, match="feature_distance.checkpoint names no frozen encoder"):
+        check(compared(config(), source="checkpoint"))
+    with pytest.raises(UsageError, match="none of them is in the class table"):
+        check(compared(starting(config(), encoder="x"), classes=("unicorn",)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mrm_jax.config import METHODS, MRM, Method
+from mrm_jax.config import METHODS, MRM, FeatureDistance, Method
 from mrm_jax.uda.methods import has_teacher, passes
 
 
@@ -33,4 +33,19 @@ def test_mrm_adds_rebuilt_rows_after_all_others(images, rows):
 
 
 def test_only_adapting_methods_keep_a_teacher():
-    assert [has_teacher(Method(kind=kind)) for kind in METHODS] == [False, False, True]
+    without = [kind for kind in METHODS if not has_teacher(Method(kind=kind))]
+    assert without == ["source_only", "target_only"]
+
+
+def test_mic_adds_a_masked_row_before_the_rebuilt_one():
+    assert _names(kind="mic") == ["source", "mixed", "masked"]
+    assert _names(kind="mic", mrm=MRM(enabled=True))[2:] == ["masked", "reconstructed"]
+
+
+def test_the_feature_distance_judges_the_source_alone_by_the_classes_of_the_table():
+    names = ("road", "car", "sky", "person")
+    method = Method(kind="daformer", feature_distance=FeatureDistance(weight=0.005))
+    rows = passes(method, names)
+    assert [len(row.objectives) for row in rows] == [2, 1]
+    assert rows[0].objectives[1].keywords["classes"] == (1, 3)
+    assert all(len(row.objectives) == 1 for row in passes(Method(kind="daformer"), names))
