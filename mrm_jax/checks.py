@@ -267,6 +267,12 @@ def _check_method(config: Config) -> None:
         f"config.method.mrm.enabled needs a teacher, and {method.kind} has none. "
         f"Use one of {', '.join(TEACHER_METHODS)}, or mrm=false.",
     )
+    unknown = [part for part in mrm.undecayed if part not in ("token", "norms", "inner_norms")]
+    _require(
+        not unknown,
+        f"config.method.mrm.undecayed has {', '.join(unknown)}; it may have token, norms and "
+        "inner_norms.",
+    )
     _require(
         mrm.dim % mrm.heads == 0,
         f"config.method.mrm.dim is {mrm.dim}, not a multiple of {mrm.heads} heads.",

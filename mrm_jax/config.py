@@ -249,7 +249,11 @@ class MRM:
     learning_rate: float = option(
         2e-4, "Base learning rate of the Rebuilder.", source="paper: 2e-4"
     )
-    decay_norms: bool = option(True, "Apply weight decay to the Rebuilder's LayerNorms.")
+    undecayed: tuple[str, ...] = option(
+        ("token",),
+        "Parts of the Rebuilder without weight decay, of token (the learned mask token), norms and "
+        "inner_norms (those between a projector's transposed convolutions).",
+    )
 
 
 @dataclass(frozen=True)

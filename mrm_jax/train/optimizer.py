@@ -30,6 +30,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     (r"segmentor/encoder/.+", "encoder"),
     (r"segmentor/(?:decoder|attention)/.+", "decoder"),
     (r"rebuilder/mask_token", "rebuilder_token"),
+    (r"rebuilder/projector\d+/norm\d+/(?:scale|bias)", "rebuilder_inner_norm"),
     (rf"rebuilder/{_NORM}", "rebuilder_norm"),
     (r"rebuilder/.+", "rebuilder"),
 )
@@ -47,12 +48,14 @@ def groups(params: Any, config: Config) -> dict[str, Group]:
 
     Raises ValueError for a leaf that no row of `TABLE` covers: a new module needs a row.
     """
+    undecayed = config.method.mrm.undecayed
     kinds = {
         "encoder_norm": Group("encoder", config.optimizer.decay_encoder_norms),
         "encoder": Group("encoder", True),
         "decoder": Group("decoder", True),
-        "rebuilder_token": Group("rebuilder", False),
-        "rebuilder_norm": Group("rebuilder", config.method.mrm.decay_norms),
+        "rebuilder_token": Group("rebuilder", "token" not in undecayed),
+        "rebuilder_inner_norm": Group("rebuilder", "inner_norms" not in undecayed),
+        "rebuilder_norm": Group("rebuilder", "norms" not in undecayed),
         "rebuilder": Group("rebuilder", True),
     }
     return {path: kinds[_row(path)] for path, _ in _leaves(params)}

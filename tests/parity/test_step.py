@@ -29,8 +29,6 @@ LIMITS = {
 }
 # Running averages were stored from the reference's float32 run only. Reached: 1e-6 of the largest.
 FLOAT32 = 2e-5
-# The reference's run decayed the mask token with all other weights; ours never decays it.
-MASK_TOKEN = "rebuilder.transformer.mask_token"
 
 
 def _names() -> list[Any]:
@@ -61,21 +59,9 @@ def _relative(ours: Any, stored: np.ndarray) -> float:
     return float((np.abs(ours - stored)[known] / np.maximum(size, 1e-12 * size.max())).max())
 
 
-def _otherwise_decayed(case: Case) -> set[str]:
-    """Weights that our groups decay differently from the reference's rule for names, so that how an
-    update moves them is not compared: the mask token, and the projectors' inner LayerNorms, which
-    are norms to us but have no "norm" in their names."""
-    inner = {
-        f"rebuilder.{key.rsplit('.', 1)[0]}."
-        for key, weight in case.groups.get("sd_rebuilder", {}).items()
-        if ".fpn." in key and key.endswith("weight") and weight.ndim == 1
-    }
-    return {MASK_TOKEN} | {prefix + leaf for prefix in inner for leaf in ("weight", "bias")}
-
-
 def _differences(case: Case, i: int, found: steps.Arrays) -> dict[str, float]:
     """Difference of every stored number of iteration i that our step has too, by name."""
-    stored, names = case.groups["out64"], np.array(case.meta["param_order"])
+    stored = case.groups["out64"]
     result = {}
     for key in stored.keys() & found.keys():
         ours, theirs = found[key], stored[key]
@@ -84,8 +70,6 @@ def _differences(case: Case, i: int, found: steps.Arrays) -> dict[str, float]:
         if key.startswith(("p_before", "p_after", "delta")):
             # The position table is a constant of ours, not a parameter.
             kept = ~np.isnan(ours)
-            if not key.startswith("p_before"):
-                kept &= ~np.isin(names, list(_otherwise_decayed(case)))
             ours, theirs = ours[kept], theirs[kept]
         result[key] = _relative(ours, theirs)
     label = case.groups["out"][f"pseudo_label_{i}"]

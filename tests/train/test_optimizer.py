@@ -67,11 +67,15 @@ def test_norms_are_decayed_where_the_config_says_so():
     config = replace(
         config,
         optimizer=Optimizer(decay_encoder_norms=True),
-        method=replace(config.method, mrm=replace(config.method.mrm, decay_norms=False)),
+        method=replace(config.method, mrm=replace(config.method.mrm, undecayed=("norms",))),
     )
     groups = optimizer.groups(params, config)
     assert groups["segmentor/encoder/norm1/scale"].decayed
     assert not groups["rebuilder/norm/scale"].decayed
+    assert not groups["rebuilder/projector1/norm/bias"].decayed
+    between = {"segmentor": {}, "rebuilder": {"projector1": {"norm0": {"bias": 1}}}}
+    assert optimizer.groups(between, config)["rebuilder/projector1/norm0/bias"].decayed
+    assert groups["rebuilder/mask_token"].decayed
     assert groups["rebuilder/embed/kernel"].decayed
 
 

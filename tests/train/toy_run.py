@@ -68,7 +68,7 @@ def program(config, poisoned=()):
         step_with=None,
         train_step=train_step,
         inspect=inspect,
-        frozen=lambda config: Frozen(scalars(config), {}, {}),
+        frozen=lambda config, encoder=None: Frozen(scalars(config), {}, {}),
     )
 
 
