@@ -10,6 +10,7 @@ import pytest
 from mrm_jax import recipes
 from mrm_jax.config import Classes, Config, Data, Model
 from mrm_jax.main import load_config
+from mrm_jax.models.multires import MultiRes
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.recipes import RECIPES
 from mrm_jax.train import step
@@ -44,10 +45,9 @@ def test_every_config_with_every_recipe_is_built(path, recipe):
     labels = "--config.data.target.labels=labels"  # the oracle reads them, no other method does
     made = load_config([f"--config={path}:{recipe}", labels])
     assert made is not None
-    program = step.build(made)
-    # A named recipe replaces the config's own default, MRM included.
-    assert program.networks.rebuilder is None
-    assert isinstance(program.networks.segmentor, Segmentor)
+    modules = step.build(made).networks
+    assert (modules.rebuilder is not None) == made.method.mrm.enabled
+    assert isinstance(modules.segmentor, MultiRes if made.model.multires.enabled else Segmentor)
 
 
 def abstract_batch(crop):
