@@ -25,7 +25,7 @@ THINGS = (
     *("light", "sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle"),
     "bicycle",
 )
-"""Classes of countable objects, whose pretrained features are worth keeping (DAFormer sec. 3.4)."""
+"""Classes of countable objects, whose pretrained features are worth keeping (DAFormer sec. 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class MRM:
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """Keeps the encoder's features of things near those of a frozen one (DAFormer sec. 3.4)."""
+    """Keeps the encoder's features of things near those of a frozen one (DAFormer sec. 3.3)."""
 
     weight: float = option(0.0, "Weight of the loss; 0: off.", source="DAFormer: 0.005")
     classes: tuple[str, ...] = option(
@@ -283,7 +283,11 @@ class MIC:
     images: Literal["target", "both"] = option(
         "target", "Augmented target pictures, or plain ones, half of source and half of target."
     )
-    block: int = option(64, "Side of a hidden block, px.", source="MIC: 64, at 512 px crops 32")
+    block: int | None = option(
+        None,
+        "Side of a hidden block, px; empty: a sixteenth of the crop's height.",
+        source="MIC: 64 px at crops of 1024, 32 at 512",
+    )
     ratio: float = option(0.7, "Share of blocks hidden, in expectation.", source="MIC: 0.7")
 
 
@@ -428,6 +432,11 @@ def detail_crop(config: Config) -> tuple[int, int]:
     """Height and width, px, of the crop that HRDA looks at in full resolution."""
     height, width = config.data.crop
     return config.model.multires.detail or (height // 2, width // 2)
+
+
+def mic_block(config: Config) -> int:
+    """Side, px, of a block that MIC hides."""
+    return config.method.mic.block or max(config.data.crop[0] // 16, 1)
 
 
 def encoder_stride(encoder: Encoder) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from mrm_jax.config import Config, Decoder, Encoder, UsageError
+from mrm_jax.config import TEACHER_METHODS, Config, Decoder, Encoder, UsageError
 from mrm_jax.options import nearest
 
 T = TypeVar("T")
@@ -37,11 +37,59 @@ def dacs(config: Config) -> Config:
     return replace(config, method=method)
 
 
+def daformer(config: Config) -> Config:
+    """dacs with a slower teacher, rare class sampling and the distance to pretrained features
+    (Hoyer et al., CVPR 2022)."""
+    config = dacs(config)
+    method = config.method
+    distance = replace(method.feature_distance, weight=0.005)
+    method = replace(method, kind="daformer", ema_decay=0.999, feature_distance=distance)
+    rare = replace(config.data.rare_class, enabled=True)
+    source = replace(config.data.source, category_limit=0.75)
+    return replace(config, method=method, data=replace(config.data, rare_class=rare, source=source))
+
+
+def hrda(config: Config) -> Config:
+    """daformer at twice the resolution, seen as context and detail (Hoyer et al., ECCV 2022).
+
+    Twice: pictures that are fitted into a box get one of twice the sides, crops grow with them, and
+    evaluation slides a window of the crop's size by half of it. Other data stay as they are.
+    """
+    config = with_hrda(daformer(config), "true")
+    data = config.data
+    larger = {
+        name: replace(domain, resize=(2 * domain.resize[0], 2 * domain.resize[1]))
+        for name in ("source", "target", "evaluation")
+        if (domain := getattr(data, name)).resize is not None
+    }
+    if "source" not in larger:
+        return replace(config, method=replace(config.method, kind="hrda"))
+    crop = (2 * data.crop[0], 2 * data.crop[1])
+    rare = replace(data.rare_class, crop_share=4 * data.rare_class.crop_share)
+    window = replace(
+        config.evaluation, mode="slide", window=crop, stride=(crop[0] // 2, crop[1] // 2)
+    )
+    return replace(
+        config,
+        data=replace(data, crop=crop, rare_class=rare, **larger),
+        method=replace(config.method, kind="hrda"),
+        evaluation=window,
+    )
+
+
+def mic(config: Config) -> Config:
+    """hrda with one more pass on pictures with blocks hidden (Hoyer et al., CVPR 2023)."""
+    return with_mic(hrda(config), "true")
+
+
 RECIPES: dict[str, Callable[[Config], Config]] = {
     "source_only": source_only,
     "source_augmented": source_augmented,
     "target_only": target_only,
     "dacs": dacs,
+    "daformer": daformer,
+    "hrda": hrda,
+    "mic": mic,
 }
 
 _RESNET = Encoder(kind="resnet", dims=(256, 512, 1024, 2048), strides=(4, 2, 1, 1))
@@ -96,6 +144,18 @@ def with_hrda(config: Config, value: str) -> Config:
     return replace(config, model=replace(config.model, multires=multires))
 
 
+def with_mic(config: Config, value: str) -> Config:
+    """Adds MIC's masked pass to a method with a teacher, or leaves it as it is."""
+    if not _switch("mic", value):
+        return config
+    if config.method.kind not in TEACHER_METHODS:
+        raise UsageError(
+            f"mic=true in --config needs a teacher, and {config.method.kind} has none. Use one of "
+            f"{', '.join(TEACHER_METHODS)}."
+        )
+    return replace(config, method=replace(config.method, kind="mic"))
+
+
 def with_crop(config: Config, value: str) -> Config:
     """Sets the training crop: `512` or `512x1024` (height x width, px)."""
     sides = value.split("x")
@@ -110,6 +170,7 @@ KEYS: dict[str, Callable[[Config, str], Config]] = {
     "encoder": with_encoder,
     "decoder": with_decoder,
     "hrda": with_hrda,
+    "mic": with_mic,
     "crop": with_crop,
 }
 

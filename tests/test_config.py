@@ -158,7 +158,33 @@ RECIPES = [
     ("dacs,crop=256x512", lambda c: c.data.crop == (256, 512)),
     ("crop=256", lambda c: c.data.crop == (256, 256)),
     (None, lambda c: c.method.kind == "source_only"),
+    ("daformer", lambda c: c.method.feature_distance.weight == 0.005 and c.data.rare_class.enabled),
+    ("daformer", lambda c: c.method.ema_decay == 0.999 and not c.model.multires.enabled),
+    ("hrda", lambda c: c.method.kind == "hrda" and c.model.multires.enabled),
+    ("mic,mrm=true", lambda c: c.method.kind == "mic" and c.model.multires.enabled),
+    ("dacs,mic=true", lambda c: c.method.kind == "mic" and c.method.ema_decay == 0.99),
+    ("dacs,hrda=true", lambda c: c.method.kind == "dacs" and c.model.multires.enabled),
+    ("dacs,encoder=resnet101,decoder=deeplabv2", lambda c: c.model.decoder.dilations == (6, 12)),
 ]
+
+
+def test_hrda_doubles_the_boxes_that_pictures_are_fitted_into_and_all_that_follows():
+    base = valid()
+    box = dataclasses.replace(base.data.source, resize=(1280, 720))
+    base = dataclasses.replace(
+        base, data=dataclasses.replace(base.data, source=box, crop=(512, 512))
+    )
+    made = recipes.hrda(base)
+    assert made.data.source.resize == (2560, 1440)
+    assert made.data.crop == (1024, 1024)
+    assert config.detail_crop(made) == (512, 512)
+    assert made.data.rare_class.crop_share == 2.0
+    assert (made.evaluation.mode, made.evaluation.window) == ("slide", (1024, 1024))
+    assert made.evaluation.stride == (512, 512)
+    assert config.mic_block(made) == 64
+    assert config.mic_block(recipes.daformer(base)) == 32
+    same = recipes.hrda(valid())
+    assert same.data.crop == valid().data.crop
 
 
 @pytest.mark.parametrize(("text", "holds"), RECIPES, ids=lambda v: str(v))
@@ -175,6 +201,7 @@ def test_the_text_after_the_colon_edits_the_config(text, holds):
         ("dacs,mit_b2", "after the recipe come key=value pairs"),
         ("dacs,encoder=mit_b9", "Did you mean 'mit_b"),
         ("dacs,crop=12y", "write crop=512 or crop=512x1024"),
+        ("source_only,mic=true", "needs a teacher, and source_only has none"),
     ],
 )
 def test_an_unknown_word_after_the_colon_is_named(text, message):

@@ -1,7 +1,7 @@
 """DAFormer's decoder: all stages embedded, brought to the first one's size, and fused with a wide
 context.
 
-Source: DAFormer sec. 4; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is
+Source: DAFormer sec. 3.2; reference: mmseg/models/decode_heads/daformer_head.py. The 1x1 fusion is
 also HRDA's attention head.
 """
 

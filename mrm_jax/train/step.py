@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrm_jax.config import Config
+from mrm_jax.config import Config, mic_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import to_uint8
@@ -90,7 +90,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
         draw,
         passes=run.passes,
         grid=config.method.mrm.grid,
-        blocks=block_grid(config.data.crop, config.method.mic.block),
+        blocks=block_grid(config.data.crop, mic_block(config)),
         offsets=detail_offsets(config),
     )
     return Program(

@@ -54,7 +54,7 @@ def cross_entropy(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
 
     With HRDA's detail crop: (1 - detail_weight) times that of the fused logits plus detail_weight
     times that of the detail logits on their own crop of labels and weights, a mean over the crop;
-    metrics `ce_fused`, `ce_detail`. Source: HRDA eq. 7.
+    metrics `ce_fused`, `ce_detail`. Source: HRDA sec. 3.3.
     """
     del key
     output, view = call.output, call.view
@@ -81,7 +81,7 @@ def feature_distance(
 
     The distance of a cell is the Euclidean norm over channels. Without such a cell, and where two
     maps are equal, loss and gradient are 0 (the reference's loss is NaN there, its gradient 0).
-    Source: DAFormer eq. 8; peer: mmseg `uda/dacs.py`, `calc_feat_dist`.
+    Source: DAFormer sec. 3.3; peer: mmseg `uda/dacs.py`, `calc_feat_dist`.
     """
     del key
     features, anchor = call.output.features[-1], call.view.anchor
