@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -76,14 +75,10 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     `config`, if given, is the run that the network is for: its classes and what no tensor shows.
     Raises UsageError, or RunError for a folder that cannot be written.
     """
-    for pattern in arguments.allow_missing:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UsageError(
-                f"--allow_missing {pattern}: no regular expression, {error}."
-            ) from error
     if arguments.to_torch is not None:
+        for name in ("to", "dry_run", "allow_missing", "copy"):
+            if getattr(arguments, name):
+                raise UsageError(f"convert: --to_torch FILE and --{name} do not go together.")
         return _export(arguments)
     if arguments.dry_run:
         return _show(arguments)

@@ -173,6 +173,7 @@ def _understand(
     spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
     base = copy + spare
     row = _unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
+    row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
     chosen = _chosen(
         row,
         lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
@@ -209,6 +210,12 @@ def _unwrapped(row: Kind, there: Callable[[Part], bool]) -> Kind:
     return replace(row, parts=row.wrapped) if any(map(there, attention)) else row
 
 
+def _as_in(part: Part, base: str, state: Mapping[str, Any]) -> Part:
+    """The part without its prefix where that may be missing and is."""
+    lacks = part.bare and not any(key.startswith(base + part.prefix) for key in state)
+    return replace(part, prefix="") if lacks else part
+
+
 def _check_variant(variant: Mapping[str, Any]) -> None:
     for name in variant:
         if name not in _VARIANT:
@@ -216,6 +223,16 @@ def _check_variant(variant: Mapping[str, Any]) -> None:
     order = variant.get("concat_order", CONCAT_ORDERS[0])
     if order not in CONCAT_ORDERS:
         raise ValueError(f"concat_order is {order!r}; it may be {' or '.join(CONCAT_ORDERS)}")
+    patterns = variant.get("allow_missing", ())
+    if isinstance(patterns, str):
+        raise ValueError(f"allow_missing is a text; give a list of patterns: [{patterns!r}]")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"allow_missing {pattern!r} is no regular expression: {error}"
+            ) from error
 
 
 def _check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:

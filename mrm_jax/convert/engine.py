@@ -74,7 +74,7 @@ def plan_import(
                 spec[0] = _divided(spec[0], len(leaf.row.sources))
             _solve(plan, key, tuple(state[key].shape), spec)
             dtype = getattr(state[key], "dtype", np.dtype(np.float32))
-            if not np.issubdtype(dtype, np.floating):
+            if getattr(dtype, "kind", "") != "f" and str(dtype) != "bfloat16":
                 plan.problems.append(f"{key} holds {dtype}, expected floating-point numbers")
         _bind_count(plan, leaf)
     plan.problems += _overlaps(plan)

@@ -28,13 +28,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A module of a kind: where its names and its leaves hang, and the layouts it may have."""
+    """A module of a kind: where its names and its leaves hang, and the layouts it may have.
+
+    bare: a file may lack the prefix; it is written always.
+    """
 
     role: str
     layouts: tuple[Layout, ...]
     prefix: str = ""
     root: str = ""
     optional: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)

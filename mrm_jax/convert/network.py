@@ -107,7 +107,7 @@ def refusal(path: Path, kind: str, problems: Sequence[str]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return (
         f"{path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
-        f"'convert --dry_run' lists all; --allow_missing PATTERN is for leaves that may be missing."
+        f"'convert --dry_run' lists all, 'convert --allow_missing PATTERN' leaves out what may be."
     )
 
 

@@ -13,6 +13,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,14 +132,16 @@ def _open_torch(path: Path) -> Contents:
     try:
         with path.open("rb") as stream:
             mapped = stream.read(2) == b"PK"  # the legacy format cannot be mapped into memory
-        with torch.serialization.safe_globals(_number_types()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_number_types()):
+            warnings.simplefilter("ignore")  # torch's doubts about pickles that it then refuses
             return plain(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)), {}
     except pickle.UnpicklingError as error:
-        code = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)", str(error))
+        code = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)|Unsupported operand", str(error))
         if code is None:
             raise _unreadable(path, "PyTorch", error) from error
         raise UsageError(
-            f"{path} is refused: to open it, code would have to run ({code[1]}). Where you trust "
+            f"{path} is refused: to open it, code would have to run ("
+            f"{code[1] or 'a pickle that torch.save did not write'}). Where you trust "
             "it, save its tensors alone: torch.save({k: v for k, v in model.state_dict().items()},"
             " 'tensors.pth')."
         ) from error

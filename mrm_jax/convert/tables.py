@@ -68,12 +68,13 @@ KINDS = {
             Part("decoder", HEADS, "decode_head.head.", "decoder/"),
             Part("attention", ATTENTIONS, "decode_head.scale_attention.", "attention/"),
         ),
+        drops=(Drop(r"auxiliary_head\..*", "a second decoder, used in training alone"),),
         copies=("model.", "ema_model.", "imnet_model."),
     ),
     "rebuilder": Kind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
     "hf_segformer": Kind(
         (
-            Part("encoder", (HF_HUB, HF_FIVE), "segformer.", "encoder/"),
+            Part("encoder", (HF_HUB, HF_FIVE), "segformer.", "encoder/", bare=True),
             Part("decoder", (HF_HEAD_HUB, HF_HEAD_FIVE), "decode_head.", "decoder/", optional=True),
         ),
         (Drop(r"classifier\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),),

@@ -27,6 +27,7 @@ from flax import serialization
 
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
+from mrm_jax.convert.reader import FORMATS
 from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
@@ -226,6 +227,10 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
 
 
 def _find(path: Path, which: str | int) -> Path:
+    if path.is_file() and path.suffix in FORMATS:
+        raise UsageError(
+            f"{path} is a file of weights; make a folder of it by convert --from {path} --to DIR."
+        )
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder; give a workdir or a checkpoint in it.")
     if (path / "student").is_dir() and path.name.isdigit():

@@ -201,9 +201,10 @@ def test_parts_and_names_of_an_export_can_be_chosen(folder, tmp_path, capsys) ->
         (["--to_torch", "x.npz", "--kind", "hf_segformer"], "kind hf_segformer: "),
         (["--to_torch", "x.npz", "--kind", "mitt"], "try one of mit"),
         (["--to_torch", "x.npz", "--kind", "rebuilder"], "holds no Rebuilder"),
+        (["--to_torch", "x.npz", "--dry_run"], "--to_torch FILE and --dry_run"),
+        (["--to_torch", "x.npz", "--to", "x"], "--to_torch FILE and --to"),
         ([], "give --to DIR, --to_torch FILE or --dry_run"),
         (["--to", "x"], "is a folder; give a file"),
-        (["--to", "x", "--allow_missing", "("], "no regular expression"),
     ],
 )
 def test_a_wrong_command_is_one_line(folder, tmp_path, monkeypatch, words, message) -> None:

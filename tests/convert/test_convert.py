@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_states as states
 
-from mrm_jax.convert import KINDS, describe, export_torch, import_torch, position_table
+from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch, position_table
 
 
 def mmseg_names() -> states.State:
@@ -262,6 +263,26 @@ def test_hugging_face_backbones_come_without_a_decoder() -> None:
     assert set(import_torch(state, "hf_segformer")["params"]) == {"encoder"}
 
 
+@pytest.mark.parametrize("names", [(HUB, INSIDE_HUB), (FIVE, INSIDE_FIVE)], ids=["hub", "five"])
+def test_hugging_face_backbones_may_lack_the_leading_name(names: tuple[Any, Any]) -> None:
+    prefixed = {
+        key: value
+        for key, value in hugging_face(*names, "linear_c").items()
+        if key.startswith("segformer.")
+    }
+    bare = {key.removeprefix("segformer."): value for key, value in prefixed.items()}
+    assert detect(bare) == "hf_segformer"
+    assert_same(import_torch(bare, "hf_segformer"), import_torch(prefixed, "hf_segformer"))
+
+
+def test_an_auxiliary_head_is_dropped_by_name() -> None:
+    whole = states.segmentor()
+    auxiliary = states.prefixed("auxiliary_head.", states.segformer_head())
+    for prefix in ("", "model."):
+        state = states.prefixed(prefix, whole | auxiliary)
+        assert_same(import_torch(state, "segmentor"), import_torch(whole, "segmentor"))
+
+
 def test_heads_must_divide_the_widths() -> None:
     import_torch(states.mit(), "mit", heads=(1, 2, 4, 5), eps=1e-6)
     with pytest.raises(ValueError, match="do not divide the widths"):
@@ -274,6 +295,12 @@ def test_heads_must_divide_the_widths() -> None:
         ("mitt", {}, "try one of mit"),
         ("mit", {"order": 1}, "variant 'order' is unknown"),
         ("mit", {"concat_order": "up"}, r"it may be c1\.\.c4 or c4\.\.c1"),
+        ("mit", {"allow_missing": "norm2/.*"}, "allow_missing is a text"),
+        (
+            "mit",
+            {"allow_missing": ["norm2/("]},
+            r"allow_missing 'norm2/\(' is no regular expression",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(kind: str, variant: dict[str, Any], message: str) -> None:
@@ -285,6 +312,20 @@ def test_half_precision_stays_half_precision() -> None:
     state = {key: value.astype(np.float16) for key, value in states.mit().items()}
     tree = leaves(import_torch(state, "mit")["params"])
     assert {value.dtype for value in tree.values()} == {np.dtype(np.float16)}
+
+
+def test_bfloat16_of_jax_stays_bfloat16() -> None:
+    state = {key: np.asarray(jnp.asarray(v, jnp.bfloat16)) for key, v in states.mit().items()}
+    tree = leaves(import_torch(state, "mit")["params"])
+    assert {str(value.dtype) for value in tree.values()} == {"bfloat16"}
+
+
+def test_arrays_of_another_library_are_refused_by_name() -> None:
+    class Tensor:
+        shape, dtype = (8,), "torch.float32"
+
+    with pytest.raises(ValueError, match=r"norm1\.weight holds torch\.float32, expected float"):
+        import_torch(states.mit() | {"norm1.weight": Tensor()}, "mit")  # type: ignore[dict-item]
 
 
 def test_no_kind_fills_a_leaf_twice() -> None:

@@ -86,7 +86,7 @@ def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypatch
 def test_a_bare_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": Trap()}))
-    with pytest.raises(UsageError, match=r"x\.pth"):
+    with pytest.raises(UsageError, match=r"refused: .*\(a pickle that torch\.save did not write\)"):
         read(tmp_path / "x.pth")
     assert not (tmp_path / "sprung").exists()
 

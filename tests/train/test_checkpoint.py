@@ -189,11 +189,13 @@ def test_a_checkpoint_of_two_devices_opens_on_one(tmp_path):
         ("", "7", "use last, best or one of 1"),
         ("", "best", "No checkpoint .* was evaluated"),
         ("nothing", "last", "is not a folder"),
+        ("mit.pth", "last", r"is a file of weights.*convert --from .*mit\.pth --to DIR"),
         (f"{FOLDER}/1/student", "last", "holds no complete checkpoint"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_one_line_that_helps(tmp_path, below, which, says):
     _saved(tmp_path, None)
+    (tmp_path / "mit.pth").touch()
     with pytest.raises(UsageError, match=says):
         load_run(tmp_path / below, which)
 
