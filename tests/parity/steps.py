@@ -146,12 +146,14 @@ def _wide(tree: Any) -> Any:
 
 
 def frozen(case: Case, numbers: Frozen) -> Frozen:
-    """`numbers` with the frozen encoder of a case, where it has one."""
+    """`numbers` with the frozen encoder of a case; one that stores none starts from it."""
     stored = case.groups.get("sd_imnet")
     if not stored:
-        return numbers
-    kind = "resnet_v1c" if any(key.endswith("stem.0.weight") for key in stored) else "mit"
-    encoder = _wide(import_torch(stored, kind))
+        network = _wide(import_torch(case.groups["sd_student"], "segmentor"))
+        encoder = {name: tree.get("encoder", {}) for name, tree in network.items()}
+    else:
+        kind = "resnet_v1c" if any(key.endswith("stem.0.weight") for key in stored) else "mit"
+        encoder = _wide(import_torch(stored, kind))
     return Frozen(numbers.scalars, encoder["params"], encoder["batch_stats"])
 
 
