@@ -48,8 +48,11 @@ def tensors_sha256(tree: Mapping[str, Any]) -> str:
 
 
 def feature_norms(model: config.Model, tree: Mapping[str, Any]) -> list[float]:
-    """The Euclidean norm of each encoder stage's map of `picture()`, to `DIGITS` digits.
+    """The Euclidean norm of each encoder stage's features of `picture()`, averaged over positions,
+    to `DIGITS` digits.
 
+    Averaged, as a stage that ends in a LayerNorm gives every position nearly the same norm whatever
+    its other weights are.
     tree: variables with an encoder under "encoder". On the CPU, in evaluation mode.
     """
     plain = replace(model, dtype="float32", remat="none", unroll=False)
@@ -61,7 +64,7 @@ def feature_norms(model: config.Model, tree: Mapping[str, Any]) -> list[float]:
         # Run once: unoptimised code compiles several times faster.
         options = {"xla_backend_optimization_level": 0} if _cpu().platform == "cpu" else None
         maps: Any = jax.jit(run, compiler_options=options)(variables, image)
-    norms = [np.linalg.norm(np.asarray(x, np.float64)) for x in maps]
+    norms = [np.linalg.norm(np.asarray(x[0], np.float64).mean((0, 1))) for x in maps]
     return [float(f"{norm:.{DIGITS}g}") for norm in norms]
 
 
