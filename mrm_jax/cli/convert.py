@@ -146,7 +146,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
 
     from mrm_jax.train.checkpoint import save_network
     from mrm_jax.train.fingerprint import fingerprint, lines
-    from mrm_jax.train.start import check_network, origin, without_misfits
+    from mrm_jax.train.weights import check_network, origin, without_misfits
 
     chosen = _config(network, config)
     if config is not None:

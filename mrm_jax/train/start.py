@@ -8,10 +8,8 @@ their initial values are those that a conversion was told it may leave out (`--a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,21 @@ import jax
 import numpy as np
 
 from mrm_jax import sharding
-from mrm_jax.config import Config, Encoder, Model, UsageError, detail_crop
-from mrm_jax.convert.network import Network, leaves
-from mrm_jax.convert.network import load as load_file
-from mrm_jax.models.build import build_encoder, build_segmentor
-from mrm_jax.recipes import ENCODERS
+from mrm_jax.config import Config, UsageError
 from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint, lines
 from mrm_jax.train.step import Program
+from mrm_jax.train.weights import (
+    ENCODER_WEIGHTS,
+    INIT_FROM,
+    check_leaves,
+    check_model,
+    open_weights,
+    remarks,
+)
 from mrm_jax.types import TrainState
 from mrm_jax.uda.methods import has_feature_distance
 
-INIT_FROM = "train.init_from"
-ENCODER_WEIGHTS = "model.encoder.weights"
 ANCHOR = "method.feature_distance.checkpoint"
 FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
@@ -49,20 +49,6 @@ class Start:
     def lines(self) -> list[str]:
         """What to tell the user before the run."""
         return [f"weights: {line}" for line in (*lines(self.fingerprint), *self.notes)]
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Weights from a folder or a file; `classes` is 0 where it is not known."""
-
-    tree: dict[str, dict[str, Any]]
-    model: Model
-    whole: bool
-    classes: int
-    names: tuple[str, ...]
-    absent: tuple[str, ...]
-    origin: dict[str, Any]
-    known: bool
 
 
 def load(config: Config) -> Start | None:
@@ -107,7 +93,7 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
 
 def _read(config: Config, path: str, field: str) -> Start:
     """The weights at `path`: all of them for INIT_FROM, else the encoder's."""
-    opened = _open(path, field)
+    opened = open_weights(path, field)
     tree = opened.tree
     if field != INIT_FROM:
         tree = {name: {"encoder": found.get("encoder", {})} for name, found in tree.items()}
@@ -115,10 +101,10 @@ def _read(config: Config, path: str, field: str) -> Start:
         raise UsageError(
             f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
         )
-    _check_model(config, opened, field)
-    missing = _check_leaves(config, tree, opened.absent, field)
+    check_model(config, opened, field)
+    missing = check_leaves(config, tree, opened.absent, field)
     found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
-    return Start(tree, found, tuple(_notes(config, opened)))
+    return Start(tree, found, tuple(remarks(config, opened)))
 
 
 def first_state(
@@ -175,198 +161,3 @@ def _over(tree: Any, given: Mapping[str, Any]) -> Any:
         return jax.device_put(np.array(new, old.dtype), old.sharding)
 
     return one(tree, given)
-
-
-def _open(path: str, field: str) -> _Opened:
-    try:
-        return _of_folder(Path(path)) if Path(path).is_dir() else _of_file(load_file(path))
-    except UsageError as error:
-        raise UsageError(f"config.{field}: {error}") from error
-
-
-def _of_folder(path: Path) -> _Opened:
-    run = load_run(path)
-    weights = run.facts.get("weights") or {}
-    known = {n: weights[n] for n in ("file", "file_sha256", "kind", "copy") if n in weights}
-    return _Opened(
-        tree=run.student,
-        model=run.config.model,
-        whole="decoder" in run.student["params"],
-        classes=len(run.config.data.classes.names),
-        names=run.config.data.classes.names,
-        absent=tuple(weights.get("missing", ())) if run.facts.get("converted") else (),
-        origin={"folder": str(path), "step": run.step, **known},
-        known=True,
-    )
-
-
-def _of_file(network: Network) -> _Opened:
-    return _Opened(
-        tree=network.tree,
-        model=network.model,
-        whole=network.whole,
-        classes=network.classes,
-        names=(),
-        absent=network.absent,
-        origin=origin(network),
-        known=False,
-    )
-
-
-def origin(network: Network) -> dict[str, Any]:
-    """Where a converted network comes from, for its fingerprint."""
-    copy = {"copy": network.copy} if network.copy else {}
-    file = network.file
-    return {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
-
-
-_SHOWN = {
-    "mit": ("dims", "depths", "sr_ratios", "mlp_ratio"),
-    "resnet": ("dims", "depths", "stem"),
-}
-"""Fields of an encoder that the tensors show."""
-
-
-def _check_model(config: Config, opened: _Opened, field: str) -> None:
-    ours, theirs = config.model.encoder, opened.model.encoder
-    names = ("kind", *_SHOWN[ours.kind])
-    for name in names:
-        wanted, found = getattr(ours, name), getattr(theirs, name)
-        if wanted != found:
-            raise UsageError(
-                f"config.{field}: these weights have encoder {name} {found}, and "
-                f"config.model.encoder.{name} is {wanted}; {_way_out(theirs)}."
-            )
-    if field != INIT_FROM:
-        return
-    for name in ("kind", "channels", "fusion", "dilations", "concat", "norm"):
-        wanted, found = getattr(config.model.decoder, name), getattr(opened.model.decoder, name)
-        if wanted != found and _matters(name, config.model.decoder.kind):
-            raise UsageError(
-                f"config.{field}: these weights have decoder {name} {found}, and "
-                f"config.model.decoder.{name} is {wanted}; make them the same."
-            )
-    classes = len(config.data.classes.names)
-    if opened.classes != classes and not any(path.startswith("decoder/") for path in opened.absent):
-        raise UsageError(
-            f"config.{field}: these weights tell {opened.classes} classes apart, and "
-            f"config.data.classes has {classes}; take their encoder alone by "
-            f"config.{ENCODER_WEIGHTS}, or all but the classifier: convert --config FILE "
-            "--allow_missing 'decoder/classifier/.*'."
-        )
-
-
-def _matters(name: str, decoder: str) -> bool:
-    """Whether a decoder of this kind reads the field."""
-    readers = {
-        "channels": ("daformer", "segformer", "deeplabv3plus"),
-        "fusion": ("daformer",),
-        "dilations": ("daformer", "deeplabv2", "deeplabv3plus"),
-        "concat": ("segformer",),
-        "norm": ("deeplabv3plus",),
-    }
-    return decoder in readers.get(name, (decoder,))
-
-
-def _way_out(encoder: Encoder) -> str:
-    """How to get the encoder that the weights are of."""
-    same = ("kind", *_SHOWN[encoder.kind])
-    for name, known in ENCODERS.items():
-        if all(getattr(known, field) == getattr(encoder, field) for field in same):
-            return f"add encoder={name} after the colon of --config FILE, or give other weights"
-    return "change it, or give other weights"
-
-
-def check_network(config: Config, network: Network) -> None:
-    """Raises UsageError where a file's network is not the one that `config` describes."""
-    opened = _of_file(network)
-    field = INIT_FROM if network.whole else ENCODER_WEIGHTS
-    _check_model(config, opened, field)
-    _check_leaves(config, network.tree, opened.absent, field)
-
-
-def without_misfits(config: Config, network: Network, patterns: Sequence[str]) -> Network:
-    """`network` without the leaves that match a pattern and have another shape than the config's,
-    such as the classifier of other classes."""
-    wanted = shapes(config, whole=network.whole)
-    absent = [
-        path.partition("/")[2]
-        for path, leaf in leaves(network.tree).items()
-        if wanted.get(path, leaf.shape) != tuple(leaf.shape)
-        and any(re.fullmatch(pattern, path.partition("/")[2]) for pattern in patterns)
-    ]
-    tree = {name: _without(below, absent) for name, below in network.tree.items()}
-    return replace(network, tree=tree, absent=(*network.absent, *absent))
-
-
-def _without(tree: Mapping[str, Any], absent: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    kept = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            kept[name] = _without(value, absent, f"{path}/")
-        elif path not in absent:
-            kept[name] = value
-    return {name: value for name, value in kept.items() if not isinstance(value, dict) or value}
-
-
-def _check_leaves(
-    config: Config, tree: Mapping[str, Any], absent: tuple[str, ...], field: str
-) -> tuple[str, ...]:
-    """The leaves that stay as they are, of those in `absent`; UsageError for a tree that is not the
-    network's."""
-    wanted = shapes(config, whole=field == INIT_FROM)
-    found = {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
-    missing = [path for path in wanted if path not in found]
-    allowed = {path for path in missing if path.partition("/")[2] in absent}
-    problems = [f"{path} is missing" for path in missing if path not in allowed]
-    problems += [f"{path} is not part of it" for path in found if path not in wanted]
-    problems += [
-        f"{path} has shape {shape}, not {wanted[path]}"
-        for path, shape in found.items()
-        if path in wanted and shape != wanted[path]
-    ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise UsageError(
-            f"config.{field}: these weights do not fit the config's network: {problems[0]}{more}; "
-            "nothing was loaded."
-        )
-    return tuple(path.partition("/")[2] for path in missing)
-
-
-def shapes(config: Config, *, whole: bool) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every leaf of the config's segmentor, or of its encoder alone."""
-    # Looped blocks have the same leaves and are traced in a fraction of the time.
-    model = replace(config.model, unroll=False, remat="none")
-    image = jax.ShapeDtypeStruct((1, *config.data.crop, 3), np.float32)
-    key = jax.ShapeDtypeStruct((2,), np.uint32)
-    if not whole:
-        start: Any = partial(build_encoder(model).init, mode="eval")
-        found: Any = jax.eval_shape(start, key, image)
-        tree = {name: {"encoder": below} for name, below in found.items()}
-    else:
-        segmentor = build_segmentor(model, len(config.data.classes.names), detail_crop(config))
-        corner = jax.ShapeDtypeStruct((2,), np.int32)
-        start = partial(segmentor.init, mode="eval")
-        tree = jax.eval_shape(lambda k, x, at: start(k, x, offset=at), key, image, corner)
-    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
-
-
-def _notes(config: Config, opened: _Opened) -> list[str]:
-    ours, theirs = config.model.encoder, opened.model.encoder
-    notes = []
-    if ours.kind == "mit":
-        for name in ("norm_eps", "embed_norm_eps"):
-            wanted, found = getattr(ours, name), getattr(theirs, name)
-            if wanted != found:
-                notes.append(
-                    f"these weights come from a network with encoder {name} {found:g}; "
-                    f"config.model.encoder.{name} is {wanted:g} and is used."
-                )
-        if opened.known and ours.heads != theirs.heads:
-            notes.append(f"these weights were used with heads {theirs.heads}, not {ours.heads}.")
-    names = config.data.classes.names
-    if opened.names and len(opened.names) == len(names) and opened.names != names:
-        notes.append(f"these weights call their classes {', '.join(opened.names)}.")
-    return notes

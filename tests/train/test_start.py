@@ -25,8 +25,9 @@ from mrm_jax.ops.normalise import normalise
 from mrm_jax.train import loop
 from mrm_jax.train.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.train.fingerprint import feature_norms, fingerprint, picture, tensors_sha256
-from mrm_jax.train.start import Start, frozen_encoder, load, place, shapes
+from mrm_jax.train.start import Start, frozen_encoder, load, place
 from mrm_jax.train.state import init, networks
+from mrm_jax.train.weights import shapes
 
 ENCODER = Encoder(
     dims=(8, 16, 24, 32),
@@ -219,7 +220,7 @@ def _with(cfg: Config, encoder: Encoder) -> Config:
 
 
 def test_a_published_size_is_named_as_the_recipe_key(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("mrm_jax.train.start.ENCODERS", {"mit_b9": ENCODER})
+    monkeypatch.setattr("mrm_jax.train.weights.ENCODERS", {"mit_b9": ENCODER})
     cfg = config()
     np.savez(tmp_path / "x.npz", **_encoder_file(cfg))
     with pytest.raises(UsageError, match="add encoder=mit_b9 after the colon"):
