@@ -55,8 +55,10 @@ def _relative(ours: Any, stored: np.ndarray) -> float:
     ours, stored = np.asarray(ours, np.float64), np.asarray(stored, np.float64)
     assert ours.shape == stored.shape, f"shape {ours.shape} where the reference has {stored.shape}"
     known = ~(np.isnan(stored) & np.isnan(ours))
-    size = np.abs(stored[known])
-    return float((np.abs(ours - stored)[known] / np.maximum(size, 1e-12 * size.max())).max())
+    size, error = np.abs(stored[known]), np.abs(ours - stored)[known]
+    if size.max() == 0:  # the distance of a network to itself
+        return float(error.max())
+    return float((error / np.maximum(size, 1e-12 * size.max())).max())
 
 
 def _without_gradient(case: Case, i: int) -> np.ndarray:
@@ -110,7 +112,9 @@ def test_step(name: str) -> None:
         wrong = {k: v for k, v in different.items() if not v <= _limit(case, k)}
         assert not wrong
     averages = {k: v for k, v in case.groups["out"].items() if k.startswith("bn_after/")}
-    wrong = {k: d for k, v in averages.items() if not (d := difference(found[k], v)) <= FLOAT32}
+    # The reference's own float32 run drifts from its float64 run, the more so in several steps.
+    limit = max(FLOAT32, 10 * case.meta["f32_vs_f64"]["loss_maxrel"])
+    wrong = {k: d for k, v in averages.items() if not (d := difference(found[k], v)) <= limit}
     assert averages
     assert not wrong
 
