@@ -56,10 +56,10 @@ def measure(
     keep_memory(mesh.devices.flat[0].platform)
     program = build(config)
     batch = sharding.put_batch(random_batch(config), mesh)
-    frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
     options = None if config.train.optimise else sharding.quick(mesh)
     key = jax.random.key_data(jax.random.key(config.seed))
     state = sharding.init(program.init, key, mesh)
+    frozen = jax.device_put(program.frozen(config, _encoder(state)), sharding.replicated(mesh))
     for what in WHATS:  # the step last: as in training, it is given the state to keep (donated)
         if what not in whats:
             continue
@@ -99,6 +99,13 @@ def costs(compiled: Any) -> dict[str, float | None]:
         "bytes_accessed": counted.get("bytes accessed"),
         "peak_bytes": peak,
     }
+
+
+def _encoder(state: TrainState) -> dict[str, Any]:
+    """The student's encoder in place of the frozen one of the feature distance: as large, and in
+    memory of its own, since the step is given the state's."""
+    student = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
+    return {name: jax.tree.map(jnp.copy, tree.get("encoder", {})) for name, tree in student.items()}
 
 
 def _device(mesh: jax.sharding.Mesh) -> str:

@@ -61,6 +61,13 @@ def test_a_gradient_costs_more_than_a_forward_and_a_step_more_than_a_gradient(re
     assert 2 * flops[0] < flops[1] < flops[2]
 
 
+def test_a_step_with_the_feature_distance_needs_no_file(capsys):
+    config = [f"{TINY[1]}:daformer", "--config.model.encoder.weights=never_read.pth"]
+    enough = "--config.data.rare_class.min_share=0.006"
+    assert run(["bench", "--config", *config, enough, "--repeats", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["what"] == "step"
+
+
 def test_for_people_a_report_is_two_lines(capsys):
     assert run(["bench", *TINY, "--what", "forward", "--repeats", "1"]) == 0
     out, err = capsys.readouterr()
