@@ -19,9 +19,15 @@ from rich.table import Table
 from mrm_jax.evaluation.evaluator import Evaluation
 from mrm_jax.types import TrainState
 
+_PASSES = (
+    *("source", "augmented", "mixed", "masked"),
+    *("reconstructed", "reconstructed_source", "reconstructed_target"),
+)
+_LOSSES = ("ce", "ce_fused", "ce_detail", "feature_distance")
 _SHOWN = (
-    *("total/loss", "source/ce", "augmented/ce", "mixed/ce", "reconstructed/ce"),
-    *("reconstructed_source/ce", "reconstructed_target/ce", "teacher/confident_share"),
+    "total/loss",
+    *(f"{name}/{loss}" for name in _PASSES for loss in _LOSSES),
+    "teacher/confident_share",
 )
 
 
