@@ -31,6 +31,7 @@ _RAMP = np.array([(12, 14, 40), (58, 40, 130), (160, 50, 130), (240, 120, 80), (
 VIEWS = {
     "source_image": "source",
     "source_label": "source label",
+    "source_detail_image": "detail of the source",
     "augmented_image": "augmented source",
     "target_image": "target",
     "pseudo_label": "pseudo-label",
@@ -38,6 +39,8 @@ VIEWS = {
     "mixed_image": "mixed",
     "mixed_label": "mixed label",
     "mixed_weight": "mixed weight",
+    "masked_image": "masked",
+    "masked_label": "masked label",
     "token_mask": "mask",
     "reconstructed_prediction": "rebuilt prediction",
     "reconstructed_target_mask": "mask of the target",

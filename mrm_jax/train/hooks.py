@@ -119,6 +119,11 @@ _PANELS = {
 """Views of `step.inspect` whose name on a sheet is not their own with an underscore."""
 
 
+def sheet_name(view: str) -> str:
+    """What a view of `Program.inspect` is called on a sheet."""
+    return _PANELS.get(view) or view.replace("/", "_")
+
+
 def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax.Array]) -> Path:
     """Writes what a step looks at (`Program.inspect`) as one PNG, `views/training_<n>.png`."""
     from mrm_jax.report.panels import save_panels
@@ -127,8 +132,7 @@ def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax
     for name, value in jax.device_get(dict(views)).items():
         value = np.asarray(value)
         weight = name.endswith("/weight")
-        caption = _PANELS.get(name) or name.replace("/", "_")
-        sheet[caption] = value / 255 if weight else value
+        sheet[sheet_name(name)] = value / 255 if weight else value
     path = workdir / VIEWS / f"training_{step:07d}.png"
     title = _title(f"Training, step {step}", config.data.source, config.data.target)
     return save_panels(sheet, config.data.classes, path, title=title)

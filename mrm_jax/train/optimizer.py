@@ -126,8 +126,8 @@ def update(
 
 
 def gradient_norms(grads: Any) -> Metrics:
-    """Euclidean norm f[] of the gradient of encoder, decoder and (where there is one) Rebuilder:
-    `grad_norm/...`.
+    """Euclidean norm f[] of the gradient of every part there is (encoder, decoder, HRDA's
+    attention, Rebuilder): `grad_norm/...`.
     """
     parts = {**grads["segmentor"], "rebuilder": grads["rebuilder"]}
     return {

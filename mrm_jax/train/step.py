@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrm_jax.config import Config, mic_block
+from mrm_jax.config import Config, detail_crop, mic_block
 from mrm_jax.models.layers import fold_moments
+from mrm_jax.models.multires import crop
 from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
@@ -77,10 +78,10 @@ class _Run(NamedTuple):
 def build(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
 
-    metrics: `<pass>/ce` (before the pass's weight; HRDA: `ce_fused`, `ce_detail`), `total/loss`,
-    `teacher/confident_share`, `teacher/class_share` (f[K], all others f[]), `learning_rate` (the
-    encoder's),
-    `grad_norm/<encoder|decoder|rebuilder>`, and `finite` (bool[]): false where the loss or a
+    metrics: `<pass>/ce` (before the pass's weight; HRDA: `ce_fused`, `ce_detail`),
+    `source/feature_distance`, `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K],
+    all others f[]), `learning_rate` (the encoder's), `grad_norm/<part>` (encoder, decoder,
+    attention, rebuilder: those there are), and `finite` (bool[]): false where the loss or a
     gradient was not finite, and then the state comes back exactly as it went in, step number
     included.
     """
@@ -207,8 +208,9 @@ def _inspect(
     with 255 for 1.
 
     `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its
-    pseudo-labels) and `mixed/{image,label,weight}`; `augmented/{image,label,weight}`; with MRM, for
-    each rebuilt pass, `<pass>/{mask,prediction}`, mask 255 where features are hidden.
+    pseudo-labels) and `mixed/{image,label,weight}`; `augmented` and `masked` likewise; under HRDA
+    `source/detail_image`, the source's detail crop; with MRM, for each rebuilt pass,
+    `<pass>/{mask,prediction}`, mask 255 where features are hidden (HRDA: of the context).
     """
     raw, batch = batch, _normalise(state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
@@ -221,6 +223,9 @@ def _inspect(
         panels[f"{name}/image"] = to_uint8(view.image)
         panels[f"{name}/label"] = jnp.asarray(view.label).astype(jnp.uint8)
         panels[f"{name}/weight"] = jnp.round(view.weight * 255).astype(jnp.uint8)
+    if "source" in draws.offset:
+        corner, extent = draws.offset["source"], detail_crop(run.config)
+        panels["source/detail_image"] = crop(panels["source/image"], corner, extent)
     for row in run.passes:
         if row.transform != "rebuild":
             continue

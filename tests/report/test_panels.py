@@ -1,13 +1,19 @@
 """Picture sheets hold the classes' exact colours, every view that exists, and its caption."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from mrm_jax.config import Classes
+from mrm_jax.main import load_config
 from mrm_jax.report import panels
+from mrm_jax.train.bench import random_batch
+from mrm_jax.train.hooks import sheet_name
+from mrm_jax.train.step import build
 
 CLASSES = Classes(names=("road", "sky", "car"), colours=((128, 64, 128), (70, 130, 180), (1, 2, 3)))
 SIZE = (208, 208)  # a cell's width: pictures are neither enlarged nor thinned
@@ -139,6 +145,23 @@ def test_a_weight_may_be_one_number_one_an_image_or_one_a_pixel(shape, captions)
     sheet = panels.compose(given, CLASSES)
     assert captions.count("25%") == 2
     assert holds(sheet, np.broadcast_to(panels.heat(np.float32(0.25)), (*SIZE, 3)))
+
+
+def test_a_sheet_shows_the_masked_picture_and_the_detail_crop_of_a_step():
+    """All that a step with every part hands out, but for weights that say nothing new."""
+    path = Path(__file__).parents[2] / "configs" / "tiny.py"
+    off = "--config.method.feature_distance.weight=0"
+    config = load_config(
+        [f"--config={path}:mic,mrm=true", off, "--config.data.rare_class.min_share=0.006"]
+    )
+    program = build(config)
+    state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), np.uint32))
+    frozen, batch = program.frozen(config), random_batch(config)
+    found = jax.eval_shape(program.inspect, state, frozen, batch)
+    assert found["source/detail_image"].shape == (2, 16, 32, 3)
+    shown = {sheet_name(name) for name in found} - {"source_weight", "masked_weight"}
+    assert {"masked_image", "source_detail_image", "token_mask"} <= shown
+    assert shown <= panels.VIEWS.keys()
 
 
 def test_float_pictures_and_unknown_views_are_refused():
