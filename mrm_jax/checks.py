@@ -301,6 +301,11 @@ def _check_feature_distance(config: Config) -> None:
     )
     if options.weight == 0:
         return
+    _require(
+        options.checkpoint is None or options.source == "checkpoint",
+        f"config.method.feature_distance.checkpoint is {options.checkpoint}, which is not read: "
+        "add --config.method.feature_distance.source=checkpoint.",
+    )
     found = weights if options.source == "weights" else options.checkpoint
     where = (
         "model.encoder.weights"

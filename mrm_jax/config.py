@@ -335,7 +335,11 @@ class Optimizer:
     learning_rate: float = option(6e-5, "Base learning rate of the encoder.")
     decoder_multiplier: float = option(10.0, "Learning rate of the decoder over the encoder's.")
     weight_decay: float = option(0.01, "Decoupled weight decay.")
-    decay_encoder_norms: bool = option(False, "Apply weight decay to the encoder's norms.")
+    decay_encoder_norms: bool = option(
+        False,
+        "MiT: apply weight decay to the encoder's norms. A ResNet's are always decayed.",
+        source="peer: mmseg configs",
+    )
     warmup: float = option(0.0375, "Share of the steps spent warming up.", source="1500 of 40000")
     beta1: float = option(0.9, "Decay of the first moment.")
     beta2: float = option(0.999, "Decay of the second moment.")

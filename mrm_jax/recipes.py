@@ -145,8 +145,10 @@ def with_hrda(config: Config, value: str) -> Config:
 
 
 def with_mic(config: Config, value: str) -> Config:
-    """Adds MIC's masked pass to a method with a teacher, or leaves it as it is."""
+    """Adds MIC's masked pass to a method with a teacher, or leaves one without it as it is."""
     if not _switch("mic", value):
+        if config.method.kind == "mic":
+            raise UsageError("mic=false in --config takes back the recipe mic; name hrda instead.")
         return config
     if config.method.kind not in TEACHER_METHODS:
         raise UsageError(

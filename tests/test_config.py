@@ -90,6 +90,10 @@ BAD = [
     ({"method": {"kind": "source_only", "mrm": {"enabled": True}}}, "needs a teacher"),
     ({"method": {"kind": "dacs", "augmented_source": True}}, "control for source_only"),
     ({"method": {"mrm": {"enabled": True, "heads": 3}}}, "not a multiple of 3 heads"),
+    (
+        {"method": {"feature_distance": {"weight": 0.1, "checkpoint": "runs/first"}}},
+        "feature_distance.source=checkpoint",
+    ),
     ({"method": {"threshold": 1.5}}, "config.method.threshold is 1.5; it must lie in 0..1."),
     ({"model": {"encoder": {"depths": (1, 2)}}}, "give as many entries"),
     ({"model": {"encoder": {"heads": (1, 3, 5, 8)}}}, "not a multiple of its 3 attention heads"),
@@ -202,6 +206,7 @@ def test_the_text_after_the_colon_edits_the_config(text, holds):
         ("dacs,encoder=mit_b9", "Did you mean 'mit_b"),
         ("dacs,crop=12y", "write crop=512 or crop=512x1024"),
         ("source_only,mic=true", "needs a teacher, and source_only has none"),
+        ("mic,mic=false", "name hrda instead"),
     ],
 )
 def test_an_unknown_word_after_the_colon_is_named(text, message):
