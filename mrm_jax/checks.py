@@ -196,6 +196,14 @@ def _check_crops(config: Config) -> None:
         detail[0] <= crop[0] and detail[1] <= crop[1],
         f"config.model.multires.detail is {detail}, larger than the crop {crop}.",
     )
+    encoder, multiple = config.model.encoder, multires.offset_multiple
+    last = config.model.decoder.kind == "deeplabv2"
+    stride = encoder_stride(encoder) if last else encoder.strides[0]
+    _require(
+        multiple % stride == 0,
+        f"config.model.multires.offset_multiple is {multiple}; where a detail crop starts has to "
+        f"be a multiple of the decoder's stride, {stride}, or its logits lie beside their place.",
+    )
 
 
 def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -> None:

@@ -94,6 +94,11 @@ BAD = [
         {"method": {"feature_distance": {"weight": 0.1, "checkpoint": "runs/first"}}},
         "feature_distance.source=checkpoint",
     ),
+    (
+        {"model": {"multires": {"enabled": True}, "decoder": {"kind": "deeplabv2"}}},
+        "offset_multiple is 8; where a detail crop starts has to be a multiple of the decoder's "
+        "stride, 32",
+    ),
     ({"method": {"threshold": 1.5}}, "config.method.threshold is 1.5; it must lie in 0..1."),
     ({"model": {"encoder": {"depths": (1, 2)}}}, "give as many entries"),
     ({"model": {"encoder": {"heads": (1, 3, 5, 8)}}}, "not a multiple of its 3 attention heads"),

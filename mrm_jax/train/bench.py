@@ -24,8 +24,8 @@ from mrm_jax.uda.objectives import weighted_cross_entropy
 
 What = Literal["forward", "backward", "step"]
 WHATS: tuple[What, ...] = get_args(What)
-"""forward: the student's loss on the source pictures, as in training; backward: that and its
-gradient; step: all of a training step."""
+"""forward: the student's cross entropy on the source pictures, as in training (HRDA: of the fused
+logits alone); backward: that and its gradient; step: all of a training step."""
 
 WARM_UP = 1
 """Calls that are not timed: the first one also loads code and allocates."""
