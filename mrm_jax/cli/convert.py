@@ -59,12 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of several networks in a file: model, ema_model, imnet_model",
     )
     parser.add_argument(
-        "--which", default="last", metavar="last|best|STEP", help="--to_torch: which checkpoint"
+        "--which", metavar="last|best|STEP", help="--to_torch: which checkpoint (default: last)"
     )
     parser.add_argument(
         "--network",
         choices=("student", "teacher"),
-        default="student",
         help="--to_torch: whose weights (default: student)",
     )
 
@@ -80,6 +79,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             if getattr(arguments, name):
                 raise UsageError(f"convert: --to_torch FILE and --{name} do not go together.")
         return _export(arguments)
+    for name in ("which", "network"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"convert: --{name} goes with --to_torch FILE alone.")
     if arguments.dry_run:
         return _show(arguments)
     if arguments.to is None:
@@ -146,7 +148,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
 
     from mrm_jax.train.checkpoint import save_network
     from mrm_jax.train.fingerprint import fingerprint, lines
-    from mrm_jax.train.weights import check_network, origin, without_misfits
+    from mrm_jax.train.weights import check_network, network_lines, origin, without_misfits
 
     chosen = _config(network, config)
     if config is not None:
@@ -156,7 +158,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     weights = {**found, "dropped": dict(Counter(network.dropped.values()))}
     facts = {"converted": True, "config": asdict(chosen), "weights": weights, "scores": {}}
     save_network(arguments.to, network.tree, facts)
-    for line in lines(found):
+    for line in (*network_lines(network), *lines(found)):
         print(line)
     if config is None:
         print(f"assumed, as no tensor shows it: {'; '.join(network.assumed)}")
@@ -229,8 +231,9 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--to_torch {target} must end in one of {', '.join(FORMATS)}.")
     if target.exists():
         raise UsageError(f"--to_torch {target} exists already; give a new file.")
-    loaded = load_run(arguments.source, arguments.which)
-    variables = loaded.student if arguments.network == "student" else loaded.teacher
+    which = arguments.which or "last"
+    loaded = load_run(arguments.source, which)
+    variables = loaded.teacher if arguments.network == "teacher" else loaded.student
     if variables is None:
         raise UsageError("--network teacher: this checkpoint holds none; use --network student.")
     model = loaded.config.model
@@ -238,7 +241,7 @@ def _export(arguments: argparse.Namespace) -> int:
     grid = loaded.config.method.mrm.grid
     variant: dict[str, Any] = {}
     if kind == "rebuilder":
-        variables = load_rebuilder(arguments.source, arguments.which)
+        variables = load_rebuilder(arguments.source, which)
         if grid[0] != grid[1]:
             raise UsageError(f"the released Rebuilder has a square grid, this one is {grid}.")
         variant["grid"] = grid[0]

@@ -24,7 +24,7 @@ from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
 
 __all__ = ["KINDS", "Misfit", "Trace", "describe", "detect", "export_torch", "import_torch"]
-__all__ += ["position_table", "synthesise", "trace"]
+__all__ += ["leaves", "position_table", "synthesise", "trace"]
 
 CONCAT_ORDERS = ("c1..c4", "c4..c1")
 _VARIANT = ("allow_missing", "complete", "concat_order", "copy", "eps", "grid", "heads")
@@ -82,11 +82,11 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
     and a strict load wants: `synthesise`. Hugging Face's hub names are written.
-    Misfit (a ValueError) lists every leaf that is missing, not expected or of a wrong shape.
+    Misfit as in `import_torch`.
     """
     row = _kind(kind)
     _check_variant(variant)
-    tree = _flat(variables)
+    tree = leaves(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
     row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
@@ -109,8 +109,7 @@ def describe(state: Mapping[str, Any], kind: str, **variant: Any) -> dict[str, A
     shapes only.
 
     `{"kind", "copy", "encoder": {"layout", "dims", "depths", ...}, "decoder": {...}}` with the
-    parts that the kind has.
-    `concat_order` is the file's own. ValueError as in `import_torch`.
+    parts that the kind has; `concat_order` is the file's own. ValueError as in `import_torch`.
     """
     found, plan = _understand(state, kind, variant)
     _refuse(plan, f"the state dict does not fit kind {kind!r}")
@@ -330,11 +329,12 @@ def _refuse(plan: Plan, what: str) -> None:
         raise Misfit(what, plan.problems)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested tree as path -> leaf, with slashes."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+        below = isinstance(value, Mapping)
+        flat |= leaves(value, f"{prefix}{name}/") if below else {f"{prefix}{name}": value}
     return flat
 
 

@@ -88,6 +88,14 @@ SEGFORMER = Layout(
     facts=HEAD_FACTS,
 )
 
+# The same head in NVIDIA's own files, which concatenate c4 first. Source: SegFormer's release,
+# mmseg/models/decode_heads/segformer_head.py.
+SEGFORMER_NVIDIA = replace(
+    SEGFORMER,
+    rows=(*affine("linear_c{n}.proj", "linear{i}", "dense", "E C{n}"), *SEGFORMER.rows[2:]),
+    marks=("linear_c1.proj.weight",),
+)
+
 
 DEEPLABV2 = Layout(
     "deeplabv2",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Decoder, Encoder, Model, MultiRes, UsageError
-from mrm_jax.convert import KINDS, Misfit, detect, import_torch, trace
+from mrm_jax.convert import KINDS, Misfit, detect, import_torch, leaves, trace
 from mrm_jax.convert.reader import WeightFile, read
 
 # Epsilons of (block and stage LayerNorms, patch-embedding and reduction LayerNorms) that no tensor
@@ -68,7 +68,7 @@ def load(
         shown = trace(file.tensors, kind, **variant)
         tree = import_torch(file.tensors, kind, **variant)
     except Misfit as error:
-        raise UsageError(refusal(file.path, kind, error.problems)) from error
+        raise UsageError(refusal(file, kind, error.problems)) from error
     except ValueError as error:
         raise UsageError(f"{file.path}: {error}.") from error
     part = KINDS[kind].parts[0]
@@ -102,13 +102,28 @@ def kind_of(file: WeightFile, kind: str | None) -> str:
         raise UsageError(f"{file.path}: {error}.") from error
 
 
-def refusal(path: Path, kind: str, problems: Sequence[str]) -> str:
+def refusal(file: WeightFile, kind: str, problems: Sequence[str]) -> str:
     """One line about a file that does not fit."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    start = f"{file.path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
+    if (other := _other_kind(file, kind)) is not None:
+        return (
+            f"{start}Its names are those of kind {other}: leave out --kind, or give --kind {other}."
+        )
     return (
-        f"{path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
-        f"'convert --dry_run' lists all, 'convert --allow_missing PATTERN' leaves out what may be."
+        f"{start}'convert --dry_run' lists all, 'convert --allow_missing PATTERN' leaves out what "
+        "may be."
     )
+
+
+def _other_kind(file: WeightFile, kind: str) -> str | None:
+    """The kind whose names a file has, where that is plainly not `kind`."""
+    try:
+        found = detect(file.tensors)
+    except ValueError:
+        return None
+    same = KINDS[found].parts == KINDS[kind].parts  # a kind of one size is its base kind
+    return None if same else found
 
 
 def model_of(found: Mapping[str, Any]) -> tuple[Model, tuple[str, ...]]:
@@ -162,15 +177,6 @@ def _decoder(shown: Mapping[str, Any]) -> Decoder:
     )
     dilations = _DILATIONS.get((kind, shown.get("branches") or 0), decoder.dilations)
     return replace(decoder, dilations=dilations)
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested tree as path -> leaf, with slashes."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= leaves(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return flat
 
 
 def count(tree: Mapping[str, Any]) -> tuple[int, int]:

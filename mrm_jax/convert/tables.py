@@ -17,6 +17,7 @@ from mrm_jax.convert.heads import (
     HF_HEAD_FIVE,
     HF_HEAD_HUB,
     SEGFORMER,
+    SEGFORMER_NVIDIA,
     as_attention,
 )
 from mrm_jax.convert.layouts import Kind, Part
@@ -70,6 +71,13 @@ KINDS = {
         ),
         drops=(Drop(r"auxiliary_head\..*", "a second decoder, used in training alone"),),
         copies=("model.", "ema_model.", "imnet_model."),
+    ),
+    "segformer_nvidia": Kind(
+        (
+            Part("encoder", (MIT,), "backbone.", "encoder/"),
+            Part("decoder", (SEGFORMER_NVIDIA,), "decode_head.", "decoder/"),
+        ),
+        concat_order="c4..c1",
     ),
     "rebuilder": Kind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
     "hf_segformer": Kind(

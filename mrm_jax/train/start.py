@@ -29,12 +29,11 @@ from mrm_jax.train.weights import (
     open_weights,
     remarks,
 )
+from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import TrainState
 from mrm_jax.uda.methods import has_feature_distance
 
 ANCHOR = "method.feature_distance.checkpoint"
-FROZEN = "frozen"
-"""Folder of a run that keeps the encoder which the feature distance compares with."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,9 @@ def _read(config: Config, path: str, field: str) -> Start:
         raise UsageError(
             f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
         )
-    check_model(config, opened, field)
-    missing = check_leaves(config, tree, opened.absent, field)
+    name, whole = f"config.{field}", field == INIT_FROM
+    check_model(config, opened, name, whole=whole)
+    missing = check_leaves(config, tree, opened.absent, name, whole=whole)
     found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
     return Start(tree, found, tuple(remarks(config, opened)))
 

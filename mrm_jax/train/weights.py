@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from mrm_jax.config import Config, Encoder, Model, UsageError, detail_crop
-from mrm_jax.convert.network import Network, leaves
+from mrm_jax.convert import leaves
+from mrm_jax.convert.network import Network
 from mrm_jax.convert.network import load as load_file
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.recipes import ENCODERS
@@ -91,31 +92,30 @@ _SHOWN = {
 """Fields of an encoder that the tensors show."""
 
 
-def check_model(config: Config, opened: Opened, field: str) -> None:
-    """UsageError where the encoder, and for INIT_FROM the decoder and the classes, are not the
-    config's."""
+def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> None:
+    """UsageError where the encoder, and for a `whole` network the decoder and the classes, are not
+    the config's. `name`: what the user calls the weights, a field or a file."""
     ours, theirs = config.model.encoder, opened.model.encoder
-    names = ("kind", *_SHOWN[ours.kind])
-    for name in names:
-        wanted, found = getattr(ours, name), getattr(theirs, name)
+    for field in ("kind", *_SHOWN[ours.kind]):
+        wanted, found = getattr(ours, field), getattr(theirs, field)
         if wanted != found:
             raise UsageError(
-                f"config.{field}: these weights have encoder {name} {found}, and "
-                f"config.model.encoder.{name} is {wanted}; {_way_out(theirs)}."
+                f"{name}: these weights have encoder {field} {found}, and "
+                f"config.model.encoder.{field} is {wanted}; {_way_out(theirs)}."
             )
-    if field != INIT_FROM:
+    if not whole:
         return
-    for name in ("kind", "channels", "fusion", "dilations", "concat", "norm"):
-        wanted, found = getattr(config.model.decoder, name), getattr(opened.model.decoder, name)
-        if wanted != found and _matters(name, config.model.decoder.kind):
+    for field in ("kind", "channels", "fusion", "dilations", "concat", "norm"):
+        wanted, found = getattr(config.model.decoder, field), getattr(opened.model.decoder, field)
+        if wanted != found and _matters(field, config.model.decoder.kind):
             raise UsageError(
-                f"config.{field}: these weights have decoder {name} {found}, and "
-                f"config.model.decoder.{name} is {wanted}; make them the same."
+                f"{name}: these weights have decoder {field} {found}, and "
+                f"config.model.decoder.{field} is {wanted}; make them the same."
             )
     classes = len(config.data.classes.names)
     if opened.classes != classes and not any(path.startswith("decoder/") for path in opened.absent):
         raise UsageError(
-            f"config.{field}: these weights tell {opened.classes} classes apart, and "
+            f"{name}: these weights tell {opened.classes} classes apart, and "
             f"config.data.classes has {classes}; take their encoder alone by "
             f"config.{ENCODER_WEIGHTS}, or all but the classifier: convert --config FILE "
             "--allow_missing 'decoder/classifier/.*'."
@@ -136,19 +136,44 @@ def _matters(name: str, decoder: str) -> bool:
 
 def _way_out(encoder: Encoder) -> str:
     """How to get the encoder that the weights are of."""
+    name = published(encoder)
+    if name is None:
+        return "change it, or give other weights"
+    return f"add encoder={name} after the colon of --config FILE, or give other weights"
+
+
+def published(encoder: Encoder) -> str | None:
+    """The name in recipes.ENCODERS of an encoder of this size; None where it has none."""
     same = ("kind", *_SHOWN[encoder.kind])
     for name, known in ENCODERS.items():
         if all(getattr(known, field) == getattr(encoder, field) for field in same):
-            return f"add encoder={name} after the colon of --config FILE, or give other weights"
-    return "change it, or give other weights"
+            return name
+    return None
+
+
+def network_lines(network: Network) -> list[str]:
+    """What the tensors of a file show, for people: the encoder with its size's name, the decoder.
+
+    A file that lost the last block of a stage is one of no published size, and nothing else.
+    """
+    encoder, decoder = network.model.encoder, network.model.decoder
+    name = published(encoder) or "no published size"
+    fields = sorted(_SHOWN[encoder.kind], key="depths".__ne__)
+    shown = ", ".join(f"{field} {getattr(encoder, field)}" for field in fields)
+    lines = [f"encoder: {encoder.kind}, {name}: {shown}"]
+    if network.whole:
+        more = f", fusion {decoder.fusion}" if decoder.kind == "daformer" else ""
+        more += ", two resolutions (HRDA)" if network.model.multires.enabled else ""
+        lines.append(f"decoder: {decoder.kind}{more}, {network.classes or 'unknown'} classes")
+    return lines
 
 
 def check_network(config: Config, network: Network) -> None:
-    """Raises UsageError where a file's network is not the one that `config` describes."""
-    opened = _of_file(network)
-    field = INIT_FROM if network.whole else ENCODER_WEIGHTS
-    check_model(config, opened, field)
-    check_leaves(config, network.tree, opened.absent, field)
+    """Raises UsageError, which names the file, where its network is not the one that `config`
+    describes."""
+    opened, name = _of_file(network), str(network.file.path)
+    check_model(config, opened, name, whole=network.whole)
+    check_leaves(config, network.tree, opened.absent, name, whole=network.whole)
 
 
 def without_misfits(config: Config, network: Network, patterns: Sequence[str]) -> Network:
@@ -177,11 +202,11 @@ def _without(tree: Mapping[str, Any], absent: Sequence[str], prefix: str = "") -
 
 
 def check_leaves(
-    config: Config, tree: Mapping[str, Any], absent: tuple[str, ...], field: str
+    config: Config, tree: Mapping[str, Any], absent: tuple[str, ...], name: str, *, whole: bool
 ) -> tuple[str, ...]:
     """The leaves that stay as they are, of those in `absent`; UsageError for a tree that is not the
-    network's."""
-    wanted = shapes(config, whole=field == INIT_FROM)
+    network's. `name`, `whole`: as for `check_model`."""
+    wanted = shapes(config, whole=whole)
     found = {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
     missing = [path for path in wanted if path not in found]
     allowed = {path for path in missing if path.partition("/")[2] in absent}
@@ -195,8 +220,8 @@ def check_leaves(
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UsageError(
-            f"config.{field}: these weights do not fit the config's network: {problems[0]}{more}; "
-            "nothing was loaded."
+            f"{name}: these weights do not fit the network: {problems[0]}{more}; nothing was "
+            "loaded."
         )
     return tuple(path.partition("/")[2] for path in missing)
 

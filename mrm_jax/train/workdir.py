@@ -15,10 +15,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 _LOCK = ".lock"
 _CHECKPOINTS = "checkpoints"
+FROZEN = "frozen"
+"""Folder of a run that keeps the encoder which the feature distance compares with."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -70,9 +73,10 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
 
     Fields marked runtime may differ from the ones it was started with. Raises UsageError for
     another run's folder (naming the first field that differs), a folder of other things, or one
-    that a running process holds.
+    that a running process holds. A start that fails before `begin` leaves nothing behind.
     """
     _check(path, config)
+    new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / _LOCK, "w")  # noqa: SIM115 - held open for as long as the run
@@ -81,13 +85,29 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
         except BlockingIOError as error:
             raise UsageError(
                 f"--workdir {path} is in use by another run; wait for it or choose another folder."
             ) from error
         except OSError:
             pass  # a file system without locks: the run goes on unprotected
-        yield path
+        try:
+            yield path
+        finally:
+            if held and not (path / CONFIG).exists():
+                _take_back(path, new=new)
+
+
+def _take_back(path: Path, *, new: bool) -> None:
+    """Removes what a start makes before it begins; nothing else was in the folder (`_check`)."""
+    shutil.rmtree(path / FROZEN, ignore_errors=True)
+    with suppress(OSError):  # other things came there meanwhile: they stay
+        if (path / _CHECKPOINTS).exists():
+            (path / _CHECKPOINTS).rmdir()
+        (path / _LOCK).unlink()
+        if new:
+            path.rmdir()
 
 
 def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:

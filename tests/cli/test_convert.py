@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mrm_jax.config import UsageError
+from mrm_jax.convert import leaves
 from mrm_jax.convert.reader import read, write
 from mrm_jax.data.labels import CITYSCAPES
 from mrm_jax.main import run
@@ -75,18 +76,12 @@ def test_a_trained_network_comes_back_from_torchs_names_bit_for_bit(
     assert convert("--from", folder / "run", "--to_torch", file) == 0
     assert convert("--from", file, "--to", tmp_path / "back", *MODEL) == 0
     ours, theirs = load_run(folder / "run").student, load_run(tmp_path / "back").student
-    assert _flat(ours).keys() == _flat(theirs).keys()
-    for path, leaf in _flat(ours).items():
-        np.testing.assert_array_equal(_flat(theirs)[path], leaf, err_msg=path)
+    assert leaves(ours).keys() == leaves(theirs).keys()
+    for path, leaf in leaves(ours).items():
+        np.testing.assert_array_equal(leaves(theirs)[path], leaf, err_msg=path)
     if suffix == ".npz":
         wanted = predict(folder / "run", folder, tmp_path / "a")
         np.testing.assert_array_equal(predict(tmp_path / "back", folder, tmp_path / "b"), wanted)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {p: x for k, sub in tree.items() for p, x in _flat(sub, f"{prefix}/{k}").items()}
 
 
 def test_a_converted_folder_holds_its_fingerprint_and_can_be_evaluated(
@@ -121,6 +116,44 @@ def test_without_a_config_the_tensors_and_the_file_say_what_they_can(folder, tmp
     city = altered(folder, tmp_path / "city.npz", **nineteen)
     assert convert("--from", city, "--to", tmp_path / "city") == 0
     assert load_run(tmp_path / "city").config.data.classes == CITYSCAPES
+
+
+def test_what_the_tensors_show_is_printed_with_the_published_size(
+    folder, tmp_path, capsys, monkeypatch
+) -> None:
+    assert convert("--from", folder / "out.npz", "--to", tmp_path / "net") == 0
+    shown = capsys.readouterr().out
+    assert "encoder: mit, no published size: depths (1, 1, 1, 1), dims (8, 16, 24, 32)" in shown
+    assert "decoder: daformer, fusion conv1, 17 classes" in shown
+    encoder = load_run(tmp_path / "net").config.model.encoder
+    monkeypatch.setattr("mrm_jax.train.weights.ENCODERS", {"mit_b9": encoder})
+    assert convert("--from", folder / "out.npz", "--to", tmp_path / "named") == 0
+    assert "encoder: mit, mit_b9: depths (1, 1, 1, 1)" in capsys.readouterr().out
+
+
+def test_a_file_that_makes_no_network_of_ours_is_blamed_itself(folder, tmp_path) -> None:
+    wider = np.zeros((24, 8), np.float32)  # three times the width, the other stages twice
+    name = "backbone.block1.0.mlp"
+    odd = altered(
+        folder,
+        tmp_path / "odd.npz",
+        **{f"{name}.fc1.weight": wider, f"{name}.fc1.bias": np.zeros(24, np.float32)},
+        **{f"{name}.dwconv.dwconv.weight": np.zeros((24, 1, 3, 3), np.float32)},
+        **{f"{name}.dwconv.dwconv.bias": np.zeros(24, np.float32)},
+        **{f"{name}.fc2.weight": wider.T.copy()},
+    )
+    with pytest.raises(UsageError, match=r"odd\.npz: these weights do not fit the netw") as caught:
+        convert("--from", odd, "--to", tmp_path / "net")
+    assert "init_from" not in str(caught.value)
+
+
+def test_the_encoders_kind_for_a_whole_checkpoint_is_answered_with_the_right_one(
+    folder, tmp_path
+) -> None:
+    whole = read(folder / "out.npz").tensors
+    write(tmp_path / "uda.npz", {f"model.{name}": value for name, value in whole.items()}, {})
+    with pytest.raises(UsageError, match="those of kind segmentor: leave out --kind, or give"):
+        convert("--from", tmp_path / "uda.npz", "--to", tmp_path / "net", "--kind", "mit")
 
 
 def test_an_encoder_alone_is_kept_and_segments_nothing(folder, tmp_path) -> None:
@@ -205,6 +238,8 @@ def test_parts_and_names_of_an_export_can_be_chosen(folder, tmp_path, capsys) ->
         (["--to_torch", "x.npz", "--to", "x"], "--to_torch FILE and --to"),
         ([], "give --to DIR, --to_torch FILE or --dry_run"),
         (["--to", "x"], "is a folder; give a file"),
+        (["--to", "x", "--which", "best"], "--which goes with --to_torch FILE alone"),
+        (["--dry_run", "--network", "student"], "--network goes with --to_torch FILE alone"),
     ],
 )
 def test_a_wrong_command_is_one_line(folder, tmp_path, monkeypatch, words, message) -> None:

@@ -12,8 +12,17 @@ from golden import shape_lists
 from test_convert import FIVE, HUB, INSIDE_FIVE, INSIDE_HUB, hugging_face, mmseg_names
 
 from mrm_jax.config import UsageError
-from mrm_jax.convert import KINDS, Misfit, detect, export_torch, import_torch, synthesise, trace
-from mrm_jax.convert.network import leaves, load
+from mrm_jax.convert import (
+    KINDS,
+    Misfit,
+    detect,
+    export_torch,
+    import_torch,
+    leaves,
+    synthesise,
+    trace,
+)
+from mrm_jax.convert.network import load
 
 FIVES = hugging_face(FIVE, INSIDE_FIVE, "linear_projections")
 

@@ -22,9 +22,35 @@ def test_a_run_of_the_same_config_may_go_on(tmp_path):
 @pytest.mark.parametrize("content", ["nothing", "lock"])
 def test_a_folder_without_anything_in_it_may_be_used(tmp_path, content):
     if content == "lock":
-        with workdir.opened(tmp_path, CONFIG):
-            pass  # a command that failed before its first step
+        (tmp_path / ".lock").touch()  # a command that was killed before its first step
     _begun(tmp_path, Config(seed=1))
+
+
+def _fails_after_making(path, *names):
+    def start():
+        with workdir.opened(path, CONFIG) as folder:
+            for name in names:
+                (folder / name).mkdir(parents=True)
+            raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        start()
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_nothing(tmp_path):
+    _fails_after_making(tmp_path / "new", "checkpoints", "frozen/checkpoints/0")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    _fails_after_making(tmp_path / "empty", "checkpoints")
+    assert list((tmp_path / "empty").iterdir()) == []
+    _fails_after_making(tmp_path / "full", "checkpoints/3")
+    assert (tmp_path / "full" / "checkpoints" / "3").is_dir()
+
+
+def test_a_run_that_began_keeps_all_it_has_when_it_fails_later(tmp_path):
+    _begun(tmp_path)
+    _fails_after_making(tmp_path, "checkpoints", "frozen")
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "checkpoints", "frozen", ".lock"}
 
 
 def test_another_run_is_refused_by_its_first_field_with_both_values(tmp_path):
