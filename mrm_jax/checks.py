@@ -112,6 +112,16 @@ def _check_numbers(config: Config) -> None:
         "model.encoder.drop_path": config.model.encoder.drop_path,
         "model.multires.detail_weight": config.model.multires.detail_weight,
     }
+    factors = {
+        "method.mrm.weight": config.method.mrm.weight,
+        "method.mic.weight": config.method.mic.weight,
+        "method.mrm.learning_rate": config.method.mrm.learning_rate,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.decoder_multiplier": config.optimizer.decoder_multiplier,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+    }
+    for name, value in factors.items():
+        _require(value >= 0, f"config.{name} is {value}; it must be at least 0.")
     for name, value in shares.items():
         _require(0 <= value <= 1, f"config.{name} is {value}; it must lie in 0..1.")
 

@@ -45,8 +45,7 @@ def daformer(config: Config) -> Config:
     distance = replace(method.feature_distance, weight=0.005)
     method = replace(method, kind="daformer", ema_decay=0.999, feature_distance=distance)
     rare = replace(config.data.rare_class, enabled=True)
-    source = replace(config.data.source, category_limit=0.75)
-    return replace(config, method=method, data=replace(config.data, rare_class=rare, source=source))
+    return replace(config, method=method, data=replace(config.data, rare_class=rare))
 
 
 def hrda(config: Config) -> Config:
@@ -163,8 +162,12 @@ def with_crop(config: Config, value: str) -> Config:
     sides = value.split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise UsageError(f"crop={value} in --config: write crop=512 or crop=512x1024.")
-    crop = (int(sides[0]), int(sides[-1]))
-    return replace(config, data=replace(config.data, crop=crop))
+    crop, evaluation = (int(sides[0]), int(sides[-1])), config.evaluation
+    if evaluation.mode == "slide" and evaluation.window == config.data.crop:
+        # HRDA evaluates on windows of the size it is trained on.
+        half = (max(crop[0] // 2, 1), max(crop[1] // 2, 1))
+        evaluation = replace(evaluation, window=crop, stride=half)
+    return replace(config, data=replace(config.data, crop=crop), evaluation=evaluation)
 
 
 KEYS: dict[str, Callable[[Config, str], Config]] = {

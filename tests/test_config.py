@@ -192,6 +192,8 @@ def test_hrda_doubles_the_boxes_that_pictures_are_fitted_into_and_all_that_follo
     assert made.evaluation.stride == (512, 512)
     assert config.mic_block(made) == 64
     assert config.mic_block(recipes.daformer(base)) == 32
+    smaller = recipes.with_crop(made, "512")
+    assert (smaller.evaluation.window, smaller.evaluation.stride) == ((512, 512), (256, 256))
     same = recipes.hrda(valid())
     assert same.data.crop == valid().data.crop
 
