@@ -23,6 +23,7 @@ ALLOWED = {
     "data": {"config", "types"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
     "report": {"config", "types", "options", "data"},
+    "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
         *("data", "evaluation", "report", "convert", "recipes"),
@@ -36,7 +37,18 @@ ALLOWED = {
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
 # Parts that must answer before jax loads, and parts that never need it.
-NO_JAX = {"options", "config", "checks", "recipes", "main", "cli", "convert", "data", "report"}
+NO_JAX = {
+    "options",
+    "config",
+    "checks",
+    "recipes",
+    "benchmarks",
+    "main",
+    "cli",
+    "convert",
+    "data",
+    "report",
+}
 JAX = {"jax", "flax", "optax", "orbax"}
 
 

@@ -10,12 +10,19 @@ from mrm_jax.main import load_config
 from mrm_jax.train import step
 from mrm_jax.types import Batch, Labelled, Unlabelled
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+# These differ from GTA5 to Cityscapes in data alone.
+SAME_NETWORKS = ("synthia_to_cityscapes", "cityscapes_to_acdc", "cityscapes_to_dark_zurich")
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    if path.stem not in SAME_NETWORKS
+]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_step_of_the_config_keeps_the_shapes_of_its_state(path):
-    config = load_config([f"--config={path}"])
+    # Loops have the same shapes and are traced in a fraction of the time.
+    config = load_config([f"--config={path}", "--config.model.unroll=false"])
     assert config is not None
     shape = (config.train.batch, *config.data.crop)
     picture = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)

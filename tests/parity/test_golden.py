@@ -21,7 +21,7 @@ def test_every_family_that_a_module_compares_is_in_the_committed_subset(
     awaited = {prefix for prefix, module in FAMILIES.items() if not module.endswith(".py")}
     missing = {p for p in FAMILIES if p not in awaited and not cases(p)}
     # A megabyte and more a case: they are compared where MRM_GOLDEN_DIR has them.
-    assert missing <= {"rebuilder_single", "hrda_forward", "step", "traj"}
+    assert missing <= {"rebuilder_single", "hrda_forward", "traj"}
 
 
 def test_every_case_has_its_sidecar_and_something_to_compare() -> None:

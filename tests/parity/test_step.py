@@ -123,7 +123,9 @@ def test_step(name: str) -> None:
 # Rebuilder's. `p_before` and the like would notice any; these have to show in what the step does.
 def _samples(case: Case) -> list[tuple[str, str]]:
     found = []
-    for group, count in (("sd_student", 5), ("sd_rebuilder", 2), ("sd_teacher", 1)):
+    # At iteration 0 the teacher is the student's copy, whatever was stored for it.
+    taught = int(case.meta["start_iter"] > 0)
+    for group, count in (("sd_student", 5), ("sd_rebuilder", 2), ("sd_teacher", taught)):
         stored = case.groups.get(group, {})
         weights = [k for k, v in stored.items() if k.endswith("weight") and v.ndim > 1]
         picked = np.linspace(0, len(weights) - 1, count if weights else 0).astype(int)

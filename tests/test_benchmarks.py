@@ -1,0 +1,120 @@
+"""The public benchmarks' configs, against what the papers and their released configs train with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrm_jax import benchmarks
+from mrm_jax.config import MIC, Config, detail_crop, mic_block
+from mrm_jax.data.sources import open_labelled
+from mrm_jax.main import load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def made(name: str, text: str) -> Config:
+    weights = "--config.model.encoder.weights=weights/encoder"
+    config = load_config([f"--config={CONFIGS / name}.py:{text}", weights])
+    assert config is not None
+    return config
+
+
+# Config, recipe -> boxes of source and target, margins of the target.
+DATA = {
+    ("gta_to_cityscapes", "dacs"): ((1280, 720), (1024, 512), (0, 0, 0, 0)),
+    ("gta_to_cityscapes", "daformer"): ((1280, 720), (1024, 512), (30, 240, 0, 0)),
+    ("gta_to_cityscapes", "mic"): ((2560, 1440), (2048, 1024), (30, 240, 30, 30)),
+    ("synthia_to_cityscapes", "hrda"): ((2560, 1520), (2048, 1024), (30, 240, 30, 30)),
+    ("cityscapes_to_acdc", "daformer"): ((1024, 512), (960, 540), (0, 0, 0, 0)),
+    ("cityscapes_to_acdc", "hrda"): ((2048, 1024), (1920, 1080), (0, 0, 0, 0)),
+    ("cityscapes_to_dark_zurich", "mic"): ((2048, 1024), (1920, 1080), (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize(("name", "recipe"), DATA)
+def test_pictures_are_fitted_and_margins_set_as_published(name, recipe):
+    config = made(name, f"{recipe},mrm=true")
+    source, target = config.data.source, config.data.target
+    assert (source.resize, target.resize, target.margins) == DATA[name, recipe]
+    assert source.category_limit == 0.75
+    assert target.category_limit == 1.0
+    assert config.data.evaluation.resize == target.resize
+    assert config.train.steps == 40_000
+    assert config.train.batch == 2
+
+
+@pytest.mark.parametrize("recipe", ["dacs", "daformer", "hrda", "mic"])
+def test_networks_crops_and_rates_are_those_of_the_method(recipe):
+    config = made("gta_to_cityscapes", recipe)
+    high = recipe in ("hrda", "mic")
+    assert config.model.encoder.kind == ("resnet" if recipe == "dacs" else "mit")
+    assert config.model.decoder.kind == ("deeplabv2" if recipe == "dacs" else "daformer")
+    assert config.data.crop == ((1024, 1024) if high else (512, 512))
+    assert config.model.multires.enabled == high
+    assert detail_crop(config) == ((512, 512) if high else (256, 256))
+    assert config.evaluation.mode == ("slide" if high else "whole")
+    assert config.method.ema_decay == (0.99 if recipe == "dacs" else 0.999)
+    assert config.method.feature_distance.weight == (0 if recipe == "dacs" else 0.005)
+    assert config.data.rare_class.enabled == (recipe != "dacs")
+    assert config.data.rare_class.crop_share == (2.0 if high else 0.5)
+    if recipe == "mic":
+        assert config.method.mic == MIC()
+        assert mic_block(config) == 64
+
+
+def test_a_real_source_is_masked_beside_the_target():
+    assert made("cityscapes_to_acdc", "mic").method.mic.images == "both"
+    assert made("gta_to_cityscapes", "mic").method.mic.images == "target"
+
+
+def test_synthia_is_scored_on_the_classes_it_has():
+    config = made("synthia_to_cityscapes", "dacs")
+    assert len(config.evaluation.classes) == 16
+    assert set(config.data.classes.names) - set(config.evaluation.classes) == {
+        *("terrain", "truck", "train")
+    }
+    assert config.data.rare_class.on_missing == "warn"
+
+
+# Domain -> a picture and its label in the set's layout, and the label's raw value of a car.
+LAYOUTS = {
+    "GTA": ("images/00001.png", "labels/00001.png", 26),
+    "SYNTHIA": ("RGB/0000000.png", "GT/LABELS/0000000_labelTrainIds.png", 13),
+    "CITYSCAPES_VAL": (
+        "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png",
+        "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png",
+        26,
+    ),
+    "ACDC_VAL": (
+        "rgb_anon/val/GOPR0475_frame_000247_rgb_anon.png",
+        "gt/val/GOPR0475_frame_000247_gt_labelTrainIds.png",
+        13,
+    ),
+    "DARK_ZURICH_VAL": (
+        "rgb_anon/val/GOPR0356/GOPR0356_frame_000321_rgb_anon.png",
+        "gt/val/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png",
+        13,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_set_is_read_in_its_own_layout(name, tmp_path):
+    picture, label, car = LAYOUTS[name]
+    for path in (picture, label):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 16, 3), np.uint8)).save(tmp_path / picture)
+    stored = Image.fromarray(np.full((8, 16), car, np.uint8))
+    if name == "GTA":  # palette files, whose indices are the ids
+        stored = stored.convert("P")
+        stored.putpalette([255 - i for i in range(256) for _ in range(3)])
+        assert np.asarray(stored)[0, 0] == car
+    stored.save(tmp_path / label)
+    domain = replace(getattr(benchmarks, name), path=str(tmp_path))
+    pictures = open_labelled(domain, 19, field="source")
+    assert len(pictures) == 1
+    np.testing.assert_array_equal(pictures.label(0), 13)
