@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags
-from ml_collections import config_dict, config_flags
 
-from mrm_jax.checks import from_config_dict
-from mrm_jax.config import Config, UsageError
+from mrm_jax.command import load_config, split_config_flags
+from mrm_jax.config import UsageError
 from mrm_jax.options import nearest
 
 VERBS = {
@@ -27,6 +24,7 @@ VERBS = {
     "predict": "segment pictures of your own",
     "convert": "bring weights from PyTorch's files here, or back",
     "report": "write report.html of a workdir again",
+    "ablate": "compare arms over seeds: a table and a plot from one command",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 
@@ -42,90 +40,6 @@ class _Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if name.startswith("--") and name not in known:
                 self.error(f"{name} is not a flag.{nearest(name, known)}".rstrip("."))
-
-
-def split_config_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """(`--config` flags, all other words); `--config FILE` and `--config=FILE` mean the same."""
-    ours, others = [], []
-    rest = iter(words)
-    for word in rest:
-        name, equals, _ = word.partition("=")
-        if name == "--config" or name.startswith(("--config.", "--noconfig.")):
-            value = None if equals or name != "--config" else next(rest, None)
-            ours.append(word if value is None else f"{word}={value}")
-        else:
-            others.append(word)
-    return ours, others
-
-
-def load_config(words: list[str]) -> Config | None:
-    """The checked config that `--config` flags ask for, None without any.
-
-    Raises UsageError naming the file, key or value and the nearest right one.
-    """
-    if not words:
-        return None
-    file = next((w.partition("=")[2] for w in words if w.startswith("--config=")), "")
-    path = Path(file.partition(":")[0])
-    if not file:
-        raise UsageError(f"{words[0]} changes a config, but none is given: add --config FILE.")
-    if not path.is_file() or path.suffix != ".py":
-        there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UsageError(f"--config: there is no file '{path}'.{nearest(str(path), there)}")
-    spec = importlib.util.spec_from_file_location("mrm_jax_config", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--config: '{path}' is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(file.partition(":")[2] or None)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--config: {path} fails: {type(error).__name__}: {error}") from error
-    return from_config_dict(_override(config, [w for w in words if not w.startswith("--config=")]))
-
-
-def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any]:
-    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections."""
-    for word in words:
-        name, equals, _ = word.partition("=")
-        boolean = _check_key(name.partition(".")[2], config)
-        if not equals and not boolean:
-            raise UsageError(f"{name} needs a value: write {name}=VALUE.")
-    values = flags.FlagValues()
-    arguments = ["mrm_jax", *words]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except (flags.Error, ValueError, TypeError) as error:
-        raise UsageError(f"{str(error).splitlines()[0]}") from error
-    return config.to_dict()
-
-
-def _check_key(key: str, config: config_dict.ConfigDict) -> bool:
-    """Whether the field `key` is a boolean; raises UsageError where there is no such field."""
-    here, below = config, config
-    for part in key.split("."):
-        if not isinstance(below, config_dict.ConfigDict) or part not in below:
-            hint = nearest(key, _leaves(config)) or nearest(part, list(here))
-            raise UsageError(f"--config.{key} is not an option.{hint}")
-        here, below = below, below.get(part)
-    if isinstance(below, config_dict.ConfigDict):
-        example = f"{key}.{next(iter(below))}"
-        raise UsageError(f"--config.{key} is a group of options; set one of them, say {example}.")
-    return isinstance(below, bool)
-
-
-def _leaves(config: config_dict.ConfigDict, prefix: str = "") -> list[str]:
-    names = []
-    for key in config:
-        value = config.get(key)
-        if isinstance(value, config_dict.ConfigDict):
-            names += _leaves(value, f"{prefix}{key}.")
-        else:
-            names.append(prefix + key)
-    return names
 
 
 def run(words: list[str]) -> int:
@@ -146,6 +60,7 @@ def run(words: list[str]) -> int:
     module.add_arguments(parser)
     parser.check_flags(others)
     arguments = parser.parse_args(others)
+    arguments.config_words = config_words  # for a verb that edits them: ablate
     return module.run(arguments, load_config(config_words))
 
 

@@ -13,6 +13,8 @@ ALLOWED = {
     "config": {"options"},
     "checks": {"options", "config"},
     "recipes": {"options", "config"},
+    "arms": {"options", "config"},
+    "command": {"options", "config", "checks"},
     "types": set(),
     "rngs": {"types"},
     "sharding": {"config", "types"},
@@ -22,7 +24,7 @@ ALLOWED = {
     "convert": {"config", "types"},
     "data": {"config", "types"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
-    "report": {"config", "types", "options", "data"},
+    "report": {"config", "types", "options", "data", "arms"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
@@ -30,9 +32,9 @@ ALLOWED = {
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
-        *("data", "evaluation", "report", "train", "recipes"),
+        *("data", "evaluation", "report", "train", "recipes", "arms", "command"),
     },
-    "main": {"config", "options", "checks", "cli"},
+    "main": {"config", "options", "command", "cli"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
@@ -42,6 +44,8 @@ NO_JAX = {
     "config",
     "checks",
     "recipes",
+    "arms",
+    "command",
     "benchmarks",
     "main",
     "cli",

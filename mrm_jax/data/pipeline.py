@@ -37,9 +37,6 @@ ORDER, DRAWS, CLASSES = 1, 2, 3  # Streams within a domain.
 THREADS = 2  # Reading threads of one process; more gain nothing on two cores.
 AHEAD = 8  # Batches ready before they are asked for.
 CACHE_SHARE = 0.4  # Largest share of the machine's memory that `data.cache` fills.
-DRAWN_CACHE_BYTES = (
-    2**29
-)  # Drawn scenes are always kept up to this size: 512 MiB, 2900 pictures of 96 x 192 with labels.
 
 
 class Example(NamedTuple):
@@ -145,9 +142,8 @@ def _read_target(
 
 
 def _cache_bytes(domain: Domain, cache: bool) -> int:
-    if cache:
-        return sources.memory_share(CACHE_SHARE / 2)
-    return DRAWN_CACHE_BYTES if domain.kind == "drawn" else 0
+    # Drawn scenes are kept where they are drawn.
+    return sources.memory_share(CACHE_SHARE / 2) if cache and domain.kind != "drawn" else 0
 
 
 def _global_number(

@@ -53,13 +53,38 @@ class LabelledPictures(Pictures, Protocol):
         ...
 
 
+DRAWN_CACHE_BYTES = 2**29
+"""Drawn scenes are kept by the process up to this size: 512 MiB, 7000 of 96 x 192 with labels."""
+
+
 @functools.lru_cache(maxsize=16)  # a picture and its label are asked for one after the other
-def _scene(domain: Domain, index: int) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(look: str, split: str, size: tuple[int, int], index: int) -> tuple[np.ndarray, ...]:
     from mrm_jax.data import drawn
 
-    image, label = drawn.draw(DRAWN_SEED, domain.split, index, size=domain.size, look=domain.look)
-    image.flags.writeable = label.flags.writeable = False
-    return image, label
+    scene = drawn.draw(DRAWN_SEED, split, index, size=size, look=look)  # type: ignore[arg-type]
+    for array in scene:
+        array.flags.writeable = False
+    return scene
+
+
+class _Scenes:
+    """Scenes by look, split, size and index: kept while there is room, drawn again otherwise."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple, tuple[np.ndarray, ...]] = {}
+        self._held = 0
+
+    def __call__(self, domain: Domain, index: int) -> tuple[np.ndarray, ...]:
+        key = (domain.look, domain.split, domain.size, index)
+        scene = self._kept.get(key) or _drawn(*key)
+        size = sum(array.nbytes for array in scene)
+        if key not in self._kept and self._held + size <= DRAWN_CACHE_BYTES:
+            self._kept[key] = scene
+            self._held += size
+        return scene
+
+
+_scene = _Scenes()
 
 
 class Drawn:
@@ -79,7 +104,7 @@ class Drawn:
         """See `Pictures`."""
         return self._scene(index)[0]
 
-    def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _scene(self, index: int) -> tuple[np.ndarray, ...]:
         return _scene(self._domain, index)
 
 

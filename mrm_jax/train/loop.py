@@ -14,6 +14,7 @@ last good state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
-from mrm_jax.train.step import Program, build
+from mrm_jax.train.step import Program, build, structure
 from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
 from mrm_jax.types import Batch, Frozen, RunError, TrainState
@@ -112,7 +113,8 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         process_count=jax.process_count(),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
-    program = build(config)
+    programs = _programs(build, structure(config), mesh)
+    program = programs.program
     sentinel = Sentinel(config.data.classes.names)
     state, facts = first_state(config, program, mesh, checkpoints, weights)
     if facts["sentinel"]:
@@ -124,8 +126,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
     screen.say("compiling the step ...")
     began = time.perf_counter()
-    options = None if config.train.optimise else sharding.quick(mesh)
-    step = _compile(program, mesh, (state, finite, frozen, first), options)
+    step = programs.step(mesh, (state, finite, frozen, first))
     seconds = time.perf_counter() - began
     screen.say(f"compiled the step in {seconds:.1f} s")
     begun_with = {"weights": facts["weights"]} if facts["weights"] else {}
@@ -148,7 +149,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         weights=facts["weights"],
         pace=hooks.Pace(config.train.batch),
         step=step,
-        inspect=jax.jit(program.inspect),
+        inspect=programs.inspect,
         state=state,
         finite=finite,
     )
@@ -162,23 +163,39 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     return code
 
 
-def _compile(
-    program: Program,
-    mesh: jax.sharding.Mesh,
-    arguments: tuple[Any, ...],
-    options: dict[str, int] | None,
-) -> Any:
-    """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
-    donated.
-    """
+class _Programs:
+    """The step and the pictures of its views, compiled once and shared by the runs of a process
+    that differ in traced numbers, seed and data alone (`ablate`)."""
 
-    def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
-        new, metrics = program.train_step(state, frozen, batch)
-        kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
-        return kept, finite & metrics["finite"], metrics
+    def __init__(self, program: Program, mesh: jax.sharding.Mesh, *, optimise: bool):
+        quick = sharding.quick(mesh)
+        self.program = program
+        self.inspect = jax.jit(program.inspect, compiler_options=quick)  # runs a few times at most
+        self._options = None if optimise else quick
+        self._step: Any = None
 
-    step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
-    return step.lower(*arguments).compile(compiler_options=options)
+    def step(self, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
+        """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
+        donated.
+        """
+
+        def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
+            new, metrics = self.program.train_step(state, frozen, batch)
+            kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
+            return kept, finite & metrics["finite"], metrics
+
+        if self._step is None:
+            step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
+            self._step = step.lower(*arguments).compile(compiler_options=self._options)
+        return self._step
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(
+    make: Callable[[Config], Program], config: Config, mesh: jax.sharding.Mesh
+) -> _Programs:
+    """`config`: a `structure`. `make` is `build`, part of the key so that tests may replace it."""
+    return _Programs(make(config), mesh, optimise=config.train.optimise)
 
 
 def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:

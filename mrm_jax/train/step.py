@@ -106,6 +106,59 @@ def build(config: Config, networks: Networks | None = None) -> Program:
     )
 
 
+def structure(config: Config) -> Config:
+    """What a step is compiled for: `config` with every field at its default that reaches the step
+    as a traced number (`types.Scalars`) or not at all. Configs of one structure share a program.
+    """
+    method, default = config.method, Config()
+    mrm, mic, distance = method.mrm, method.mic, method.feature_distance
+    plain, augment = default.method, default.method.augment
+    method = replace(
+        method,
+        ema_decay=plain.ema_decay,
+        threshold=plain.threshold,
+        augment=replace(
+            method.augment,
+            jitter_probability=augment.jitter_probability,
+            blur_probability=augment.blur_probability,
+        ),
+        # Whether there is a distance decides what is computed; how much it weighs does not.
+        feature_distance=replace(
+            distance, weight=float(distance.weight > 0), source="weights", checkpoint=None
+        ),
+        mic=replace(mic, weight=plain.mic.weight, ratio=plain.mic.ratio),
+        mrm=replace(
+            mrm,
+            weight=plain.mrm.weight,
+            ratio=plain.mrm.ratio,
+            learning_rate=plain.mrm.learning_rate,
+        ),
+    )
+    rates = replace(
+        default.optimizer,
+        decay_encoder_norms=config.optimizer.decay_encoder_norms,
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        eps=config.optimizer.eps,
+    )
+    multires = replace(config.model.multires, detail_weight=default.model.multires.detail_weight)
+    encoder = replace(config.model.encoder, weights=None)
+    train = config.train
+    return replace(
+        default,
+        data=replace(default.data, classes=config.data.classes, crop=config.data.crop),
+        model=replace(config.model, multires=multires, encoder=encoder),
+        method=method,
+        optimizer=rates,
+        train=replace(
+            default.train,
+            batch=train.batch,
+            pass_execution=train.pass_execution,
+            optimise=train.optimise,
+        ),
+    )
+
+
 def _normalise(state: TrainState, batch: Batch) -> Batch:
     return normalise_batch(batch, jax.tree.leaves(state.params)[0].dtype)
 

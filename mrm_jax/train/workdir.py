@@ -35,6 +35,10 @@ FROZEN = "frozen"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+class InUseError(UsageError):
+    """Another process holds the folder."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one move."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -87,7 +91,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError as error:
-            raise UsageError(
+            raise InUseError(
                 f"--workdir {path} is in use by another run; wait for it or choose another folder."
             ) from error
         except OSError:

@@ -1,0 +1,202 @@
+"""The files of a comparison: ablation.json (all numbers), .md and .html (tables), .svg (plot)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mrm_jax import __version__
+from mrm_jax.report.charts import ticks
+from mrm_jax.report.comparison import Comparison, Outcome, collect, estimate
+from mrm_jax.report.theme import CSS
+
+NAME = "ablation"
+_ROW, _LEFT, _RIGHT, _TOP, _WIDTH = 26, 190, 78, 34, 760
+
+Table = tuple[list[str], list[list[str]]]
+"""Head and rows of text."""
+
+
+def write_ablation(workdir: Path) -> list[Path]:
+    """Writes the four files into the comparison's folder and returns their paths. Each appears
+    whole or not at all."""
+    found = collect(workdir)
+    contents = {
+        "json": json.dumps(_without_nan(found.as_dict()), indent=1) + "\n",
+        "md": markdown(found),
+        "svg": plot(found),
+        "html": page(found),
+    }
+    paths = []
+    for ending, text in contents.items():
+        path = workdir / f"{NAME}.{ending}"
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+        paths.append(path)
+    return paths
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scores_table(found: Comparison) -> Table:
+    """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
+    head = ["arm", "runs", "student", "difference", "to", "teacher", "best by labels", "seconds"]
+    rows = []
+    for outcome in found.outcomes:
+        seconds = estimate([run.seconds for run in outcome.runs])
+        best = estimate([run.best for run in outcome.runs])
+        difference = outcome.difference
+        rows.append(
+            [
+                outcome.arm.name,
+                str(len(outcome.runs)),
+                outcome.student.text(),
+                difference.text(sign=True) if difference else "–",
+                outcome.arm.against or "–",
+                outcome.teacher.text(),
+                f"{100 * best.mean:.1f}" if best.count else "–",
+                f"{seconds.mean:.0f}" if seconds.count else "–",
+            ]
+        )
+    return head, rows
+
+
+def class_table(found: Comparison) -> Table:
+    """The student's mean IoU of every class in every arm."""
+    names = dict.fromkeys(
+        name for outcome in found.outcomes for run in outcome.runs for name in run.per_class
+    )
+    rows = []
+    for outcome in found.outcomes:
+        means = [
+            estimate([run.per_class.get(name, math.nan) for run in outcome.runs]) for name in names
+        ]
+        rows.append([outcome.arm.name, *(f"{100 * m.mean:.1f}" if m.count else "–" for m in means)])
+    return ["arm", *names], rows
+
+
+def seeds_table(found: Comparison) -> Table:
+    """The student's mIoU of every seed in every arm."""
+    seeds = sorted({run.seed for outcome in found.outcomes for run in outcome.runs})
+    rows = []
+    for outcome in found.outcomes:
+        by_seed = {run.seed: run.student for run in outcome.runs}
+        cells = [f"{100 * by_seed[s]:.1f}" if s in by_seed else "–" for s in seeds]
+        rows.append([outcome.arm.name, *cells])
+    return ["arm", *(f"seed {seed}" for seed in seeds)], rows
+
+
+_TABLES = (
+    ("mIoU of the student at the last step, %", scores_table),
+    ("Every seed, %", seeds_table),
+    ("IoU of every class, %", class_table),
+)
+_LEGEND = (
+    "Means with 95 % intervals over seeds (Student's t); differences are those of the same seeds. "
+    "Best by labels picks the evaluation with the target's labels, which nobody has in practice. "
+    "Seconds are those of training, on whatever else the machine did."
+)
+
+
+def _notes(found: Comparison) -> list[str]:
+    done = sum(len(outcome.runs) for outcome in found.outcomes)
+    missing = found.expected - done
+    notes = [found.protocol, _LEGEND]
+    if found.drawn:
+        notes.insert(0, "Drawn data: these numbers compare methods on drawn scenes alone.")
+    if missing:
+        notes.append(f"{missing} runs that began are not finished and are left out.")
+    return list(filter(None, notes))
+
+
+def markdown(found: Comparison) -> str:
+    """Every table as Markdown."""
+    parts = [f"# {found.name}", *_notes(found), f"![mIoU of every arm]({NAME}.svg)"]
+    for title, table in _TABLES:
+        head, rows = table(found)
+        lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+        parts += [f"## {title}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(found: Comparison) -> str:
+    """The tables and the plot as one HTML file without scripts or addresses."""
+    parts = [f"<h1>{escape(found.name)}</h1>"]
+    parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]
+    parts.append(f'<figure class="card">{plot(found)}</figure>')
+    for title, table in _TABLES:
+        head, rows = table(found)
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        )
+        cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        parts.append(
+            f'<h2>{escape(title)}</h2><div class="card scroll"><table class="plain">'
+            f"<tr>{cells}</tr>{lines}</table></div>"
+        )
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(found.name)}</title><style>{CSS}</style></head>\n<body><main>\n{body}\n"
+        f"<footer>Written by mrm_jax {escape(__version__)}.</footer>\n</main></body></html>\n"
+    )
+
+
+def plot(found: Comparison) -> str:
+    """An SVG: a row an arm, a dot a seed, the mean with its interval; "" without a finished run."""
+    outcomes = [outcome for outcome in found.outcomes if outcome.runs]
+    values = [100 * run.student for outcome in outcomes for run in outcome.runs]
+    if not values:
+        return ""
+    marks = ticks(min(values), max(values), 6)
+    height = _TOP + _ROW * len(outcomes) + 34
+    scale = (_WIDTH - _LEFT - _RIGHT) / (marks[-1] - marks[0])
+
+    def x(value: float) -> float:
+        return _LEFT + (min(max(value, marks[0]), marks[-1]) - marks[0]) * scale
+
+    bottom = _TOP + _ROW * len(outcomes)
+    parts = [
+        f'<path d="M{x(mark):.1f} {_TOP - 6}V{bottom}" stroke="#8884" fill="none"/>'
+        f'<text x="{x(mark):.1f}" y="{bottom + 16}" text-anchor="middle">{mark:g}</text>'
+        for mark in marks
+    ]
+    for row, outcome in enumerate(outcomes):
+        parts.append(_arm(outcome, x, _TOP + _ROW * row + _ROW / 2))
+    title = f"mIoU at the last step, %{' · drawn data' if found.drawn else ''}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="12" fill="#777" role="img" '
+        f'aria-label="{escape(title)} of every arm">'
+        f'<text x="{_LEFT}" y="14">{escape(title)}: a dot a seed, mean and 95 % interval</text>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def _arm(outcome: Outcome, x: Any, y: float) -> str:
+    mean = outcome.student
+    half = 0.0 if math.isnan(mean.half) else mean.half
+    low, high = (x(100 * (mean.mean + sign * half)) for sign in (-1, 1))
+    dots = "".join(
+        f'<circle cx="{x(100 * run.student):.1f}" cy="{y}" r="3" fill="#2563c9" fill-opacity=".45">'
+        f"<title>seed {run.seed}: {100 * run.student:.1f}</title></circle>"
+        for run in outcome.runs
+    )
+    return (
+        f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(outcome.arm.name)}</text>'
+        f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="#2563c9" stroke-width="2" fill="none"/>{dots}'
+        f'<path d="M{x(100 * mean.mean):.1f} {y - 7}v14" stroke="#2563c9" stroke-width="3"/>'
+        f'<text x="{_WIDTH - _RIGHT + 8}" y="{y + 4}">{escape(mean.text())}</text>'
+    )

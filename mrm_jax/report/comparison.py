@@ -1,0 +1,187 @@
+"""What came out of a comparison's runs: scores of every seed, their means with 95 % intervals, and
+differences of the same seeds.
+
+Reads only the runs' own files, so a comparison under way can be looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrm_jax import arms as armed
+from mrm_jax.arms import Arm
+from mrm_jax.report import record
+from mrm_jax.report.record import Record, Score
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run at its last step. Shares of 1; NaN or empty where there is no such score.
+
+    `best`: the student's score at the evaluation where it was highest by labels, which nobody has
+    in practice. `scores`: per step, every metric of an evaluation. `seconds`: of training.
+    """
+
+    seed: int
+    student: float
+    teacher: float
+    best: float
+    best_step: int
+    per_class: dict[str, float]
+    teacher_per_class: dict[str, float]
+    scores: dict[int, dict[str, float]]
+    steps: int
+    seconds: float
+    commit: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with the half width of its 95 % interval (Student's t; NaN for a single value)."""
+
+    mean: float
+    half: float
+    count: int
+
+    def text(self, *, sign: bool = False) -> str:
+        """In percent, such as "43.4 ± 2.0"."""
+        if not self.count:
+            return "–"
+        mean = f"{100 * self.mean:{'+' if sign else ''}.1f}"
+        return mean if math.isnan(self.half) else f"{mean} ± {100 * self.half:.1f}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An arm and its finished runs, by seed; `difference` to the arm it is compared with, None
+    where they share no seed."""
+
+    arm: Arm
+    runs: tuple[Run, ...]
+    difference: Estimate | None
+
+    @property
+    def student(self) -> Estimate:
+        """The student's mIoU at the last step."""
+        return estimate([run.student for run in self.runs])
+
+    @property
+    def teacher(self) -> Estimate:
+        """The teacher's mIoU at the last step."""
+        return estimate([run.teacher for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms of a folder, with what their scores mean."""
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+    protocol: str
+    drawn: bool
+    expected: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON values; numbers that do not exist are null."""
+        return {
+            "protocol": self.protocol,
+            "drawn_data": self.drawn,
+            "arms": [
+                {
+                    **outcome.arm._asdict(),
+                    "student_mIoU": asdict(outcome.student),
+                    "teacher_mIoU": asdict(outcome.teacher),
+                    "difference": outcome.difference and asdict(outcome.difference),
+                    "runs": [asdict(run) for run in outcome.runs],
+                }
+                for outcome in self.outcomes
+            ],
+        }
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval of independent values; NaN among them is left out."""
+    from scipy import stats
+
+    finite = np.asarray([v for v in values if math.isfinite(v)], float)
+    count = len(finite)
+    if count < 2:
+        return Estimate(float(finite.mean()) if count else math.nan, math.nan, count)
+    spread = finite.std(ddof=1) / math.sqrt(count)
+    return Estimate(float(finite.mean()), float(stats.t.ppf(0.975, count - 1) * spread), count)
+
+
+def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Estimate | None:
+    """The mean difference of the student's mIoU between runs of the same seed."""
+    other = {run.seed: run.student for run in theirs}
+    differences = [run.student - other[run.seed] for run in ours if run.seed in other]
+    return estimate(differences) if differences else None
+
+
+def collect(workdir: Path) -> Comparison:
+    """The comparison in a folder: its arms.json and the finished runs below it."""
+    listed = armed.read(workdir)
+    found: dict[str, tuple[Run, ...]] = {}
+    records: list[Record] = []
+    for arm in listed:
+        runs = []
+        for folder in sorted((workdir / arm.folder).glob("seed*")):
+            seen = record.read(folder)
+            records.append(seen)
+            if run := _run(seen, int(folder.name.removeprefix("seed"))):
+                runs.append(run)
+        found[arm.name] = tuple(sorted(runs, key=lambda run: run.seed))
+    outcomes = tuple(
+        Outcome(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
+        for arm in listed
+    )
+    protocols = [r.evaluation.get("protocol", {}).get("sentence", "") for r in records]
+    return Comparison(
+        name=workdir.resolve().name,
+        outcomes=outcomes,
+        protocol=next(filter(None, protocols), ""),
+        drawn=any(r.drawn() for r in records),
+        expected=len(records),
+    )
+
+
+def _run(seen: Record, seed: int) -> Run | None:
+    """What a run's files say; None for one that has not come to its last step."""
+    steps = seen.option("train.steps")
+    students, teachers = seen.scores("student"), seen.scores("teacher")
+    if not students or students[-1].step != steps:
+        return None
+    best = record.best(students) or students[-1]
+    rates = [rate for _, rate in seen.series("perf/steps_per_second") if rate > 0]
+    last = teachers[-1] if teachers else Score(steps, math.nan, {})
+    return Run(
+        seed=seed,
+        student=students[-1].mean_iou,
+        teacher=last.mean_iou,
+        best=best.mean_iou,
+        best_step=best.step,
+        per_class=students[-1].iou,
+        teacher_per_class=last.iou,
+        scores=_evaluations(seen, [score.step for score in students]),
+        steps=steps,
+        seconds=steps * float(np.mean([1 / rate for rate in rates])) if rates else math.nan,
+        commit=str(seen.environment.get("commit") or ""),
+        command=str(seen.environment.get("command") or ""),
+    )
+
+
+def _evaluations(seen: Record, steps: list[int]) -> dict[int, dict[str, float]]:
+    """mIoU of both networks and every label-free score, by step."""
+    names = [n for n in seen.names() if n.endswith("/mIoU") or n.startswith("select/")]
+    table = {name: dict(seen.series(name)) for name in names}
+    return {
+        step: {name: values[step] for name, values in table.items() if step in values}
+        for step in steps
+    }
