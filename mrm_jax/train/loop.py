@@ -27,7 +27,7 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config
-from mrm_jax.data.pipeline import Example, evaluation_set, train_batches
+from mrm_jax.data.pipeline import Example, evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import open_sampler
 from mrm_jax.evaluation.evaluator import document
 from mrm_jax.train import hooks
@@ -40,7 +40,7 @@ from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import Program, build
 from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
-from mrm_jax.types import Batch, Frozen, RunError, TrainState
+from mrm_jax.types import Batch, Frozen, RunError, TrainState, Unlabelled
 
 FAULT = "fault"
 
@@ -64,6 +64,7 @@ class _Run:
     program: Program
     frozen: Frozen
     examples: Sequence[Example]
+    crops: Unlabelled | None
     checkpoints: Checkpoints
     writer: Writer
     sentinel: Sentinel
@@ -112,6 +113,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         process_count=jax.process_count(),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
+    crops = selection_crops(config)
     program = build(config)
     sentinel = Sentinel(config.data.classes.names)
     state, facts = first_state(config, program, mesh, checkpoints, weights)
@@ -142,6 +144,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         program=program,
         frozen=frozen,
         examples=examples,
+        crops=crops,
         checkpoints=checkpoints,
         writer=writer,
         sentinel=sentinel,
@@ -153,7 +156,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         finite=finite,
     )
     with contextlib.closing(writer):
-        if start and examples and not facts["scores"] and start % config.train.eval_every == 0:
+        if start and not facts["scores"] and start % config.train.eval_every == 0:
             # The run was asked to stop before it.
             checkpoints.score(start, _evaluate(run, start))
         code = _steps(run, start, first, batches)
@@ -306,7 +309,7 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
         _save(run, number, {})
         return
     scores: dict[str, float] = {}
-    if run.examples and _every(number, train.eval_every, train.steps):
+    if _every(number, train.eval_every, train.steps):
         try:
             scores = _evaluate(run, number)
         except Exception:
@@ -322,8 +325,16 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
 
 
 def _evaluate(run: _Run, number: int) -> dict[str, float]:
+    """Scores without labels, and against them where there are any."""
+    scores = hooks.select(run.config, run.program.networks, run.state, run.crops)
+    if scores:
+        run.screen.picks(number, scores)
+    if not run.examples:
+        if scores:
+            run.writer.write(number, scores)
+        return scores
     found = hooks.evaluate(run.config, run.state, run.examples, workdir=run.workdir, step=number)
-    scores = hooks.score_metrics(found)
+    scores |= hooks.score_metrics(found)
     run.writer.write(number, scores)
     folders.write_json(run.workdir / "evaluation.json", document(found, step=number))
     run.screen.scores(number, found)
