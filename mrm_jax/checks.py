@@ -120,6 +120,7 @@ def _check_numbers(config: Config) -> None:
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.decoder_multiplier": config.optimizer.decoder_multiplier,
         "optimizer.weight_decay": config.optimizer.weight_decay,
+        "evaluation.selection_pictures": config.evaluation.selection_pictures,
     }
     for name, value in factors.items():
         _require(value >= 0, f"config.{name} is {value}; it must be at least 0.")
@@ -303,8 +304,7 @@ def _check_method(config: Config) -> None:
 
 
 def _check_selection(config: Config) -> None:
-    count, by = config.evaluation.selection_pictures, config.evaluation.pick_by
-    _require(count >= 0, f"config.evaluation.selection_pictures is {count}; it must be at least 0.")
+    by = config.evaluation.pick_by
     _require(
         by != "masked_agreement" or config.method.mrm.enabled,
         "config.evaluation.pick_by is 'masked_agreement', which needs the Rebuilder; use "

@@ -75,7 +75,9 @@ class Screen:
         self.say(f"step {step}/{self._steps}  {'  '.join(parts)}{end}")
 
     def picks(self, step: int, found: Mapping[str, float]) -> None:
-        """The scores without labels, in one line."""
+        """The scores without labels, in one line; nothing where there are none."""
+        if not found:
+            return
         parts = [f"{name.rpartition('/')[2]} {value:.3f}" for name, value in found.items()]
         self.say(f"step {step}/{self._steps}  without labels: {'  '.join(parts)}")
 

@@ -121,7 +121,7 @@ def test_a_config_can_ask_for_another_protocol_but_not_for_other_classes(workdir
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workdir", "{run}", "--which", "9"], "use last, best or one of 3, 7"),
+        (["--workdir", "{run}", "--which", "9"], "use last, best, picked or one of 3, 7"),
         (["--workdir", "{run}/nowhere"], "is not a folder"),
         (["--workdir", "{run}", "--checkpoint", "{run}"], "not allowed with"),
         ([], "required"),
