@@ -57,6 +57,7 @@ def check(config: Config) -> None:
         _check_data,
         _check_rare_class,
         _check_method,
+        _check_selection,
     ):
         test(config)
 
@@ -119,6 +120,7 @@ def _check_numbers(config: Config) -> None:
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.decoder_multiplier": config.optimizer.decoder_multiplier,
         "optimizer.weight_decay": config.optimizer.weight_decay,
+        "evaluation.selection_pictures": config.evaluation.selection_pictures,
     }
     for name, value in factors.items():
         _require(value >= 0, f"config.{name} is {value}; it must be at least 0.")
@@ -298,6 +300,20 @@ def _check_method(config: Config) -> None:
     _require(
         mrm.dim % 4 == 0,
         f"config.method.mrm.dim is {mrm.dim}; the position table needs a multiple of 4.",
+    )
+
+
+def _check_selection(config: Config) -> None:
+    by = config.evaluation.pick_by
+    _require(
+        by != "masked_agreement" or config.method.mrm.enabled,
+        "config.evaluation.pick_by is 'masked_agreement', which needs the Rebuilder; use "
+        "infomax or agreement, or mrm=true.",
+    )
+    _require(
+        by != "agreement" or config.method.kind in TEACHER_METHODS,
+        f"config.evaluation.pick_by is 'agreement', but {config.method.kind} has no teacher to "
+        "agree with; use infomax.",
     )
 
 

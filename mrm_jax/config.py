@@ -371,7 +371,7 @@ class Train:
     optimise: bool = option(
         True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
     )
-    keep: int = option(2, "Checkpoints kept besides the best one.", runtime=True)
+    keep: int = option(2, "Checkpoints kept besides the best and the picked one.", runtime=True)
 
 
 @dataclass(frozen=True)
@@ -386,6 +386,15 @@ class Evaluation:
     classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
     batch: int = option(1, "Pictures a forward.", runtime=True)
     limit: int | None = option(None, "Evaluate on the first so many pictures only.")
+    selection_pictures: int = option(
+        50,
+        "Target pictures, of their unlabelled training set, that every evaluation also scores "
+        "without labels; 0: none.",
+    )
+    pick_by: Literal["infomax", "agreement", "masked_agreement"] = option(
+        "infomax",
+        "The score without labels that picks a checkpoint; the others need a teacher, or MRM.",
+    )
 
 
 @dataclass(frozen=True)

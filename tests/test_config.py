@@ -81,6 +81,18 @@ BAD = [
         "larger than the window (1024, 1024)",
     ),
     ({"evaluation": {"limit": 0}}, "config.evaluation.limit is 0; it must be at least 1."),
+    (
+        {"evaluation": {"selection_pictures": -1}},
+        "config.evaluation.selection_pictures is -1; it must be at least 0.",
+    ),
+    (
+        {"evaluation": {"pick_by": "masked_agreement"}},
+        "needs the Rebuilder; use infomax or agreement, or mrm=true",
+    ),
+    (
+        {"evaluation": {"pick_by": "agreement"}, "method": {"kind": "source_only"}},
+        "source_only has no teacher to agree with; use infomax",
+    ),
     ({"data": {"crop": 512}}, "config.data.crop is 512; it must be a tuple"),
     ({"data": {"crop": (512,)}}, "config.data.crop is (512,); it must have 2 entries."),
     ({"data": {"source": {"kind": "folder"}}}, "config.data.source.labels is empty"),

@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of several networks in a file: model, ema_model, imnet_model",
     )
     parser.add_argument(
-        "--which", metavar="last|best|STEP", help="--to_torch: which checkpoint (default: last)"
+        "--which",
+        metavar="last|best|picked|STEP",
+        help="--to_torch: which checkpoint (default: last)",
     )
     parser.add_argument(
         "--network",

@@ -54,8 +54,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--which",
         default="last",
-        metavar="last|best|STEP",
-        help="which checkpoint where there are several (default: last)",
+        metavar="last|best|picked|STEP",
+        help="which checkpoint where there are several: the newest, the best by labels, the one "
+        "picked without labels, or a step (default: last)",
     )
 
 

@@ -30,10 +30,11 @@ from mrm_jax.config import (
 from mrm_jax.data import rare_class, sources, transforms
 
 if TYPE_CHECKING:
-    from mrm_jax.types import Batch
+    from mrm_jax.types import Batch, Unlabelled
 
 SOURCE, TARGET = 1, 2  # Streams of the two domains: their orders and crops are independent.
 ORDER, DRAWS, CLASSES = 1, 2, 3  # Streams within a domain.
+SELECTION_SEED = 0  # Of the crops that checkpoints are picked by; not the run's, see sources.py.
 THREADS = 2  # Reading threads of one process; more gain nothing on two cores.
 AHEAD = 8  # Batches ready before they are asked for.
 CACHE_SHARE = 0.4  # Largest share of the machine's memory that `data.cache` fills.
@@ -216,6 +217,40 @@ def _as_batch(arrays: dict[str, np.ndarray]) -> Batch:
         target=Unlabelled(image=arrays["target_image"], valid=arrays["target_valid"]),
         index=arrays["index"],
     )
+
+
+def selection_crops(config: Config) -> Unlabelled | None:
+    """Crops of `evaluation.selection_pictures` pictures spread evenly over the target's, as
+    u8[N,H,W,...]: what checkpoints are picked by. None where that is 0.
+
+    Fitted and cropped as for training, without flips, and the same for every seed and at every
+    call. Labels are not opened: they need not exist. Raises as `TrainingSamples` does for a picture
+    that cannot be read.
+    """
+    from mrm_jax.types import Unlabelled
+
+    domain, wanted = config.data.target, config.evaluation.selection_pictures
+    if not wanted:
+        return None
+    pictures = sources.open_pictures(domain, field="config.data.target")
+    read = sources.Reader(
+        functools.partial(_read_target, pictures, domain),
+        len(pictures),
+        field="config.data.target",
+        on_unreadable=domain.on_unreadable,
+    )
+    count = min(wanted, len(pictures))
+    crops = [
+        transforms.augment_target(
+            *read(place * len(pictures) // count),
+            np.random.default_rng((SELECTION_SEED, place)),
+            crop=config.data.crop,
+            flip=0.0,
+        )
+        for place in range(count)
+    ]
+    image, valid = zip(*crops, strict=True)
+    return Unlabelled(image=np.stack(image), valid=np.stack(valid))
 
 
 class Examples(Sequence[Example]):

@@ -201,13 +201,13 @@ def evaluate_networks(
     done = 0
     # Nothing here is a training step: reading results on the host is the purpose.
     with jax.transfer_guard("allow"):
-        networks = {name: _on_device(variables) for name, variables in networks.items()}
+        networks = {name: on_device(variables) for name, variables in networks.items()}
         for batch in _batches(examples, config, classes):
             size = (batch.label.shape[1], batch.label.shape[2])
             inputs.add((batch.image.shape[1], batch.image.shape[2]))
             labels.add(size)
             for name, variables in networks.items():
-                image, label = _place(variables, batch.image, batch.label)
+                image, label = place(variables, batch.image, batch.label)
                 ids = class_ids(config, model, variables, image, size)
                 totals[name].add(_count(ids, label, classes=classes), keep=2)
                 if on_prediction is not None:
@@ -259,14 +259,14 @@ def evaluate(
     return found[network]
 
 
-def _on_device(variables: Tree) -> Tree:
+def on_device(variables: Tree) -> Tree:
     """`variables` on the device: numpy arrays, as a checkpoint gives them, are moved once."""
     if isinstance(jax.tree.leaves(variables)[0], jax.Array):
         return variables
     return jax.device_put(variables)
 
 
-def _place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
+def place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
     """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
     first = jax.tree.leaves(variables)[0]
     lying = first.sharding if isinstance(first, jax.Array) else None

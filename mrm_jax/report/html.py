@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__
-from mrm_jax.report import facts, record, scores
+from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
 from mrm_jax.report.record import Record
 from mrm_jax.report.theme import CSS
@@ -40,6 +40,7 @@ def page(run: Record) -> str:
         _headline,
         _alarms,
         _command,
+        selection.checkpoints,
         scores.class_table,
         scores.curves,
         _pictures,

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,14 @@ from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
 BEST_BY = "eval/student/mIoU"
-"""The score that decides which checkpoint is the best one."""
+"""The score that decides which checkpoint is the best one; `evaluation.pick_by` names the one
+without labels that decides which is picked.
+"""
 
+_UNSCORED = {
+    "best": "No checkpoint in {folder} was scored against labels; use picked, last or a step.",
+    "picked": "No checkpoint in {folder} has scores without labels; use last or a step.",
+}
 _TREES = ("student", "teacher", "rebuilder", "training")
 _FACTS = "facts"
 
@@ -55,14 +61,14 @@ class LoadedRun:
 
 
 class Checkpoints:
-    """The checkpoints of one run, open for writing: the last `keep` and the best by `BEST_BY`."""
+    """The checkpoints of one run, open for writing: the last `keep`, best and picked."""
 
     def __init__(self, directory: Path, *, keep: int):
         # Orbax logs the traceback of a failed save by itself; ours is one line, raised below.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = directory.resolve()
         self._keep = keep
-        self._scores: dict[int, float | None] = {}
+        self._scores: dict[int, dict[str, float]] = {}
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -73,28 +79,29 @@ class Checkpoints:
         )
         self._newest: int | None = self._manager.latest_step()
         for step in self._manager.all_steps():
-            self._scores[step] = _score(_read_facts(self.directory / str(step)))
+            self._scores[step] = _scores(_read_facts(self.directory / str(step)))
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, in steps done."""
         return self._newest
 
-    def best(self) -> int | None:
-        """The checkpoint with the highest score; None before the first evaluation."""
-        scored = {step: score for step, score in self._scores.items() if score is not None}
-        return max(scored, key=lambda step: scored[step]) if scored else None
+    def top(self, which: Literal["best", "picked"]) -> int | None:
+        """The checkpoint with the highest score, by labels or without; None before the first."""
+        return _top(self._scores, which)
 
-    def is_best(self, score: float | None) -> bool:
-        """Whether `score` beats every checkpoint that is kept."""
-        best = self.best()
-        known = None if best is None else self._scores[best]
-        return score is not None and (known is None or score > known)
+    def is_best(self, facts: Mapping[str, Any]) -> bool:
+        """Whether a score in `facts`, by labels or without, beats every checkpoint kept."""
+        for which, score in _scores(facts).items():
+            top = _top(self._scores, which)
+            if top is None or score > self._scores[top][which]:
+                return True
+        return False
 
     def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
         """Saves `state` in the background; it may be donated as soon as this returns.
 
-        `facts` is JSON; its "scores" hold `BEST_BY` if the step was evaluated. Raises RunError if
-        this save, or the one before it, cannot be written.
+        `facts` is JSON; its "scores" are those of this step's evaluation, if any. Raises RunError
+        if this save, or the one before it, cannot be written.
         """
         if step == self._newest:
             return
@@ -108,7 +115,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
             raise self._failure(step, error) from error
-        self._newest, self._scores[step] = step, _score(facts)
+        self._newest, self._scores[step] = step, _scores(facts)
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
@@ -118,7 +125,7 @@ class Checkpoints:
         temporary = path.with_name(".metadata.new")
         temporary.write_text(json.dumps(facts))
         temporary.replace(path)
-        self._scores[step] = _score(facts)
+        self._scores[step] = _scores(facts)
 
     def wait(self) -> None:
         """Returns once the save in the background is complete. Raises RunError if it failed."""
@@ -153,10 +160,10 @@ class Checkpoints:
         return state, _read_facts(self.directory / str(step))
 
     def _prune(self) -> None:
-        # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the best
-        # stays.
+        # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the
+        # best and the picked one stay.
         steps = sorted(self._manager.all_steps())
-        for step in set(steps[: -self._keep]) - {self.best()}:
+        for step in set(steps[: -self._keep]) - {self.top("best"), self.top("picked")}:
             self._manager.delete(step)
             self._scores.pop(step, None)
 
@@ -174,7 +181,8 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     """Opens a checkpoint of a run on any machine: numpy arrays, whatever mesh it was saved from.
 
     `path` is a workdir, its `checkpoints` folder or one checkpoint in it (then `which` is not
-    used); `which` is "last", "best" or a step. Raises UsageError if there is none.
+    used); `which` is "last", "best" (by labels), "picked" (without) or a step. Raises UsageError if
+    there is none.
     """
     folder = _find(Path(path), which)
     facts = _read_facts(folder)
@@ -241,16 +249,16 @@ def _find(path: Path, which: str | int) -> Path:
         raise UsageError(f"{path} holds no complete checkpoint.")
     if which == "last":
         return folder / str(steps[-1])
-    if which == "best":
-        scores = {step: _score(_read_facts(folder / str(step))) for step in steps}
-        scored = {step: score for step, score in scores.items() if score is not None}
-        if not scored:
-            raise UsageError(f"No checkpoint in {folder} was evaluated; use 'last' or a step.")
-        return folder / str(max(scored, key=lambda step: scored[step]))
+    if which in ("best", "picked"):
+        scores = {step: _scores(_read_facts(folder / str(step))) for step in steps}
+        top = _top(scores, which)
+        if top is None:
+            raise UsageError(_UNSCORED[which].format(folder=folder))
+        return folder / str(top)
     if str(which).isdigit() and int(which) in steps:
         return folder / str(int(which))
     raise UsageError(
-        f"There is no checkpoint '{which}' in {folder}; use last, best or one of "
+        f"There is no checkpoint '{which}' in {folder}; use last, best, picked or one of "
         f"{', '.join(map(str, steps))}."
     )
 
@@ -322,9 +330,18 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} is not a checkpoint of a run: {path} {_line(error)}") from error
 
 
-def _score(facts: Mapping[str, Any]) -> float | None:
-    score = facts.get("scores", {}).get(BEST_BY)
-    return None if score is None or np.isnan(score) else float(score)
+def _scores(facts: Mapping[str, Any]) -> dict[str, float]:
+    """What decides: "best" by labels and "picked" without, those that there are."""
+    pick_by = facts["config"].get("evaluation", {}).get("pick_by")
+    given = facts.get("scores", {})
+    found = {"best": given.get(BEST_BY), "picked": given.get(f"select/{pick_by}")}
+    return {which: s for which, s in found.items() if s is not None and not np.isnan(s)}
+
+
+def _top(scores: Mapping[int, Mapping[str, float]], which: str) -> int | None:
+    """The step with the highest score, the earliest of equals; None without any."""
+    scored = {step: given[which] for step, given in sorted(scores.items()) if which in given}
+    return max(scored, key=lambda step: scored[step]) if scored else None
 
 
 def _line(error: Exception) -> str:

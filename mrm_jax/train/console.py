@@ -74,6 +74,13 @@ class Screen:
         end = "" if self._console.is_terminal else f"  {pace}"
         self.say(f"step {step}/{self._steps}  {'  '.join(parts)}{end}")
 
+    def picks(self, step: int, found: Mapping[str, float]) -> None:
+        """The scores without labels, in one line; nothing where there are none."""
+        if not found:
+            return
+        parts = [f"{name.rpartition('/')[2]} {value:.3f}" for name, value in found.items()]
+        self.say(f"step {step}/{self._steps}  without labels: {'  '.join(parts)}")
+
     def scores(self, step: int, found: Mapping[str, Evaluation]) -> None:
         """A table of an evaluation: one row a class, one column a network, the protocol below."""
         table = Table(title=f"Evaluation at step {step}, IoU in %", title_justify="left")

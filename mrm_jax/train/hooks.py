@@ -17,10 +17,12 @@ import numpy as np
 import mrm_jax
 from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
+from mrm_jax.evaluation import selection
 from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
 from mrm_jax.models.build import build_segmentor
+from mrm_jax.train.state import Networks
 from mrm_jax.train.workdir import config_hash
-from mrm_jax.types import TrainState
+from mrm_jax.types import TrainState, Unlabelled
 
 VIEWS = "views"
 SHOWN = 4
@@ -70,6 +72,21 @@ def evaluate(
             title=_title(f"Evaluation, step {step}", config.data.evaluation),
         )
     return found
+
+
+def select(
+    config: Config, modules: Networks, state: TrainState, crops: Unlabelled | None
+) -> dict[str, float]:
+    """Scores without labels under their metrics.jsonl names, `select/...`; none without crops."""
+    if crops is None:
+        return {}
+    rebuilding = None
+    if modules.rebuilder is not None:
+        rebuilding = selection.Rebuilding(modules.rebuilder, state.params["rebuilder"])
+    found = selection.label_free(
+        config, modules.segmentor, networks(state), crops, rebuilding=rebuilding
+    )
+    return {f"{selection.PREFIX}{name}": value for name, value in found.items()}
 
 
 def _title(text: str, *domains: Domain) -> str:

@@ -2,8 +2,8 @@
 
 The work of step n (n steps are done when it is over) has one order: step -> log -> evaluate -> save
 -> panels. Each happens where n is a multiple of its cadence and at the last step; a save also where
-an evaluation gave a new best score, so that the best network is kept whatever the two cadences are,
-and where the run is asked to stop.
+an evaluation gave a new best score, by labels or without, so that the best network is kept whatever
+the two cadences are, and where the run is asked to stop.
 
 Metrics are fetched while the next step runs, so that the device never waits for the host; the loop
 catches up before it evaluates or saves. A latch is compiled into the step: after one that is not
@@ -28,20 +28,20 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config
-from mrm_jax.data.pipeline import Example, evaluation_set, train_batches
+from mrm_jax.data.pipeline import Example, evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import open_sampler
-from mrm_jax.evaluation.evaluator import document
+from mrm_jax.evaluation.evaluator import Evaluation, document
 from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
-from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints
+from mrm_jax.train.checkpoint import FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import Program, build, structure
 from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
-from mrm_jax.types import Batch, Frozen, RunError, TrainState
+from mrm_jax.types import Batch, Frozen, RunError, TrainState, Unlabelled
 
 FAULT = "fault"
 
@@ -65,6 +65,7 @@ class _Run:
     program: Program
     frozen: Frozen
     examples: Sequence[Example]
+    crops: Unlabelled | None
     checkpoints: Checkpoints
     writer: Writer
     sentinel: Sentinel
@@ -113,6 +114,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         process_count=jax.process_count(),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
+    crops = selection_crops(config)
     programs = _programs(build, structure(config), mesh)
     program = programs.program
     sentinel = Sentinel(config.data.classes.names)
@@ -143,6 +145,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         program=program,
         frozen=frozen,
         examples=examples,
+        crops=crops,
         checkpoints=checkpoints,
         writer=writer,
         sentinel=sentinel,
@@ -154,7 +157,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
         finite=finite,
     )
     with contextlib.closing(writer):
-        if start and examples and not facts["scores"] and start % config.train.eval_every == 0:
+        if start and not facts["scores"] and start % config.train.eval_every == 0:
             # The run was asked to stop before it.
             checkpoints.score(start, _evaluate(run, start))
         code = _steps(run, start, first, batches)
@@ -227,12 +230,11 @@ def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int
             with contextlib.suppress(RunError):  # the first error is the one to report
                 run.checkpoints.close()
             raise
-        if stop.received is None:
-            return 0
-        run.screen.say(
-            f"stopped by {stop.received.name} after step {number}, which is saved; "
-            "the same command goes on from there."
-        )
+        if stop.received is not None:
+            run.screen.say(
+                f"stopped by {stop.received.name} after step {number}, which is saved; "
+                "the same command goes on from there."
+            )
         return 0
 
 
@@ -323,13 +325,13 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
         _save(run, number, {})
         return
     scores: dict[str, float] = {}
-    if run.examples and _every(number, train.eval_every, train.steps):
+    if _every(number, train.eval_every, train.steps):
         try:
             scores = _evaluate(run, number)
         except Exception:
             _save(run, number, {})  # a broken picture must not cost the steps since the last one
             raise
-    best = run.checkpoints.is_best(scores.get(BEST_BY))
+    best = run.checkpoints.is_best(_facts(run, scores))
     if best or _every(number, train.checkpoint_every, train.steps):
         _save(run, number, scores)
     if _every(number, train.panels_every, train.steps):
@@ -339,11 +341,18 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
 
 
 def _evaluate(run: _Run, number: int) -> dict[str, float]:
-    found = hooks.evaluate(run.config, run.state, run.examples, workdir=run.workdir, step=number)
-    scores = hooks.score_metrics(found)
-    run.writer.write(number, scores)
-    folders.write_json(run.workdir / "evaluation.json", document(found, step=number))
-    run.screen.scores(number, found)
+    scores = hooks.select(run.config, run.program.networks, run.state, run.crops)
+    run.screen.picks(number, scores)
+    found: dict[str, Evaluation] = {}
+    if run.examples:
+        found = hooks.evaluate(
+            run.config, run.state, run.examples, workdir=run.workdir, step=number
+        )
+        folders.write_json(run.workdir / "evaluation.json", document(found, step=number))
+        run.screen.scores(number, found)
+        scores |= hooks.score_metrics(found)
+    if scores:
+        run.writer.write(number, scores)
     for network, evaluation in found.items():
         alarms = run.sentinel.see_scores(network, evaluation.per_class(), number)
         _alarm(run, number, f"IoU/{network}", alarms)
@@ -351,7 +360,9 @@ def _evaluate(run: _Run, number: int) -> dict[str, float]:
 
 
 def _save(run: _Run, number: int, scores: dict[str, float]) -> None:
-    facts = hooks.facts(
-        run.config, scores=scores, sentinel=run.sentinel.memory(), weights=run.weights
-    )
-    run.checkpoints.save(number, run.state, facts)
+    run.checkpoints.save(number, run.state, _facts(run, scores))
+
+
+def _facts(run: _Run, scores: dict[str, float]) -> dict[str, Any]:
+    memory = run.sentinel.memory()
+    return hooks.facts(run.config, scores=scores, sentinel=memory, weights=run.weights)

@@ -65,7 +65,9 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, dataset):
-    """A run's folder with checkpoints at steps 3 (best) and 7; teacher and student differ."""
+    """A run's folder with checkpoints at steps 3 (best by labels) and 7 (picked without them);
+    teacher and student differ.
+    """
     path, cfg = tmp_path_factory.mktemp("run"), with_data(dataset)
     shapes = jax.eval_shape(partial(init, cfg, networks(cfg)), jax.random.key(0))
     rng = np.random.default_rng(1)
@@ -79,9 +81,10 @@ def workdir(tmp_path_factory, dataset):
     spread = jax.tree.map(lambda leaf: np.abs(some(leaf)), state.batch_stats)
     state = state.replace(batch_stats=spread, teacher_batch_stats=spread)
     checkpoints = Checkpoints(path / "checkpoints", keep=2)
-    for step, score in ((3, 0.5), (7, 0.25)):
+    for step, score, pick in ((3, 0.5, 0.1), (7, 0.25, 0.2)):
         state = state.replace(teacher_params=jax.tree.map(some, state.teacher_params))
-        facts = {"config": asdict(cfg), "scores": {"eval/student/mIoU": score}}
+        scores = {"eval/student/mIoU": score, "select/infomax": pick}
+        facts = {"config": asdict(cfg), "scores": scores}
         checkpoints.save(step, state, facts)
     checkpoints.close()
     return path

@@ -60,6 +60,15 @@ def test_the_best_checkpoint_and_one_network_can_be_asked_for(workdir, tmp_path)
     assert "student" not in stored
 
 
+@pytest.mark.parametrize(("which", "step"), [("best", 3), ("picked", 7), ("last", 7)])
+def test_the_best_by_labels_and_the_one_picked_without_are_told_apart(
+    workdir, tmp_path, which, step
+):
+    command = ["evaluate", "--checkpoint", str(workdir), "--to", str(tmp_path)]
+    assert run([*command, "--which", which, "--network", "student"]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())["step"] == step
+
+
 def test_a_checkpoint_without_rebuilder_and_optimiser_evaluates_to_the_same_bits(workdir, tmp_path):
     whole, bare = workdir / "checkpoints" / "7", tmp_path / "copy" / "7"
     shutil.copytree(whole, bare)
@@ -121,7 +130,7 @@ def test_a_config_can_ask_for_another_protocol_but_not_for_other_classes(workdir
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workdir", "{run}", "--which", "9"], "use last, best or one of 3, 7"),
+        (["--workdir", "{run}", "--which", "9"], "use last, best, picked or one of 3, 7"),
         (["--workdir", "{run}/nowhere"], "is not a folder"),
         (["--workdir", "{run}", "--checkpoint", "{run}"], "not allowed with"),
         ([], "required"),

@@ -73,6 +73,17 @@ def whole(tmp_path_factory):
     return path
 
 
+def test_every_evaluation_scores_without_labels_too(whole):
+    lines = [line for line in _lines(whole) if "eval/student/mIoU" in line]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    names = ("infomax", "entropy", "diversity", "agreement", "masked_agreement")
+    for line in lines:
+        assert all(0 <= line[f"select/{name}"] <= 1 for name in names)
+    best = max(lines, key=lambda line: line["select/infomax"])
+    assert load_run(whole, "picked").step == best["step"]
+    assert "Which checkpoint" in (whole / "report.html").read_text()
+
+
 def test_sigterm_then_kill_9_then_resume_equals_an_uninterrupted_run_bit_for_bit(whole, tmp_path):
     workdir = tmp_path / "run"
     code, out, error = _stop(workdir, signal.SIGTERM, after=2)

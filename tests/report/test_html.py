@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -128,6 +129,61 @@ def test_the_headline_is_the_student_at_the_final_step_with_its_protocol(workdir
     assert best in page.text
     assert "best student, step 4" in page.text
     assert page.text.index(mean) < page.text.index(best)
+
+
+def table(page: str, title: str) -> list[list[str]]:
+    """Cells of the first table below a heading, row by row."""
+    rows = page.split(f"<h2>{title}")[1].split("</table>")[0].split("<tr>")[1:]
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+
+
+def scored(workdir: Path, picks: dict[int, float]) -> str:
+    """The report of the run with scores without labels at its evaluations, and its pick rule."""
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["evaluation"]["pick_by"] = "agreement"
+    (workdir / "config.json").write_text(json.dumps(stored))
+    with open(workdir / "metrics.jsonl", "a") as file:
+        for step, value in picks.items():
+            line = {"select/infomax": value / 8, "select/agreement": value}
+            file.write(json.dumps({"step": step, **line}) + "\n")
+    return write_report(workdir).read_text("utf-8")
+
+
+def test_the_last_the_picked_and_the_best_checkpoint_stand_side_by_side(workdir):
+    page = scored(workdir, {2: 0.75, 4: 0.25, 6: 0.5})
+    head, *rows = table(page, "Which checkpoint")
+    assert head[:4] == ["checkpoint", "step", "student mIoU, %", "teacher mIoU, %"]
+    assert head[4:] == ["infomax", "agreement"]
+    means = {
+        step: [f"{100 * scores(n, step)[f'eval/{n}/mIoU']:.1f}" for n in ("student", "teacher")]
+        for step in (2, 4, 6)
+    }
+    assert rows[0] == ["last evaluated", "6", *means[6], "0.0625", "0.5"]
+    picked = "picked without labels, by agreement"
+    assert rows[1] == [picked, "2", *means[2], "0.09375", "0.75"]
+    assert rows[2] == ["best by labels, so it flatters", "4", *means[4], "0.03125", "0.25"]
+    assert ">drawn data</span></h2>" in page.split("<h2>Which checkpoint")[1][:120]
+
+
+def test_a_run_without_labels_has_a_picked_checkpoint_and_no_best_one(workdir):
+    kept = [
+        line
+        for line in (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if "eval/" not in line
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(kept))
+    _, last, picked, best = table(scored(workdir, {2: 0.75, 6: 0.5}), "Which checkpoint")
+    assert (last[1:4], picked[1:4]) == (["6", "–", "–"], ["2", "–", "–"])
+    assert best[1:] == ["–"] * 5
+
+
+def test_a_run_of_before_scores_without_labels_has_no_such_table(workdir):
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["evaluation"]["pick_by"], stored["evaluation"]["selection_pictures"]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    text = Page(write_report(workdir)).text
+    assert "Which checkpoint" not in text
+    assert "best student, step 4" in text
 
 
 def test_scores_of_another_step_do_not_lend_their_protocol(workdir):

@@ -40,8 +40,10 @@ def _state(size=7, *, typed=False, teacher=True):
     )
 
 
-def _facts(score=None):
-    return {"config": asdict(CONFIG), "scores": {} if score is None else {BEST_BY: score}}
+def _facts(score=None, pick=None):
+    given = {BEST_BY: score, "select/infomax": pick}
+    scores = {name: value for name, value in given.items() if value is not None}
+    return {"config": asdict(CONFIG), "scores": scores}
 
 
 def _like(state):
@@ -108,14 +110,30 @@ def test_a_save_under_way_is_not_touched_by_donated_steps(tmp_path):
 def test_the_last_ones_and_the_best_one_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, score in enumerate([0.1, 0.6, None, 0.3, 0.2, None], 1):
-        assert checkpoints.is_best(score) == (step in (1, 2))
+        assert checkpoints.is_best(_facts(score)) == (step in (1, 2))
         checkpoints.save(step, _state(), _facts(score))
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "5", "6"]
     again = Checkpoints(tmp_path, keep=2)
-    assert (again.latest(), again.best()) == (6, 2)
-    assert not again.is_best(0.5)
-    assert again.is_best(0.7)
+    assert (again.latest(), again.top("best"), again.top("picked")) == (6, 2, None)
+    assert not again.is_best(_facts(0.5))
+    assert again.is_best(_facts(0.7))
+    again.close()
+
+
+def test_the_one_picked_without_labels_is_kept_too_and_opened_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=1)
+    given = [(0.1, 0.5), (0.6, 0.2), (0.3, 0.9), (0.2, 0.9), (None, None)]
+    for step, (score, pick) in enumerate(given, 1):
+        assert checkpoints.is_best(_facts(score, pick)) == (step <= 3)
+        checkpoints.save(step, _state(), _facts(score, pick))
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / FOLDER).iterdir()) == ["2", "3", "5"]
+    assert [load_run(tmp_path, w).step for w in ("best", "picked", "last")] == [2, 3, 5]
+    again = Checkpoints(tmp_path / FOLDER, keep=1)
+    assert again.top("picked") == 3
+    assert not again.is_best(_facts(0.5, 0.8))
+    assert again.is_best(_facts(0.5, 0.95))
     again.close()
 
 
@@ -184,8 +202,9 @@ def test_a_checkpoint_of_two_devices_opens_on_one(tmp_path):
 @pytest.mark.parametrize(
     ("below", "which", "says"),
     [
-        ("", "7", "use last, best or one of 1"),
-        ("", "best", "No checkpoint .* was evaluated"),
+        ("", "7", "use last, best, picked or one of 1"),
+        ("", "best", "No checkpoint .* labels; use picked, last or a step"),
+        ("", "picked", "No checkpoint .* has scores without labels; use last or a step"),
         ("nothing", "last", "is not a folder"),
         ("mit.pth", "last", r"is a file of weights.*convert --from .*mit\.pth --to DIR"),
         (f"{FOLDER}/1/student", "last", "holds no complete checkpoint"),
@@ -235,7 +254,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(tmp_path):
     assert re.search(r"step 2 could not be saved.*last good one is step 1\..*Free some", said[0])
     state = _state(size=1_000_000)
     again = Checkpoints(tmp_path, keep=2)
-    assert (again.latest(), again.best()) == (1, 1)
+    assert (again.latest(), again.top("best")) == (1, 1)
     restored, _ = again.restore(1, _like(state))
     again.save(2, state, _facts(0.9))  # with space again, the same step can be saved
     again.close()

@@ -161,6 +161,19 @@ def test_the_best_network_is_kept_whatever_the_cadence_of_checkpoints(toy):
     assert load_run(toy.path / "run", "best").step == 2
 
 
+def test_the_picked_network_is_kept_whatever_the_cadence_and_over_a_resume(toy, monkeypatch):
+    toy.scores = [0.1, 0.7, 0.3, 0.6, 0.2, 0.5]
+    toy.picks = [0.1, 0.2, 0.3, 0.9, 0.2, 0.5]
+    often = {"train__eval_every": 1, "train__checkpoint_every": 6, "train__keep": 1}
+    with monkeypatch.context() as patch:
+        _signal_before_step(patch, signal.SIGTERM, 4)
+        toy.train(**often)
+    assert toy.steps() == [2, 3, 4]  # stopped before step 4 was evaluated
+    toy.train(**often)
+    assert toy.steps() == [2, 4, 6]
+    assert [load_run(toy.path / "run", w).step for w in ("best", "picked")] == [2, 4]
+
+
 def test_a_full_disk_stops_the_run_with_one_line_and_costs_nothing_saved(toy, monkeypatch):
     toy.train("whole")
     real = Checkpoints.__init__
@@ -194,12 +207,18 @@ def test_a_collapsed_class_is_named_once_on_screen_and_in_the_metrics(toy, capsy
     assert "class road: the student's IoU fell to 0.0% at step 4" in capsys.readouterr().out
 
 
-def test_a_run_without_labels_to_score_on_adapts_and_scores_nothing(toy, monkeypatch):
+def test_a_run_without_labels_to_score_on_adapts_and_picks_without_them(toy, monkeypatch):
     monkeypatch.setattr(hooks, "write_report", toy.write_report)
+    toy.picks = [0.1, 0.2, 0.9, 0.4, 0.5, 0.6]
     assert toy.train(data__evaluation__kind="folder") == 0
     assert toy.steps()[-1] == 6
     assert not [name for line in toy.lines() for name in line if name.startswith("eval/")]
     assert not (toy.path / "run" / "evaluation.json").exists()
+    picks = [line for line in toy.lines() if "select/infomax" in line]
+    assert [line["step"] for line in picks] == [3, 6]
+    assert load_run(toy.path / "run", "picked").step == 3
+    with pytest.raises(UsageError, match="No checkpoint in .* labels; use picked, last or a step"):
+        load_run(toy.path / "run", "best")
     assert "No evaluation has been written" in (toy.path / "run" / "report.html").read_text()
 
 

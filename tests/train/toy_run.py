@@ -88,19 +88,28 @@ def evaluation(config, score):
 
 
 class Toy:
-    """Runs the loop in folders below `path`; `scores` are those after steps 1, 2, ..."""
+    """Runs the loop in folders below `path`; `scores` are those after steps 1, 2, ..., `picks`
+    those without labels (None: the same).
+    """
 
     def __init__(self, path, monkeypatch):
         self.path = path
         self.poisoned = ()
         self.scores = [0.5] * 100
+        self.picks = None
         monkeypatch.setattr(loop, "build", lambda config: program(config, self.poisoned))
         monkeypatch.setattr(hooks, "evaluate", self._evaluate)
+        monkeypatch.setattr(hooks, "select", self._select)
         self.write_report = hooks.write_report  # the real one takes seconds
         monkeypatch.setattr(hooks, "write_report", self._report)
 
     def _evaluate(self, config, state, examples, **_):
         return {"student": evaluation(config, self.scores[int(state.step) - 1])}
+
+    def _select(self, config, modules, state, crops):
+        if crops is None:
+            return {}
+        return {"select/infomax": (self.picks or self.scores)[int(state.step) - 1]}
 
     def _report(self, folder):
         (folder / "report.html").write_text("")
