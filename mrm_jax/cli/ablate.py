@@ -8,6 +8,7 @@ several processes may work on one folder, for a run is held by the process that 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import shlex
 import subprocess
@@ -271,8 +272,6 @@ def _watch(workers: list[subprocess.Popen], jobs: list[Job]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from mrm_jax.train.console import duration
-
     console = Console(highlight=False)
     began, first = time.monotonic(), sum(job.done() for job in jobs)
     shown = first
@@ -283,10 +282,11 @@ def _watch(workers: list[subprocess.Popen], jobs: list[Job]) -> None:
             done = sum(job.done() for job in jobs)
             if done != shown:
                 shown = done
-                left = (time.monotonic() - began) / (done - first) * (len(jobs) - done)
+                seconds = (time.monotonic() - began) / (done - first) * (len(jobs) - done)
+                left = datetime.timedelta(seconds=round(seconds))
                 bar.update(task, completed=done)
                 if not console.is_terminal:
-                    console.print(f"{done} of {len(jobs)} runs, {duration(left)} left")
+                    console.print(f"{done} of {len(jobs)} runs, {left} left")
             if not running:
                 return
             time.sleep(POLL_SECONDS)

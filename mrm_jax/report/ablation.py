@@ -11,7 +11,15 @@ from typing import Any
 
 from mrm_jax import __version__
 from mrm_jax.report.charts import ticks
-from mrm_jax.report.comparison import Comparison, Outcome, collect, estimate
+from mrm_jax.report.comparison import (
+    LABEL_FREE,
+    Comparison,
+    Outcome,
+    collect,
+    estimate,
+    picked,
+    rank_correlation,
+)
 from mrm_jax.report.theme import CSS
 
 NAME = "ablation"
@@ -51,11 +59,10 @@ def _without_nan(value: Any) -> Any:
 
 def scores_table(found: Comparison) -> Table:
     """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
-    head = ["arm", "runs", "student", "difference", "to", "teacher", "best by labels", "seconds"]
+    head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds"]
     rows = []
     for outcome in found.outcomes:
         seconds = estimate([run.seconds for run in outcome.runs])
-        best = estimate([run.best for run in outcome.runs])
         difference = outcome.difference
         rows.append(
             [
@@ -65,7 +72,6 @@ def scores_table(found: Comparison) -> Table:
                 difference.text(sign=True) if difference else "–",
                 outcome.arm.against or "–",
                 outcome.teacher.text(),
-                f"{100 * best.mean:.1f}" if best.count else "–",
                 f"{seconds.mean:.0f}" if seconds.count else "–",
             ]
         )
@@ -97,15 +103,34 @@ def seeds_table(found: Comparison) -> Table:
     return ["arm", *(f"seed {seed}" for seed in seeds)], rows
 
 
+def picking_table(found: Comparison) -> Table:
+    """What picking a checkpoint without labels gives, beside the last and the best by labels."""
+    head = ["arm", "last", *(f"by {name}" for name in LABEL_FREE), "best by labels"]
+    head += [f"rank correlation of {name}" for name in LABEL_FREE]
+    rows = []
+    for outcome in found.outcomes:
+        chosen = [estimate([picked(run, name) for run in outcome.runs]) for name in LABEL_FREE]
+        ranks = [
+            estimate([rank_correlation(run, name) for run in outcome.runs]) for name in LABEL_FREE
+        ]
+        means = [outcome.student, *chosen, estimate([run.best for run in outcome.runs])]
+        cells = [f"{100 * m.mean:.1f}" if m.count else "–" for m in means]
+        cells += [f"{rank.mean:+.2f}" if rank.count else "–" for rank in ranks]
+        rows.append([outcome.arm.name, *cells])
+    return head, rows
+
+
 _TABLES = (
     ("mIoU of the student at the last step, %", scores_table),
     ("Every seed, %", seeds_table),
     ("IoU of every class, %", class_table),
+    ("Which evaluation to take: the student's mIoU, %", picking_table),
 )
 _LEGEND = (
     "Means with 95 % intervals over seeds (Student's t); differences are those of the same seeds. "
-    "Best by labels picks the evaluation with the target's labels, which nobody has in practice. "
-    "Seconds are those of training, on whatever else the machine did."
+    "Seconds are those of training, on whatever else the machine did. Best by labels picks an "
+    "evaluation with the target's labels, which nobody has in practice; rank correlations are "
+    "Spearman's over the evaluations of a run, averaged over seeds."
 )
 
 

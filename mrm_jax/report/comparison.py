@@ -152,6 +152,35 @@ def collect(workdir: Path) -> Comparison:
     )
 
 
+LABEL_FREE = ("infomax", "agreement", "masked_agreement")
+"""Scores without labels of which the highest may pick a checkpoint."""
+
+
+def picked(run: Run, score: str) -> float:
+    """The student's mIoU where a score without labels is highest; NaN without the score."""
+    known = {step: v[f"select/{score}"] for step, v in run.scores.items() if f"select/{score}" in v}
+    if not known:
+        return math.nan
+    step = max(known, key=lambda step: known[step])  # the earliest of equals, as is kept
+    return run.scores[step].get("eval/student/mIoU", math.nan)
+
+
+def rank_correlation(run: Run, score: str) -> float:
+    """Spearman's correlation of a score without labels with the student's mIoU over the
+    evaluations of a run; NaN where one of them does not vary or is missing."""
+    from scipy import stats
+
+    pairs = [
+        (v[f"select/{score}"], v["eval/student/mIoU"])
+        for v in run.scores.values()
+        if f"select/{score}" in v and "eval/student/mIoU" in v
+    ]
+    ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
+    if len(set(ours)) < 2 or len(set(theirs)) < 2:
+        return math.nan
+    return float(stats.spearmanr(ours, theirs).statistic)
+
+
 def _run(seen: Record, seed: int) -> Run | None:
     """What a run's files say; None for one that has not come to its last step."""
     steps = seen.option("train.steps")

@@ -103,15 +103,10 @@ def _percent(value: float | None) -> str:
 
 def pace_text(steps_per_second: float, seconds_left: float) -> str:
     """Rate and time left, such as "3.21 steps/s, 0:01:50 left"."""
-    left = duration(seconds_left)
+    left = datetime.timedelta(seconds=round(seconds_left))
     if steps_per_second >= 0.1:
         return f"{steps_per_second:.2f} steps/s, {left} left"
     return f"{1 / max(steps_per_second, 1e-9):.1f} s/step, {left} left"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as "0:01:50"."""
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def parameters(state: TrainState) -> dict[str, int]:

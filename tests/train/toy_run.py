@@ -121,6 +121,7 @@ class Toy:
 
     def train(self, name="run", **overrides):
         config = self.config(**overrides)
+        loop._programs.cache_clear()  # `poisoned` is part of the program, not of its config
         with workdir.opened(self.path / name, config) as folder:
             return loop.train(config, folder)
 

@@ -1,0 +1,244 @@
+"""`ablate` on runs whose network is one number: which runs are made, kept, made again and told."""
+
+import json
+import os
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import standin
+import toy_run
+
+from mrm_jax.cli import ablate
+from mrm_jax.config import FeatureDistance, UsageError
+from mrm_jax.main import run
+from mrm_jax.train import loop
+from mrm_jax.train import workdir as folders
+from mrm_jax.train.checkpoint import load_run
+from mrm_jax.train.step import structure
+from mrm_jax.types import RunError
+
+OFF = FeatureDistance()
+CONFIG = f"--config={toy_run.TINY}"
+ARMS = ("--arm", "source_only", "--arm", "dacs", "--against", "source_only")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    loop._programs.cache_clear()
+    return toy_run.Toy(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """(workdir, seed) of every run that is trained."""
+    calls, train = [], loop.train
+
+    def spy(config, workdir):
+        calls.append((workdir.parent.name, config.seed))
+        return train(config, workdir)
+
+    monkeypatch.setattr(loop, "train", spy)
+    return calls
+
+
+def ablate_in(toy, *words):
+    return run(["ablate", CONFIG, "--workdir", str(toy.path / "all"), *words])
+
+
+def results(toy):
+    return json.loads((toy.path / "all" / "ablation.json").read_text())
+
+
+def test_every_arm_is_trained_with_every_seed_once_and_compared(toy, trained):
+    toy.scores = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert ablate_in(toy, *ARMS, "--seeds", "2") == 0
+    assert trained == [(arm, seed) for arm in ("source_only", "dacs") for seed in (0, 1)]
+    source, dacs = results(toy)["arms"]
+    assert [r["student"] for r in source["runs"]] == [0.7, 0.7]
+    assert source["difference"] is None
+    assert dacs["difference"] == {"mean": 0.0, "half": 0.0, "count": 2}
+    assert results(toy)["drawn_data"] is True
+    for ending in ("md", "svg", "html"):
+        text = (toy.path / "all" / f"ablation.{ending}").read_text()
+        assert "dacs" in text
+        assert "rawn data" in text
+    trained.clear()
+    assert ablate_in(toy, *ARMS, "--seeds", "3") == 0
+    assert trained == [("source_only", 2), ("dacs", 2)]
+
+
+def test_a_run_of_a_comparison_equals_the_same_run_alone(toy):
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
+    toy.train("alone", seed=1)
+    shared = load_run(toy.path / "all" / "dacs" / "seed1").student["params"]["w"]
+    assert shared == toy.weight("last", "alone")
+    assert shared != load_run(toy.path / "all" / "dacs" / "seed0").student["params"]["w"]
+
+
+def test_a_run_that_was_stopped_goes_on(toy, trained, monkeypatch):
+    train = loop.train
+
+    def stopped(config, workdir):
+        if config.seed == 1 and not workdir.joinpath("checkpoints").exists():
+            # As after SIGTERM: some steps are saved, the exit code is 0.
+            short = replace(config, train=replace(config.train, steps=2))
+            train(short, workdir)
+            folders.begin(workdir, config, {})
+            return 0
+        return train(config, workdir)
+
+    monkeypatch.setattr(loop, "train", stopped)
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
+    assert len(results(toy)["arms"][0]["runs"]) == 1
+    assert "1 runs that began are not finished" in (toy.path / "all" / "ablation.md").read_text()
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
+    assert trained == [("dacs", 0), ("dacs", 1), ("dacs", 1)]
+    assert len(results(toy)["arms"][0]["runs"]) == 2
+
+
+def test_one_failed_run_stops_no_other_and_the_exit_code_says_so(toy, monkeypatch, capsys):
+    train = loop.train
+
+    def fails(config, workdir):
+        if config.seed == 0:
+            raise RunError("it broke")
+        return train(config, workdir)
+
+    monkeypatch.setattr(loop, "train", fails)
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "2") == 1
+    assert "seed0: it broke" in capsys.readouterr().err
+    assert [r["seed"] for r in results(toy)["arms"][0]["runs"]] == [1]
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(toy, trained, capsys):
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1", "--list") == 0
+    first = toy.path / "all" / "dacs" / "seed0"
+    with folders.opened(first, toy.config()):
+        assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
+    assert trained == [("dacs", 1)]
+    assert "another process trains it" in capsys.readouterr().out
+
+
+def test_a_run_that_waits_for_another_comes_after_it(toy, monkeypatch):
+    """Its frozen encoder is that of a run which the same command makes."""
+    distance = (
+        "--config.method.feature_distance.source=checkpoint "
+        "--config.method.feature_distance.checkpoint={workdir}/source_only/seed{seed} "
+        "--config.data.rare_class.enabled=False"
+    )
+    waits = loop.train
+
+    def needs(config, workdir):
+        path = config.method.feature_distance.checkpoint
+        if path and not os.path.isdir(path):
+            raise UsageError(f"there is no {path}")
+        # The toy has no encoder that could be compared with.
+        return waits(replace(config, method=replace(config.method, feature_distance=OFF)), workdir)
+
+    monkeypatch.setattr(loop, "train", needs)
+    far = f"far: daformer {distance}"
+    assert ablate_in(toy, "--arm", far, "--arm", "source_only", "--seeds", "1") == 0
+    assert [len(arm["runs"]) for arm in results(toy)["arms"]] == [1, 1]
+
+
+def test_the_job_list_is_the_commands_of_the_same_runs(toy, capsys):
+    words = ("--arm", "small: dacs --config.data.crop='(32, 64)'", "--config.train.steps=4")
+    assert ablate_in(toy, *words, "--seeds", "1", "--list") == 0
+    folder = toy.path / "all" / "small" / "seed0"
+    assert capsys.readouterr().out == (
+        f"python -m mrm_jax.main train --config={toy_run.TINY}:dacs --config.train.steps=4 "
+        f"'--config.data.crop=(32, 64)' --config.seed=0 --workdir {folder}\n"
+    )
+    assert not (toy.path / "all").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "ablate has no arms"),
+        (("--arms", "methods"), "no set 'methods'"),
+        (("--arm", "dasc"), "arm 'dasc': .*Did you mean 'dacs'"),
+        (("--arm", "dacs", "--seeds", "none"), "--seeds is 'none'"),
+        (("--arm", "dacs", "--seeds", "0"), "--seeds is '0'"),
+        (("--arm", "dacs", "--jobs", "0"), "--jobs is 0"),
+        (("--arm", "dacs", "--arm", "dacs!"), "name them apart|no recipe"),
+        (("--sweep", "method.mrm.ration=1"), "Did you mean"),
+        (("--arm", "dacs --config.method.mrm.ratio=2"), "must lie in 0..1"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_trained(toy, trained, words, message):
+    with pytest.raises(UsageError, match=message):
+        ablate_in(toy, *words)
+    assert not trained
+    assert not (toy.path / "all").exists()
+
+
+def test_a_name_means_one_arm_in_a_folder(toy):
+    assert ablate_in(toy, "--arm", "x: dacs", "--seeds", "1") == 0
+    with pytest.raises(UsageError, match="knows another arm 'x'"):
+        ablate_in(toy, "--arm", "x: source_only", "--seeds", "1")
+
+
+def test_processes_begin_with_arms_of_their_own():
+    jobs = [ablate.Job(ablate.Arm(name), 0, None, None, ()) for name in "abcd"]
+    for share, order in (("0/2", "acbd"), ("1/2", "bdac"), ("2/3", "cadb")):
+        assert "".join(job.arm.name for job in ablate._order(jobs, share)) == order
+
+
+TRACED = {
+    "method.mrm.ratio": 0.7,
+    "method.mrm.weight": 0.3,
+    "method.mrm.learning_rate": 0.02,
+    "method.mic.ratio": 0.2,
+    "method.ema_decay": 0.5,
+    "method.threshold": 0.4,
+    "method.augment.jitter_probability": 0.1,
+    "optimizer.learning_rate": 0.03,
+    "optimizer.weight_decay": 0.5,
+    "optimizer.warmup": 0.5,
+    "train.steps": 7,
+    "seed": 5,
+}
+
+
+def edited(config, field, value):
+    name, _, rest = field.partition(".")
+    return replace(config, **{name: edited(getattr(config, name), rest, value) if rest else value})
+
+
+def test_runs_of_one_structure_share_a_program_and_compute_their_own_numbers():
+    """A sweep in one process: the program is built of the structure, the numbers come with it."""
+    config = standin.config()
+    for field, value in TRACED.items():
+        config = edited(config, field, value)
+        assert structure(config) == structure(standin.config()), field
+    outcomes = []
+    for built in (config, structure(config)):
+        program = standin.program(built)
+        state = jax.jit(program.init)(np.array([0, 7], np.uint32))
+        frozen = program.frozen(config)
+        for seed in range(2):
+            state, metrics = jax.jit(program.train_step)(state, frozen, standin.batch(seed))
+        outcomes.append((state, metrics))
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("method.kind", "mic"),
+        ("method.mrm.enabled", False),
+        ("method.mrm.images", "both"),
+        ("method.weight_over", "image"),
+        ("method.feature_distance", FeatureDistance(weight=0.1)),
+        ("optimizer.beta1", 0.5),
+        ("train.batch", 4),
+        ("model.remat", "blocks"),
+        ("data.crop", (16, 24)),
+    ],
+)
+def test_what_is_compiled_in_has_a_structure_of_its_own(field, value):
+    config = standin.config()
+    assert structure(edited(config, field, value)) != structure(config)
