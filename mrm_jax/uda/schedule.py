@@ -18,7 +18,7 @@ def at_step(scalars: Scalars, step: Array) -> Scalars:
     """
     weight = jnp.asarray(scalars.mrm_weight)
     done = jnp.asarray(step).astype(weight.dtype)
-    left = scalars.total_steps - 1 - done
+    left = jnp.asarray(scalars.total_steps) - 1 - done
     share = _ramp(done, scalars.mrm_rise_steps) * _ramp(left, scalars.mrm_fall_steps)
     return replace(scalars, mrm_weight=weight * share)
 
