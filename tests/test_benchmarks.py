@@ -48,6 +48,22 @@ def test_pictures_are_fitted_and_margins_set_as_published(name, recipe):
     assert config.train.batch == 2
 
 
+MARGINS = {
+    "dacs": (0, 0, 0, 0),
+    "daformer": (30, 240, 0, 0),  # 15 and 120 rows of the 512 that it is trained on
+    "hrda": (30, 240, 30, 30),
+    "mic": (30, 240, 30, 30),
+}
+
+
+@pytest.mark.parametrize("recipe", MARGINS)
+def test_margins_are_those_of_the_method_on_cityscapes_and_none_in_adverse_conditions(recipe):
+    for name in ("gta_to_cityscapes", "synthia_to_cityscapes"):
+        assert made(name, recipe).data.target.margins == MARGINS[recipe]
+    for name in ("cityscapes_to_acdc", "cityscapes_to_dark_zurich"):
+        assert made(name, recipe).data.target.margins == (0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("recipe", ["dacs", "daformer", "hrda", "mic"])
 def test_networks_crops_and_rates_are_those_of_the_method(recipe):
     config = made("gta_to_cityscapes", recipe)
