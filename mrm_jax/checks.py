@@ -105,6 +105,7 @@ def _check_numbers(config: Config) -> None:
         "method.ema_decay": config.method.ema_decay,
         "method.threshold": config.method.threshold,
         "method.mrm.ratio": config.method.mrm.ratio,
+        "method.mrm.ramp": config.method.mrm.ramp,
         "method.mic.ratio": config.method.mic.ratio,
         "method.feature_distance.min_share": config.method.feature_distance.min_share,
         "method.augment.jitter_probability": config.method.augment.jitter_probability,

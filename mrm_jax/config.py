@@ -235,7 +235,15 @@ class MRM:
     images: Literal["target", "source", "both"] = option(
         "target", "Which domain's features are masked."
     )
+    image: Literal["clean", "augmented"] = option(
+        "clean", "The picture as the loader gave it, or strongly augmented by draws of its own."
+    )
     weight: float = option(1.0, "lambda, weight of the loss.", source="paper: 1.0")
+    schedule: Literal["constant", "rise", "fall"] = option(
+        "constant",
+        "lambda over a run: as it is, rising from 0 at the start, falling to 0 at the end.",
+    )
+    ramp: float = option(0.1, "rise, fall: share of the steps that it takes.")
     ratio: float = option(0.4, "Share of tokens masked, in expectation.", source="paper: 0.4")
     grid: tuple[int, int] = option((16, 16), "Rows and columns of tokens.", source="paper: 16 x 16")
     dim: int = option(512, "Width of the Rebuilder.", source="paper: 512")

@@ -95,7 +95,7 @@ class Draws:
     """Everything random in one step, so that it can be repeated from stored choices.
 
     `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
-    `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented").
+    `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented", ...).
     `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...) and, for
     a detail crop, "<pass>/detail"; and those of MIC's blocks, "masked".
     `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
@@ -154,7 +154,8 @@ class TrainState:
 class Scalars:
     """Numbers of a run that are traced: runs differing only here share one program. All f[].
 
-    Rates are bases at the top of the schedule; `warmup_steps` and `total_steps` are in steps.
+    Rates and weights are bases at the top of their schedules; `..._steps` are in steps, and 0 is no
+    ramp.
     """
 
     learning_rate: Array
@@ -168,6 +169,8 @@ class Scalars:
     jitter_probability: Array
     blur_probability: Array
     mrm_weight: Array
+    mrm_rise_steps: Array
+    mrm_fall_steps: Array
     mrm_ratio: Array
     detail_weight: Array
     feature_distance_weight: Array

@@ -1,5 +1,7 @@
 """The public benchmarks' configs, against what the papers and their released configs train with."""
 
+import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrm_jax import benchmarks
+from mrm_jax import benchmarks, recipes
 from mrm_jax.config import MIC, Config, detail_crop, mic_block
 from mrm_jax.data.sources import open_labelled
-from mrm_jax.main import load_config
+from mrm_jax.main import load_config, split_config_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -46,6 +48,22 @@ def test_pictures_are_fitted_and_margins_set_as_published(name, recipe):
     assert config.train.batch == 2
 
 
+MARGINS = {
+    "dacs": (0, 0, 0, 0),
+    "daformer": (30, 240, 0, 0),  # 15 and 120 rows of the 512 that it is trained on
+    "hrda": (30, 240, 30, 30),
+    "mic": (30, 240, 30, 30),
+}
+
+
+@pytest.mark.parametrize("recipe", MARGINS)
+def test_margins_are_those_of_the_method_on_cityscapes_and_none_in_adverse_conditions(recipe):
+    for name in ("gta_to_cityscapes", "synthia_to_cityscapes"):
+        assert made(name, recipe).data.target.margins == MARGINS[recipe]
+    for name in ("cityscapes_to_acdc", "cityscapes_to_dark_zurich"):
+        assert made(name, recipe).data.target.margins == (0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("recipe", ["dacs", "daformer", "hrda", "mic"])
 def test_networks_crops_and_rates_are_those_of_the_method(recipe):
     config = made("gta_to_cityscapes", recipe)
@@ -77,6 +95,80 @@ def test_synthia_is_scored_on_the_classes_it_has():
         *("terrain", "truck", "train")
     }
     assert config.data.rare_class.on_missing == "warn"
+
+
+# Config -> (method, encoder, decoder, published mIoU, that with MRM) of the commands in its header.
+# Sources: the papers of the methods; MRM's tables of hosts and of architectures.
+PUBLISHED = {
+    "gta_to_cityscapes": [
+        ("dacs", "resnet101", "deeplabv2", 52.1, 55.9),
+        ("daformer", "mit_b5", "daformer", 68.3, 70.3),
+        ("hrda", "mit_b5", "daformer", 73.8, 75.4),
+        ("mic", "mit_b5", "daformer", 75.9, 77.5),
+        ("dacs", "resnet50", "deeplabv2", 52.0, 55.1),
+        ("dacs", "resnet101", "deeplabv3plus", 54.7, 59.3),
+        ("mic", "resnet101", "deeplabv2", 64.2, 67.1),
+        ("daformer", "mit_b2", "daformer", 64.2, 66.3),
+        ("mic", "mit_b3", "daformer", 73.6, 75.8),
+    ],
+    "synthia_to_cityscapes": [
+        ("dacs", "resnet101", "deeplabv2", 48.3, 55.8),
+        ("daformer", "mit_b5", "daformer", 60.9, 62.6),
+        ("hrda", "mit_b5", "daformer", 65.8, 67.1),
+        ("mic", "mit_b5", "daformer", 67.3, 68.1),
+    ],
+    "cityscapes_to_acdc": [
+        ("daformer", "mit_b5", "daformer", 55.4),
+        ("hrda", "mit_b5", "daformer", 68.0),
+        ("mic", "mit_b5", "daformer", 70.4),
+    ],
+    "cityscapes_to_dark_zurich": [
+        ("daformer", "mit_b5", "daformer", 53.8),
+        ("hrda", "mit_b5", "daformer", 55.9),
+        ("mic", "mit_b5", "daformer", 60.2),
+    ],
+}
+
+
+def commands(name: str) -> list[tuple[list[float], list[str]]]:
+    """(figures, words of the command) of every command in a config's header."""
+    doc = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
+    found = re.findall(r"# [^:]+: (.+)\n +python -m mrm_jax\.main (.+)", doc)
+    return [([float(x) for x in re.findall(r"[0-9.]+", said)], c.split()) for said, c in found]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_commands_of_a_header_are_the_published_rows(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert len(commands(name)) == len(PUBLISHED[name])
+    workdirs = set()
+    for (figures, words), row in zip(commands(name), PUBLISHED[name], strict=True):
+        method, encoder, decoder, *published = row
+        given, others = split_config_flags(words)
+        assert any(f"configs/{name}.py:" in word for word in given)
+        config = load_config(given)
+        assert config is not None
+        assert figures == published
+        assert config.method.kind == method
+        assert config.method.mrm.enabled == (len(published) == 2)
+        assert config.model.encoder.weights == f"weights/{encoder}"
+        assert replace(config.model.encoder, weights=None) == recipes.ENCODERS[encoder]
+        assert config.model.decoder == recipes.DECODERS[decoder]
+        assert config.model.multires.enabled == (method in ("hrda", "mic"))
+        workdirs.add(" ".join(others))
+    assert len(workdirs) == len(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("mrm", ["", ",mrm=true"])
+@pytest.mark.parametrize("recipe", ["dacs", "daformer", "hrda", "mic"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_recipe_has_its_networks_with_and_without_mrm(name, recipe, mrm):
+    config = made(name, recipe + mrm)
+    encoder, decoder = ("resnet101", "deeplabv2") if recipe == "dacs" else ("mit_b5", "daformer")
+    assert config.method.kind == recipe
+    assert config.method.mrm.enabled == bool(mrm)
+    assert replace(config.model.encoder, weights=None) == recipes.ENCODERS[encoder]
+    assert config.model.decoder == recipes.DECODERS[decoder]
 
 
 # Domain -> a picture and its label in the set's layout, and the label's raw value of a car.

@@ -111,6 +111,9 @@ BAD = [
         "offset_multiple is 8; where a detail crop starts has to be a multiple of the decoder's "
         "stride, 32",
     ),
+    ({"method": {"mrm": {"ramp": -0.1}}}, "config.method.mrm.ramp is -0.1; it must lie in 0..1."),
+    ({"method": {"mrm": {"schedule": "rises"}}}, "Did you mean 'rise'?"),
+    ({"method": {"mrm": {"image": "plain"}}}, "must be one of 'clean', 'augmented'"),
     ({"method": {"threshold": 1.5}}, "config.method.threshold is 1.5; it must lie in 0..1."),
     ({"model": {"encoder": {"depths": (1, 2)}}}, "give as many entries"),
     ({"model": {"encoder": {"heads": (1, 3, 5, 8)}}}, "not a multiple of its 3 attention heads"),

@@ -80,6 +80,7 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
 def scalars(config: Config) -> Scalars:
     """The traced numbers of a run, in JAX's default float type."""
     method, optimizer, steps = config.method, config.optimizer, config.train.steps
+    ramp = round(method.mrm.ramp * steps)
     values = {
         "learning_rate": optimizer.learning_rate,
         "rebuilder_learning_rate": method.mrm.learning_rate,
@@ -92,6 +93,8 @@ def scalars(config: Config) -> Scalars:
         "jitter_probability": method.augment.jitter_probability,
         "blur_probability": method.augment.blur_probability,
         "mrm_weight": method.mrm.weight,
+        "mrm_rise_steps": ramp if method.mrm.schedule == "rise" else 0,
+        "mrm_fall_steps": ramp if method.mrm.schedule == "fall" else 0,
         "mrm_ratio": method.mrm.ratio,
         "detail_weight": config.model.multires.detail_weight,
         "feature_distance_weight": method.feature_distance.weight,

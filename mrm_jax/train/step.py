@@ -39,6 +39,7 @@ from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import detail_offsets, draw
 from mrm_jax.uda.methods import Pass, has_feature_distance, has_teacher, passes
 from mrm_jax.uda.pseudo_label import PseudoLabel
+from mrm_jax.uda.schedule import at_step
 from mrm_jax.uda.views import make_views, normalise_batch
 
 
@@ -173,6 +174,7 @@ def _train_step(
 def _step_with(
     run: _Run, state: TrainState, frozen: Frozen, batch: Batch, draws: Draws
 ) -> tuple[TrainState, Metrics]:
+    frozen = replace(frozen, scalars=at_step(frozen.scalars, state.step))
     scalars = frozen.scalars
     taught, pseudo, metrics = _teach(run, state, frozen, batch)
     views = _views(run, pseudo, batch, draws, frozen)
@@ -223,12 +225,13 @@ def _teach(
 def _views(
     run: _Run, pseudo: PseudoLabel | None, batch: Batch, draws: Draws, frozen: Frozen
 ) -> dict[str, View]:
+    shown = {"target"} if pseudo is not None else set()  # panels show what the teacher says
     views = make_views(
         pseudo,
         batch,
         draws,
         frozen.scalars,
-        names={row.view for row in run.passes},
+        names={row.view for row in run.passes} | shown,
         method=run.config.method,
         num_classes=run.num_classes,
     )
@@ -261,7 +264,7 @@ def _inspect(
     with 255 for 1.
 
     `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its
-    pseudo-labels) and `mixed/{image,label,weight}`; `augmented` and `masked` likewise; under HRDA
+    pseudo-labels) and `mixed/{image,label,weight}`; other views likewise; under HRDA
     `source/detail_image`, the source's detail crop; with MRM, for each rebuilt pass,
     `<pass>/{mask,prediction}`, mask 255 where features are hidden (HRDA: of the context).
     """

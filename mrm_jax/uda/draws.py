@@ -20,7 +20,7 @@ from mrm_jax.types import Array, Draws, Jitter
 from mrm_jax.uda.methods import Pass
 
 LABEL_VALUES = 256
-AUGMENTED_VIEWS = ("mixed", "augmented", "masked")
+AUGMENTED_VIEWS = ("mixed", "augmented", "masked", "augmented_target")
 
 
 class Offsets(NamedTuple):

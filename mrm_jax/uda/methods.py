@@ -54,6 +54,12 @@ _REBUILT = {
     "both": (REBUILT_SOURCE, REBUILT_TARGET),
 }
 
+_VIEWS = {
+    "clean": {"source": "source", "target": "target"},
+    "augmented": {"source": "augmented", "target": "augmented_target"},
+}
+"""The view of each domain that MRM's passes look at."""
+
 
 def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
     """The passes of a method, in the order in which their BatchNorm moments are folded.
@@ -73,7 +79,8 @@ def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
     if method.augmented_source:
         rows += (AUGMENTED,)
     if method.mrm.enabled:
-        rows += _REBUILT[method.mrm.images]
+        view = _VIEWS[method.mrm.image]
+        rows += tuple(replace(r, view=view[r.view]) for r in _REBUILT[method.mrm.images])
     return rows
 
 

@@ -61,21 +61,23 @@ def make_views(
     method: Method,
     num_classes: int,
 ) -> dict[str, View]:
-    """The views `names` (of source, augmented, target, mixed, masked) of a normalised batch, under
-    stop-gradient.
+    """The views `names` (of source, augmented, target, augmented_target, mixed, masked) of a
+    normalised batch, under stop-gradient; "augmented" is the source.
 
-    `pseudo` is needed for target, mixed and masked. Pasted pixels carry the source's label and
+    `pseudo` is needed for all but source and augmented. Pasted pixels carry the source's label and
     weight 1, the others the pseudo-label and its weight. Source i is pasted onto target i.
     """
     ones = jnp.ones(batch.source.label.shape, batch.source.image.dtype)
     source = View(batch.source.image, batch.source.label, ones)
     views = {"source": source}
-    if "augmented" in names:
-        image = strong_augment(source.image, draws.augment["augmented"], scalars, method.augment)
-        views["augmented"] = replace(source, image=image)
     if pseudo is not None:
         weight = pseudo.weight.astype(ones.dtype)
         views["target"] = View(batch.target.image, pseudo.label, weight)
+    for name, plain in (("augmented", "source"), ("augmented_target", "target")):
+        if name in names:
+            image = views[plain].image
+            image = strong_augment(image, draws.augment[name], scalars, method.augment)
+            views[name] = replace(views[plain], image=image)
     if "masked" in names:
         views["masked"] = _masked(source, views["target"], draws, scalars, method)
     if "mixed" in names:

@@ -8,54 +8,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.config import MRM, Classes, Config, Data, Method, Optimizer, Train
+from mrm_jax import config as options
+from mrm_jax.config import (
+    MRM,
+    Classes,
+    Config,
+    Data,
+    Method,
+    Model,
+    Optimizer,
+    Train,
+    detail_crop,
+)
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
-from mrm_jax.models.segmentor import run
+from mrm_jax.models.multires import MultiRes
+from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train.state import Networks
 from mrm_jax.train.step import build
-from mrm_jax.types import Batch, Labelled, SegOutput, Unlabelled
+from mrm_jax.types import Batch, Labelled, Unlabelled
 
 CLASSES, CELL, WIDTH = 4, 4, 6
 CROP = (8, 12)
 GRID = (1, 3)
 SIZE = (2, *CROP)
+HRDA_CROP = (16, 24)  # what context and detail see is then as large as CROP
 
 
 class Encoder(nn.Module):
     @nn.compact
-    def __call__(self, image):
+    def __call__(self, image, mode):
+        del mode
         batch, height, width, _ = image.shape
         cells = image.reshape(batch, height // CELL, CELL, width // CELL, CELL, 3).mean((2, 4))
         embedded = nn.Dense(WIDTH, name="embed", dtype=image.dtype)(cells)
-        return LayerNorm(1e-6, name="norm")(jnp.tanh(embedded))
+        return (LayerNorm(1e-6, name="norm")(jnp.tanh(embedded)),)
 
 
 class Decoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, feature, mode):
+    def __call__(self, features, mode):
+        feature = features[-1]
         # No bias: before a BatchNorm its true gradient is 0, and Adam would blow rounding up.
         x = nn.Dense(WIDTH, use_bias=False, name="fuse", dtype=feature.dtype)(feature)
         x = dropout2d(nn.relu(BatchNorm(name="bn")(x, mode)), self.dropout, mode)
         return nn.Dense(CLASSES, name="classify", dtype=feature.dtype)(x)
-
-
-class Segmentor(nn.Module):
-    dropout: float = 0.0
-
-    def setup(self):
-        self.encoder, self.decoder = Encoder(), Decoder(self.dropout)
-
-    def __call__(self, image, *, mode, transform=None, offset=None):
-        return run(self, image, mode=mode, transform=transform, offset=offset)
-
-    def encode(self, image, *, mode, offset=None):
-        return {"context": (self.encoder(image),)}
-
-    def decode(self, features, *, size, mode, offset=None):
-        maps = features["context"]
-        return SegOutput({"main": self.decoder(maps[0], mode)}, maps)
 
 
 class Rebuilder(nn.Module):
@@ -74,10 +72,21 @@ class Rebuilder(nn.Module):
         return (jnp.where(visible, features[0], guess),)
 
 
-def config(*, kind="dacs", mrm=True, images="target", augmented=False, threshold=0.0, **optimizer):
+def config(
+    *,
+    kind="dacs",
+    mrm=True,
+    images="target",
+    augmented=False,
+    hrda=False,
+    threshold=0.0,
+    **optimizer,
+):
     """A run of the stand-in; the threshold of 0 gives every pseudo-label the weight 1."""
+    names, crop = ("a", "b", "c", "d"), HRDA_CROP if hrda else CROP
     return Config(
-        data=Data(classes=Classes(("a", "b", "c", "d"), ((0, 0, 0),) * CLASSES), crop=CROP),
+        data=Data(classes=Classes(names, ((0, 0, 0),) * CLASSES), crop=crop),
+        model=Model(multires=options.MultiRes(enabled=hrda, offset_multiple=CELL)),
         method=Method(
             kind=kind,
             augmented_source=augmented,
@@ -89,10 +98,13 @@ def config(*, kind="dacs", mrm=True, images="target", augmented=False, threshold
     )
 
 
-def program(options, dropout=0.0):
-    """The step of `options` around the stand-in."""
-    rebuilder = Rebuilder() if options.method.mrm.enabled else None
-    return build(options, Networks(Segmentor(dropout), rebuilder))
+def program(run, dropout=0.0):
+    """The step of the config `run` around the stand-in."""
+    parts = (Encoder(), Decoder(dropout))
+    network = Segmentor(*parts)
+    if run.model.multires.enabled:
+        network = MultiRes(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
+    return build(run, Networks(network, Rebuilder() if run.method.mrm.enabled else None))
 
 
 def batch(seed=0, size=SIZE):

@@ -11,6 +11,7 @@ import standin
 
 from mrm_jax import sharding
 from mrm_jax.config import MIC, FeatureDistance
+from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.types import IGNORE
 
 KEY = np.array([0, 7], np.uint32)
@@ -20,12 +21,15 @@ METHODS = {
     "daformer": {"feature_distance": DISTANCE},
     "mic": {"feature_distance": DISTANCE, "mic": MIC(ratio=0.5, block=4)},
     "mic_both": {"mic": MIC(images="both", ratio=0.5, block=4)},
+    "hrda": {"feature_distance": DISTANCE},
+    "mic_hrda": {"feature_distance": DISTANCE, "mic": MIC(ratio=0.5, block=4)},
 }
 COMPILER = sharding.quick(sharding.mesh(1))
 
 
 def _config(name: str):
-    config = standin.config(kind=name.removesuffix("_both"))
+    """The run with MRM; hrda and mic_hrda at two resolutions."""
+    config = standin.config(kind=name.split("_")[0], hrda="hrda" in name)
     return replace(config, method=replace(config.method, **METHODS[name]))
 
 
@@ -42,28 +46,86 @@ def _run(name: str, execution: str = "sequential", dropout: float = 0.0):
     return state, frozen, jax.jit(program.train_step, compiler_options=COMPILER)
 
 
-def _labels(kind: str) -> np.ndarray:
-    label = np.full(standin.SIZE, {"ignored": IGNORE, "one": 1, "no_thing": 0}[kind], np.uint8)
-    if kind == "no_thing":
-        label[:, :, ::2] = 3
+def _labels(kind: str, size: tuple[int, ...]) -> np.ndarray:
+    first, second = {"ignored": (IGNORE,) * 2, "one": (1, 1), "no_thing": (0, 3), "never": (1, 2)}[
+        kind
+    ]
+    label = np.full(size, first, np.uint8)
+    label[:, :, size[2] // 2 :] = second
     return label
 
 
-@pytest.mark.parametrize("kind", ["ignored", "one", "no_thing"])
+@pytest.mark.parametrize("kind", ["ignored", "one", "no_thing", "never"])
 @pytest.mark.parametrize("name", METHODS)
 def test_odd_batches_give_finite_losses_and_gradients(name, kind):
     state, frozen, step = _run(name)
-    batch = standin.batch()
-    batch = replace(batch, source=replace(batch.source, label=_labels(kind)))
+    hrda = "hrda" in name
+    batch = standin.batch(size=(2, *standin.HRDA_CROP) if hrda else standin.SIZE)
+    label = _labels(kind, batch.source.label.shape)
+    batch = replace(batch, source=replace(batch.source, label=label))
     for _ in range(2):
         state, metrics = step(state, frozen, batch)
         assert bool(metrics["finite"])
         assert all(np.isfinite(value).all() for value in metrics.values())
     if kind == "ignored":
-        assert float(metrics["source/ce"]) == 0
-    if name in ("daformer", "mic"):
+        assert all(float(metrics[f"source/{ce}"]) == 0 for ce in _losses(hrda))
+    assert {f"reconstructed/{ce}" for ce in _losses(hrda)} <= metrics.keys()
+    if "feature_distance" in METHODS[name]:
         # Only where the compared classes b and c occur is there a distance.
-        assert (float(metrics["source/feature_distance"]) > 0) == (kind == "one")
+        assert (float(metrics["source/feature_distance"]) > 0) == (kind in ("one", "never"))
+
+
+def _losses(hrda: bool) -> tuple[str, ...]:
+    return ("ce_fused", "ce_detail") if hrda else ("ce",)
+
+
+def test_the_teacher_looks_once_a_step_and_the_student_once_a_pass(monkeypatch):
+    """Pseudo-labels are shared: MIC and MRM take those that the mixed pass has."""
+    looks = []
+    encode = Segmentor.encode
+
+    def counted(self, image, *, mode, offset=None):
+        looks.append(mode)
+        return encode(self, image, mode=mode, offset=offset)
+
+    monkeypatch.setattr(Segmentor, "encode", counted)
+    config = _config("mic")
+    config = replace(
+        config, method=replace(config.method, mrm=replace(config.method.mrm, images="both"))
+    )
+    program = standin.program(config)
+    state = jax.eval_shape(program.init, KEY)
+    frozen = program.frozen(config, {"params": state.params["segmentor"]["encoder"]})
+    looks.clear()
+    jax.eval_shape(program.train_step, state, frozen, standin.batch())
+    # Once for the feature distance, too, by the frozen encoder.
+    assert looks == ["pseudo", "eval", *["train"] * 5]
+
+
+def test_under_hrda_mrm_hides_other_cells_of_the_detail_than_of_the_context():
+    """One detail crop and two masks a rebuilt pass; the detail's mask reaches the detail's loss."""
+    config = _config("mic_hrda")
+    config = replace(
+        config, method=replace(config.method, mrm=replace(config.method.mrm, images="both"))
+    )
+    program = standin.program(config)
+    batch = standin.batch(size=(2, *standin.HRDA_CROP))
+    draws = program.draw(KEY, 0, batch.index)
+    rebuilt = ("reconstructed_source", "reconstructed_target")
+    names = [f"{name}{scale}" for name in rebuilt for scale in ("", "/detail")]
+    assert draws.mask.keys() == {"masked", *names}
+    assert len({np.asarray(draws.mask[name]).tobytes() for name in names}) == 4
+    assert {corner.shape for corner in draws.offset.values()} == {(2,)}
+    assert draws.offset.keys() == {"source", "mixed", "masked", *rebuilt}
+    state, frozen, _ = _run("mic_hrda")
+    stored = jax.jit(program.step_with, compiler_options=COMPILER)
+    normal, found = program.normalise(state, batch), {}
+    for hide in (0.0, 1.0):  # all cells of the detail, or none
+        mask = draws.mask | {f"{rebuilt[1]}/detail": np.full_like(draws.mask[names[0]], hide)}
+        found[hide] = stored(state, frozen, normal, replace(draws, mask=mask))[1]
+    changed = {key for key in found[0.0] if np.any(found[0.0][key] != found[1.0][key])}
+    losses = {f"{rebuilt[1]}/{ce}" for ce in _losses(True)}
+    assert {key for key in changed if "/ce" in key} == losses
 
 
 def test_stacked_and_sequential_passes_make_the_same_step():

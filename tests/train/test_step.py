@@ -11,7 +11,7 @@ import pytest
 import standin
 
 from mrm_jax import sharding
-from mrm_jax.config import Model
+from mrm_jax.config import MRM, Model
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train import step as steps
@@ -225,6 +225,22 @@ def test_without_mrm_there_is_no_rebuilder_and_lambda_scales_its_gradient():
     totals = [float(m["total/loss"]) for m in found]
     np.testing.assert_allclose(ce, ce[0], rtol=1e-6)
     np.testing.assert_allclose(np.diff(totals), ce[0], rtol=1e-5)
+
+
+def test_lambda_may_rise_from_nothing_in_the_program_that_keeps_it_constant():
+    config, program, init, step = _run()
+    ramps = [MRM(schedule="rise"), MRM(schedule="rise", ramp=0.5), MRM(schedule="fall", weight=2.0)]
+    state, before = init(KEY), step._cache_size()
+    for options, first, second in zip(ramps, (0, 0, 2), (0.1, 0.02, 2), strict=True):
+        made = replace(config, method=replace(config.method, mrm=options))
+        frozen, after = program.frozen(made), state
+        for share in (first, second):
+            after, found = step(after, frozen, standin.batch())
+            assert (float(found["grad_norm/rebuilder"]) > 0) == (share > 0)
+            parts = {name: float(found[f"{name}/ce"]) for name in ("source", "mixed")}
+            expected = sum(parts.values()) + share * float(found["reconstructed/ce"])
+            np.testing.assert_allclose(found["total/loss"], expected, rtol=1e-5)
+    assert step._cache_size() <= max(before, 1)
 
 
 def test_hidden_cells_pass_no_gradient_to_the_encoder():

@@ -32,6 +32,20 @@ def test_mrm_adds_rebuilt_rows_after_all_others(images, rows):
     assert all(row.transform == "rebuild" and row.weight == "mrm_weight" for row in found[2:])
 
 
+def test_mrm_may_look_at_strongly_augmented_pictures():
+    for images, views in (
+        ("target", ["augmented_target"]),
+        ("source", ["augmented"]),
+        ("both", ["augmented", "augmented_target"]),
+    ):
+        clean, other = (
+            passes(Method(mrm=MRM(enabled=True, images=images, image=image)))[2:]
+            for image in ("clean", "augmented")
+        )
+        assert [row.view for row in other] == views
+        assert [row.name for row in other] == [row.name for row in clean]
+
+
 def test_only_adapting_methods_keep_a_teacher():
     without = [kind for kind in METHODS if not has_teacher(Method(kind=kind))]
     assert without == ["source_only", "target_only"]

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.types import Scalars, SegOutput, View
-from mrm_jax.uda.objectives import Call, cross_entropy, weighted_cross_entropy
+from mrm_jax.uda.objectives import (
+    Call,
+    cross_entropy,
+    feature_distance,
+    majority_label,
+    weighted_cross_entropy,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 4, 6, 5)).astype(np.float32)
@@ -67,3 +73,34 @@ def test_under_hrda_fused_and_detail_losses_are_mixed_nine_to_one():
     np.testing.assert_allclose(metrics["ce_fused"], whole, rtol=1e-6)
     np.testing.assert_allclose(metrics["ce_detail"], crop, rtol=1e-6)
     np.testing.assert_allclose(loss, 0.9 * whole + 0.1 * crop, rtol=1e-6)
+
+
+def test_a_cell_has_the_label_that_covers_three_quarters_of_it():
+    rows = {1: [1] * 16, 3: [3] * 12 + [1] * 4, 255: [2] * 11 + [0] * 5}
+    label = np.stack([np.reshape(pixels, (4, 4)) for pixels in rows.values()])
+    found = majority_label(label, (1, 1), num_classes=4, min_share=0.75)
+    np.testing.assert_array_equal(found[:, 0, 0], list(rows))
+    ignored = np.full((1, 4, 4), 255)
+    ignored[0, 0] = 1  # a quarter
+    found = majority_label(ignored, (1, 1), num_classes=4, min_share=0.75)
+    assert int(found[0, 0, 0]) == 255
+
+
+def test_the_feature_distance_of_no_cell_and_of_equal_features_is_zero_with_zero_gradient():
+    rng = np.random.default_rng(1)
+    features, anchor = rng.normal(size=(2, 2, 1, 1, 5)).astype(np.float32)
+    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.5)))
+
+    def loss(features, label, anchor):
+        view = View(jnp.zeros((2, 4, 4, 3)), label, jnp.ones((2, 4, 4)), anchor)
+        call = Call(SegOutput({}, (features,)), view, scalars)
+        options = {"classes": (1,), "num_classes": 4, "min_share": 0.75}
+        return feature_distance(call, jax.random.key(0), **options)[0]
+
+    label = jnp.zeros((2, 4, 4), jnp.int32)
+    expected = 0.5 * np.linalg.norm(features - anchor, axis=-1).mean()
+    np.testing.assert_allclose(loss(features, label + 1, anchor), expected, rtol=1e-6)
+    for given, other in ((label, anchor), (label + 1, features), (label + 255, anchor)):
+        value, gradient = jax.value_and_grad(loss)(features, given, other)
+        assert float(value) == 0
+        np.testing.assert_array_equal(gradient, np.zeros_like(features))

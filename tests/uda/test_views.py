@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import Config, Method
+from mrm_jax.config import MRM, Config, Method
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.train.state import scalars
 from mrm_jax.types import Batch, Labelled, Unlabelled
 from mrm_jax.uda.draws import draw
 from mrm_jax.uda.methods import passes
 from mrm_jax.uda.pseudo_label import PseudoLabel
-from mrm_jax.uda.views import make_views, normalise_batch
+from mrm_jax.uda.views import make_views, normalise_batch, strong_augment
 
-NAMES = ("source", "target", "mixed", "augmented")
+AUGMENTED = ("mixed", "augmented", "augmented_target")
+NAMES = ("source", "target", *AUGMENTED)
 SHAPE = (2, 8, 10)
 
 
@@ -29,7 +30,7 @@ def _views(jitter_u, blur_u, method=None):
     pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
     draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(Method()), grid=(1, 1))
     jitter = draws.augment["mixed"].replace(jitter_u=jitter_u, blur_u=blur_u)
-    draws = draws.replace(augment={"mixed": jitter, "augmented": jitter})
+    draws = draws.replace(augment=dict.fromkeys(AUGMENTED, jitter))
     views = make_views(
         pseudo,
         normalise_batch(batch, jnp.float32),
@@ -52,11 +53,30 @@ def test_mixed_is_source_under_the_mask_and_target_elsewhere():
     np.testing.assert_array_equal(mixed.image, np.where(pasted[..., None], source, target))
 
 
+def test_mrms_augmented_pictures_are_those_of_the_stored_draws_and_keep_their_labels():
+    batch, _ = _views(1.0, 1.0)
+    method = Method(mrm=MRM(enabled=True, images="both", image="augmented"))
+    names, numbers = ("source", "target", "augmented", "augmented_target"), scalars(Config())
+    numbers = numbers.replace(jitter_probability=1.0, blur_probability=1.0)
+    draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(method), grid=(1, 1))
+    assert draws.augment.keys() == set(AUGMENTED)
+    pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
+    normal = normalise_batch(batch, jnp.float32)
+    views = make_views(pseudo, normal, draws, numbers, names=names, method=method, num_classes=6)
+    for plain, name in zip(names[:2], names[2:], strict=True):
+        image = views[plain].image
+        expected = strong_augment(image, draws.augment[name], numbers, method.augment)
+        np.testing.assert_array_equal(views[name].image, expected)
+        assert not np.allclose(expected, image, atol=1e-2)
+        np.testing.assert_array_equal(views[name].label, views[plain].label)
+        np.testing.assert_array_equal(views[name].weight, views[plain].weight)
+
+
 def test_only_mixed_and_augmented_pictures_are_ever_augmented():
     (_, off), (_, on) = _views(1.0, 1.0), _views(0.0, 0.0)
     for name in NAMES:
         changed = not np.allclose(off[name].image, on[name].image, atol=1e-3)
-        assert changed == (name in ("mixed", "augmented")), name
+        assert changed == (name in AUGMENTED), name
         np.testing.assert_array_equal(off[name].label, on[name].label)
 
 
