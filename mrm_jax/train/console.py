@@ -105,8 +105,9 @@ def pace_text(steps_per_second: float, seconds_left: float) -> str:
 def parameters(state: TrainState) -> dict[str, int]:
     """Number of parameters of every part of the network."""
     parts: dict[str, Any] = dict(state.params.get("segmentor", {}))
-    if jax.tree.leaves(state.params.get("rebuilder", {})):
-        parts["rebuilder"] = state.params["rebuilder"]
+    for name in ("rebuilder", "auxiliary"):
+        if jax.tree.leaves(state.params.get(name, {})):
+            parts[name] = state.params[name]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
 

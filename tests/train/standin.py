@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.config import MRM, Classes, Config, Data, Method, Optimizer, Train
+from mrm_jax.models.build import build_auxiliary
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
 from mrm_jax.models.segmentor import run
 from mrm_jax.train.state import Networks
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, SegOutput, Unlabelled
+from mrm_jax.uda.methods import has_rebuilder
 
 CLASSES, CELL, WIDTH = 4, 4, 6
 CROP = (8, 12)
@@ -61,6 +63,8 @@ class Segmentor(nn.Module):
 class Rebuilder(nn.Module):
     """Hidden cells become a learned vector mapped from the mean of what is visible."""
 
+    stages = (0,)
+
     @nn.compact
     def __call__(self, features, uniforms, ratio):
         token = self.param("mask_token", nn.initializers.ones_init(), (WIDTH,), jnp.float32)
@@ -91,8 +95,9 @@ def config(*, kind="dacs", mrm=True, images="target", augmented=False, threshold
 
 def program(options, dropout=0.0):
     """The step of `options` around the stand-in."""
-    rebuilder = Rebuilder() if options.method.mrm.enabled else None
-    return build(options, Networks(Segmentor(dropout), rebuilder))
+    rebuilder = Rebuilder() if has_rebuilder(options.method) else None
+    heads = build_auxiliary(options.method, CELL, CLASSES)
+    return build(options, Networks(Segmentor(dropout), rebuilder, heads))
 
 
 def batch(seed=0, size=SIZE):
