@@ -328,8 +328,9 @@ class MaskedImages:
     ratio: float = option(0.6, "Share of blocks hidden, in expectation.", source="SimMIM: 0.6")
     block: int | None = option(
         None,
-        "Side of a hidden block, px; empty: a sixteenth of the crop's height.",
-        source="SimMIM: 32 px",
+        "Side of a hidden block, px; empty: a sixteenth of the crop's height, or a cell of the "
+        "last map where that is more.",
+        source="SimMIM: 32 px, a cell of Swin's last map",
     )
 
 
@@ -489,7 +490,9 @@ def mic_block(config: Config) -> int:
 
 def mim_block(config: Config) -> int:
     """Side, px, of a block that masked image modelling hides."""
-    return config.method.mim.block or max(config.data.crop[0] // 16, 1)
+    shrunk = 2 if config.model.multires.enabled else 1  # HRDA's context
+    cell = shrunk * encoder_stride(config.model.encoder)
+    return config.method.mim.block or max(config.data.crop[0] // 16, cell)
 
 
 def encoder_stride(encoder: Encoder) -> int:

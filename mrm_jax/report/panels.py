@@ -41,6 +41,7 @@ VIEWS = {
     "mixed_weight": "mixed weight",
     "masked_image": "masked",
     "masked_label": "masked label",
+    "inpainted_mask": "mask of the picture",
     "token_mask": "mask",
     "reconstructed_prediction": "rebuilt prediction",
     "reconstructed_target_mask": "mask of the target",

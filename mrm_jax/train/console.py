@@ -20,10 +20,13 @@ from mrm_jax.evaluation.evaluator import Evaluation
 from mrm_jax.types import TrainState
 
 _PASSES = (
-    *("source", "augmented", "mixed", "masked"),
+    *("source", "augmented", "mixed", "masked", "inpainted"),
     *("reconstructed", "reconstructed_source", "reconstructed_target"),
 )
-_LOSSES = ("ce", "ce_fused", "ce_detail", "feature_distance")
+_LOSSES = (
+    *("ce", "ce_fused", "ce_detail", "feature_distance"),
+    *("contrast", "pixels", "features"),
+)
 _SHOWN = (
     "total/loss",
     *(f"{name}/{loss}" for name in _PASSES for loss in _LOSSES),

@@ -9,19 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import standin
+from toy_run import TINY
 
 from mrm_jax import sharding
 from mrm_jax.checks import check
-from mrm_jax.config import Contrast, Domain, MaskedImages, UsageError
+from mrm_jax.config import Contrast, Domain, MaskedImages, UsageError, mim_block
+from mrm_jax.main import load_config
 from mrm_jax.models.auxiliary import PixelHead, Prototypes
 from mrm_jax.train import optimizer
 from mrm_jax.train import step as steps
 from mrm_jax.train.checkpoint import Checkpoints
-from mrm_jax.train.passes import Shared, accumulate
+from mrm_jax.train.passes import Shared, accumulate, transform
 from mrm_jax.types import IGNORE, Scalars, SegOutput, View
 from mrm_jax.uda.objectives import Call, contrast, feature_regression, pixel_regression
 
 KEY = np.array([0, 7], np.uint32)
+SCALES = ("context", "detail")
 COMPILER = sharding.quick(sharding.mesh(1))
 CONTRAST = {"contrast": Contrast(weight=2.0, prototypes=2, dim=8)}
 # Blocks smaller than the stand-in's cells, which do not see each other.
@@ -288,6 +291,20 @@ def test_a_run_without_rebuilding_has_no_rebuilder_and_the_same_masks():
     assert draws.mask.keys() == rebuilt.mask.keys()
 
 
+def test_without_rebuilding_hidden_features_are_zero_at_every_scale_and_the_others_as_they_were():
+    run, state, frozen, _, draws = _opened(_config({}, {"hidden": "blank"}))
+    other = 1 - draws.mask["reconstructed"]
+    draws = replace(draws, mask={**draws.mask, "reconstructed/detail": other})
+    shared = Shared(run.modules, state.batch_stats, frozen, draws)
+    given = {scale: (jnp.ones((2, 2, 3, 4)), jnp.ones((2, 4, 6, 2))) for scale in SCALES}
+    found = transform(shared, run.passes[-1], state.params, given)
+    for scale, mask in (("context", draws.mask["reconstructed"]), ("detail", other)):
+        shown = np.asarray(mask > 0.5)  # the ratio
+        for given_map, cells in zip(found[scale], (shown, shown.repeat(2, -1)), strict=True):
+            wanted = np.broadcast_to(cells[..., None], given_map.shape)
+            np.testing.assert_array_equal(given_map, wanted)
+
+
 def test_panels_show_masks_of_every_arm_and_predictions_of_those_that_decode():
     config = _config(MIM, {"target": "pixels"})
     program = standin.program(config)
@@ -296,6 +313,39 @@ def test_panels_show_masks_of_every_arm_and_predictions_of_those_that_decode():
     panels = jax.eval_shape(inspect, state)
     assert {"inpainted/mask", "reconstructed/mask"} <= panels.keys()
     assert not {"inpainted/prediction", "reconstructed/prediction"} & panels.keys()
+
+
+FLAGS = {
+    "contrast.weight=0.1 mim.weight=1.0 mrm.target=pixels": (
+        "source/contrast mixed/contrast inpainted/pixels reconstructed/pixels grad_norm/auxiliary"
+    ),
+    "mrm.target=student_features": "reconstructed/features",
+    "mrm.target=teacher_features": "reconstructed/features",
+    "mrm.hidden=blank mrm.trains=decoder": "reconstructed/ce_fused reconstructed/ce_detail",
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_step_of_the_real_networks_under_hrda_keeps_its_state_and_names_its_losses(flags):
+    words = [f"--config.method.{flag}" for flag in flags.split()]
+    config = load_config([f"--config={TINY}:dacs,hrda=true,mrm=true", *words])
+    program = steps.build(config)
+    state = jax.eval_shape(program.init, KEY)
+    batch = standin.batch(size=(2, *config.data.crop))
+    after, metrics = jax.eval_shape(program.train_step, state, program.frozen(config), batch)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+    assert all(jax.tree.leaves(same))
+    assert set(FLAGS[flags].split()) <= metrics.keys()
+    assert ("reconstructed/ce_fused" in metrics) == ("blank" in flags)
+
+
+def test_hidden_blocks_of_pictures_are_at_least_a_cell_of_the_last_map():
+    config = _config({}, None)  # strides of 32 in all
+    for crop, hrda, side in ((512, False, 32), (64, False, 32), (512, True, 64), (1024, False, 64)):
+        multires = replace(config.model.multires, enabled=hrda)
+        model = replace(config.model, multires=multires)
+        data = replace(config.data, crop=(crop, crop))
+        assert mim_block(replace(config, data=data, model=model)) == side
 
 
 def _checked(method, mrm):
