@@ -59,6 +59,21 @@ ARMS = {
     "distance": (Arm("daformer + distance", "daformer", _DISTANCE, against="daformer"),),
     "ratio": values("ratio", "method.mrm.ratio", (0.2, 0.6, 0.8), _MRM, against="dacs"),
     "domain": values("domain", "method.mrm.images", ("source", "both"), _MRM, against="dacs"),
+    "target": values(
+        "target",
+        "method.mrm.target",
+        ("pixels", "student_features", "teacher_features"),
+        _MRM,
+        against="dacs",
+    ),
+    "alternatives": (
+        Arm("contrast", "dacs", ("--config.method.contrast.weight=0.1",), against="dacs"),
+        Arm("image modelling", "dacs", ("--config.method.mim.weight=1.0",), against="dacs"),
+    ),
+    "parts": (
+        Arm("mask alone", _MRM, ("--config.method.mrm.hidden=blank",), against="dacs"),
+        *values("trains", "method.mrm.trains", ("encoder", "decoder"), _MRM, against="dacs"),
+    ),
 }
 """Sets of arms by the name that `ablate --arms` takes."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mrm_jax import checks_alternatives
 from mrm_jax.config import (
     METHODS,
     TEACHER_METHODS,
@@ -58,6 +59,7 @@ def check(config: Config) -> None:
         _check_rare_class,
         _check_method,
         _check_selection,
+        checks_alternatives.check,
     ):
         test(config)
 
@@ -71,7 +73,7 @@ _COUNTS = (
     *(f"model.encoder.{n}" for n in ("mlp_ratio", "dilations")),
     *(f"model.decoder.{n}" for n in ("channels", "dilations", "low_channels")),
     *(f"model.multires.{n}" for n in ("detail", "offset_multiple", "attention_channels")),
-    "method.mic.block",
+    *("method.mic.block", "method.mim.block", "method.contrast.prototypes", "method.contrast.dim"),
     *(f"method.mrm.{n}" for n in ("grid", "dim", "depth", "heads")),
 )
 """Fields that are at least 1, each of them where they hold several."""
@@ -107,6 +109,7 @@ def _check_numbers(config: Config) -> None:
         "method.mrm.ratio": config.method.mrm.ratio,
         "method.mrm.ramp": config.method.mrm.ramp,
         "method.mic.ratio": config.method.mic.ratio,
+        "method.mim.ratio": config.method.mim.ratio,
         "method.feature_distance.min_share": config.method.feature_distance.min_share,
         "method.augment.jitter_probability": config.method.augment.jitter_probability,
         "method.augment.blur_probability": config.method.augment.blur_probability,

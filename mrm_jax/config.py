@@ -262,6 +262,21 @@ class MRM:
         "Parts of the Rebuilder without weight decay, of token (the learned mask token), norms and "
         "inner_norms (those between a projector's transposed convolutions).",
     )
+    target: Literal["classes", "pixels", "student_features", "teacher_features"] = option(
+        "classes",
+        "What rebuilt features are judged by: their decoded classes; the picture's pixels, from "
+        "the last map alone; the encoder's or the teacher's own features. But for classes no "
+        "decoder runs, and HRDA's detail counts nowhere.",
+        source="paper: classes; the others are its ablations",
+    )
+    hidden: Literal["rebuilt", "blank"] = option(
+        "rebuilt",
+        "What hidden features become: what the Rebuilder predicts, or 0, without a Rebuilder.",
+    )
+    trains: Literal["both", "encoder", "decoder"] = option(
+        "both",
+        "What the loss trains beside the Rebuilder, of encoder and decoder (HRDA: and attention).",
+    )
 
 
 @dataclass(frozen=True)
@@ -300,6 +315,34 @@ class MIC:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Pixel-to-prototype contrast of the last map, on the source and the mixed picture."""
+
+    weight: float = option(0.0, "Weight of the loss; 0: off.")
+    temperature: float = option(
+        0.1, "What a cosine is divided by.", source="Wang et al., ICCV 2021: 0.1"
+    )
+    prototypes: int = option(
+        1, "Learned prototypes of each class; the nearest one counts.", source="Zhou et al. 2022"
+    )
+    dim: int = option(256, "Width that features are projected to.", source="Wang et al.: 256")
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Masked image modelling of the target: pixels of hidden blocks (SimMIM, CVPR 2022)."""
+
+    weight: float = option(0.0, "Weight of the loss; 0: off.")
+    ratio: float = option(0.6, "Share of blocks hidden, in expectation.", source="SimMIM: 0.6")
+    block: int | None = option(
+        None,
+        "Side of a hidden block, px; empty: a sixteenth of the crop's height, or a cell of the "
+        "last map where that is more.",
+        source="SimMIM: 32 px, a cell of Swin's last map",
+    )
+
+
+@dataclass(frozen=True)
 class Augment:
     """Strong augmentation of the mixed picture (DACS; peer: kornia 0.5.8)."""
 
@@ -334,6 +377,8 @@ class Method:
     feature_distance: FeatureDistance = option(FeatureDistance(), "Distance to frozen features.")
     mic: MIC = option(MIC(), "Masked image consistency, in method mic.")
     mrm: MRM = option(MRM(), "Masked Representation Modeling.")
+    contrast: Contrast = option(Contrast(), "Alternative to MRM: contrast with prototypes.")
+    mim: MaskedImages = option(MaskedImages(), "Alternative to MRM: masked image modelling.")
 
 
 @dataclass(frozen=True)
@@ -458,6 +503,13 @@ def detail_crop(config: Config) -> tuple[int, int]:
 def mic_block(config: Config) -> int:
     """Side, px, of a block that MIC hides."""
     return config.method.mic.block or max(config.data.crop[0] // 16, 1)
+
+
+def mim_block(config: Config) -> int:
+    """Side, px, of a block that masked image modelling hides."""
+    shrunk = 2 if config.model.multires.enabled else 1  # HRDA's context
+    cell = shrunk * encoder_stride(config.model.encoder)
+    return config.method.mim.block or max(config.data.crop[0] // 16, cell)
 
 
 def encoder_stride(encoder: Encoder) -> int:

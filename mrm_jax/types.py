@@ -97,7 +97,8 @@ class Draws:
     `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
     `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented", ...).
     `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...) and, for
-    a detail crop, "<pass>/detail"; and those of MIC's blocks, "masked".
+    a detail crop, "<pass>/detail"; and those of hidden blocks of pictures, "masked" (MIC) and
+    "inpainted" (masked image modelling).
     `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
     `module` keys: dropout and drop-path of every pass, by pass name.
     """
@@ -114,21 +115,24 @@ class View:
     """What a pass looks at, always under stop-gradient.
 
     `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W]; `anchor` f[B,h,w,C] is
-    what a frozen encoder's last stage makes of the picture, or None.
+    what a frozen encoder's last stage makes of the picture, `taught` are the teacher's maps of it,
+    or None.
     """
 
     image: Array
     label: Array
     weight: Array
     anchor: Array | None = None
+    taught: tuple[Array, ...] | None = None
 
 
 @struct.dataclass
 class SegOutput:
     """What a network returns: `logits["main"]` f[B,h,w,K] at the decoder's stride, and features.
 
-    Under HRDA with a detail crop also `logits["detail"]`, and where the crop lay in the picture:
-    `offset` i32[2] (top, left) and `extent` (height, width), px.
+    No logits where a pass decodes nothing. Under HRDA with a detail crop also `logits["detail"]`,
+    and where the crop lay in the picture: `offset` i32[2] (top, left) and `extent` (height, width),
+    px.
     """
 
     logits: dict[str, jax.Array]
@@ -139,7 +143,9 @@ class SegOutput:
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes. `params` = {"segmentor", "rebuilder"} ({} without MRM)."""
+    """All that a step changes. `params` = {"segmentor", "rebuilder"} ({} without MRM), and
+    "auxiliary", by name, where heads are used that exist for training alone.
+    """
 
     step: Array
     params: dict[str, Any]
@@ -176,6 +182,10 @@ class Scalars:
     feature_distance_weight: Array
     mic_weight: Array
     mic_ratio: Array
+    contrast_weight: Array
+    contrast_temperature: Array
+    mim_weight: Array
+    mim_ratio: Array
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mrm_jax import config
+from mrm_jax.models.auxiliary import PixelHead, Prototypes
 from mrm_jax.models.daformer import DaformerHead
 from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
 from mrm_jax.models.layers import recomputed
@@ -149,6 +150,8 @@ def build_rebuilder(
     on; `unroll` and `remat` as in `config.Model`."""
     count, reads = len(spec.channels), _STAGES[decoder_kind]
     stages = reads.multi if mrm.stages == "multi" else reads.rebuilt
+    if mrm.target == "pixels":
+        stages = (-1,)  # all that the head of pixels reads
     return Rebuilder(
         spec=spec,
         nominal=crop,
@@ -160,3 +163,16 @@ def build_rebuilder(
         unroll=unroll,
         remat=remat,
     )
+
+
+def build_auxiliary(method: config.Method, cell: int, num_classes: int) -> dict[str, nn.Module]:
+    """The heads that `method` trains beside the network, by name: `module(last map)`; `cell`: side
+    of a cell of that map, px."""
+    heads: dict[str, nn.Module] = {}
+    if method.mim.weight > 0 or (method.mrm.enabled and method.mrm.target == "pixels"):
+        heads["pixels"] = PixelHead(cell)
+    if method.contrast.weight > 0:
+        heads["prototypes"] = Prototypes(
+            num_classes, method.contrast.prototypes, method.contrast.dim
+        )
+    return heads

@@ -178,7 +178,8 @@ def rank_correlation(run: Run, score: str) -> float:
     ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
     if len(set(ours)) < 2 or len(set(theirs)) < 2:
         return math.nan
-    return float(stats.spearmanr(ours, theirs).statistic)
+    correlation, _ = stats.spearmanr(ours, theirs)
+    return float(correlation)
 
 
 def _run(seen: Record, seed: int) -> Run | None:

@@ -42,6 +42,7 @@ VIEWS = {
     "masked_image": "masked",
     "masked_label": "masked label",
     "augmented_target_image": "augmented target",
+    "inpainted_mask": "mask of the picture",
     "token_mask": "mask",
     "reconstructed_prediction": "rebuilt prediction",
     "reconstructed_target_mask": "mask of the target",

@@ -10,7 +10,9 @@ from mrm_jax.report.charts import Curve, line_chart, series_colour
 from mrm_jax.report.facts import drawn_mark
 from mrm_jax.report.record import Record, Score
 
-PASSES = ("source", "augmented", "mixed", "masked", "reconstructed")
+PASSES = ("source", "augmented", "mixed", "masked", "inpainted", "reconstructed")
+LOSSES = ("ce", "feature", "contrast", "pixels")
+"""How the name of a loss begins, behind that of its pass."""
 
 
 def class_table(run: Record) -> str:
@@ -67,11 +69,7 @@ def curves(run: Record) -> str:
     """Losses, pseudo-label shares, mIoU and learning rates over the steps, those that there are."""
     names = run.names()
     train, evaluation = ("source", "target"), ("evaluation",)
-    losses = [
-        n
-        for n in names
-        if n != "total/loss" and n.split("/")[-1].startswith(("ce", "feature_dist"))
-    ]
+    losses = [n for n in names if n != "total/loss" and n.split("/")[-1].startswith(LOSSES)]
     losses.sort(key=lambda name: _place(name.split("/")[0]))
     rates = [n for n in names if "learning_rate" in n]
     figures = [

@@ -1,10 +1,10 @@
 """Checkpoints: the only place that knows Orbax.
 
 A checkpoint is a folder `checkpoints/<steps done>/` with one folder an item: `student`, `teacher`,
-`rebuilder`, `training` (step, optimiser, root key) and `facts` (config, versions, scores). It
-appears under its name by one rename when all of it is written, so that a save cut short is never
-taken for a checkpoint. Deleting `rebuilder`, `training` or `teacher` leaves a checkpoint that
-evaluates and predicts.
+`rebuilder`, `auxiliary` (heads for training alone, if any), `training` (step, optimiser, root key)
+and `facts` (config, versions, scores). It appears under its name by one rename when all of it is
+written, so that a save cut short is never taken for a checkpoint. With `student` and `facts` alone
+a checkpoint still evaluates and predicts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _UNSCORED = {
     "best": "No checkpoint in {folder} was scored against labels; use picked, last or a step.",
     "picked": "No checkpoint in {folder} has scores without labels; use last or a step.",
 }
-_TREES = ("student", "teacher", "rebuilder", "training")
+_TREES = ("student", "teacher", "rebuilder", "auxiliary", "training")
 _FACTS = "facts"
 
 
@@ -275,6 +275,7 @@ def _split(state: TrainState) -> dict[str, Any]:
         "student": {"params": tree["params"]["segmentor"], "batch_stats": tree["batch_stats"]},
         "teacher": {"params": tree["teacher_params"], "batch_stats": tree["teacher_batch_stats"]},
         "rebuilder": tree["params"].get("rebuilder", {}),
+        "auxiliary": tree["params"].get("auxiliary", {}),
         "training": {name: tree[name] for name in ("step", "opt_state", "root_key")},
     }
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}
@@ -284,9 +285,9 @@ def _join(items: Mapping[str, Any], like: TrainState) -> TrainState:
     """The inverse of `_split`; what was left out is empty in `like` too."""
     empty: dict[str, Any] = {"params": {}, "batch_stats": {}}
     student, teacher = items["student"], items.get("teacher", empty)
-    rebuilder = {"rebuilder": items.get("rebuilder", {})} if "rebuilder" in like.params else {}
+    extras = {k: items.get(k, {}) for k in ("rebuilder", "auxiliary") if k in like.params}
     tree = {
-        "params": {"segmentor": student["params"], **rebuilder},
+        "params": {"segmentor": student["params"], **extras},
         "batch_stats": student["batch_stats"],
         "teacher_params": teacher["params"],
         "teacher_batch_stats": teacher["batch_stats"],

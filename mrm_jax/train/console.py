@@ -20,10 +20,13 @@ from mrm_jax.evaluation.evaluator import Evaluation
 from mrm_jax.types import TrainState
 
 _PASSES = (
-    *("source", "augmented", "mixed", "masked"),
+    *("source", "augmented", "mixed", "masked", "inpainted"),
     *("reconstructed", "reconstructed_source", "reconstructed_target"),
 )
-_LOSSES = ("ce", "ce_fused", "ce_detail", "feature_distance")
+_LOSSES = (
+    *("ce", "ce_fused", "ce_detail", "feature_distance"),
+    *("contrast", "pixels", "features"),
+)
 _SHOWN = (
     "total/loss",
     *(f"{name}/{loss}" for name in _PASSES for loss in _LOSSES),
@@ -112,8 +115,9 @@ def pace_text(steps_per_second: float, seconds_left: float) -> str:
 def parameters(state: TrainState) -> dict[str, int]:
     """Number of parameters of every part of the network."""
     parts: dict[str, Any] = dict(state.params.get("segmentor", {}))
-    if jax.tree.leaves(state.params.get("rebuilder", {})):
-        parts["rebuilder"] = state.params["rebuilder"]
+    for name in ("rebuilder", "auxiliary"):
+        if jax.tree.leaves(state.params.get(name, {})):
+            parts[name] = state.params[name]
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
 

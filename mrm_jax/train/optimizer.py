@@ -33,6 +33,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     (r"rebuilder/projector\d+/norm\d+/(?:scale|bias)", "rebuilder_inner_norm"),
     (rf"rebuilder/{_NORM}", "rebuilder_norm"),
     (r"rebuilder/.+", "rebuilder"),
+    (r"auxiliary/.+", "decoder"),
 )
 
 
@@ -44,7 +45,7 @@ class Group(NamedTuple):
 
 
 def groups(params: Any, config: Config) -> dict[str, Group]:
-    """The group of every leaf of `params` {"segmentor", "rebuilder"}, by its path with slashes.
+    """The group of every leaf of `params` (see `TrainState`), by its path with slashes.
 
     Raises ValueError for a leaf that no row of `TABLE` covers: a new module needs a row.
     """
@@ -127,9 +128,10 @@ def update(
 
 def gradient_norms(grads: Any) -> Metrics:
     """Euclidean norm f[] of the gradient of every part there is (encoder, decoder, HRDA's
-    attention, Rebuilder): `grad_norm/...`.
+    attention, Rebuilder, auxiliary heads): `grad_norm/...`.
     """
-    parts = {**grads["segmentor"], "rebuilder": grads["rebuilder"]}
+    others = {name: part for name, part in grads.items() if name != "segmentor"}
+    parts = {**grads["segmentor"], **others}
     return {
         f"grad_norm/{name}": optax.tree.norm(part)
         for name, part in sorted(parts.items())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mrm_jax.models.segmentor import Features, transformed
+from mrm_jax.ops.mask import hidden
 from mrm_jax.train.state import Networks
 from mrm_jax.types import Array, Draws, Frozen, Metrics, Mode, Scale, SegOutput, Tree, View
 from mrm_jax.uda.methods import Pass
@@ -35,6 +37,11 @@ class Shared(NamedTuple):
         """The key of the pass's dropout and objectives."""
         return jax.random.wrap_key_data(jnp.asarray(self.draws.module[row.name]))
 
+    def ratio(self, row: Pass) -> Array:
+        """The share f[] that the pass hides, in expectation."""
+        scalars = self.frozen.scalars
+        return scalars.mim_ratio if row.transform == "blank_image" else scalars.mrm_ratio
+
 
 class Outcome(NamedTuple):
     """Of one pass: its weighted loss f[], its metrics, and the moments of its BatchNorms."""
@@ -54,7 +61,7 @@ def accumulate(
 ) -> tuple[Any, Metrics, list[Tree]]:
     """(summed gradients, metrics, BatchNorm moments of each pass) of the passes `rows`.
 
-    params: {"segmentor", "rebuilder"}. Both executions give equal results up to rounding.
+    params: as in `TrainState`. Both executions give equal results up to rounding.
     """
     if execution == "stacked" and len(rows) > 1:
         grads, outcomes = _stacked(shared, rows, params, views)
@@ -75,8 +82,42 @@ def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> Outcome:
 def encode(
     shared: Shared, row: Pass, params: Any, image: Array, mode: Mode
 ) -> tuple[Features, Tree]:
-    """The student's features of a view f[B, H, W, 3], and BatchNorm moments."""
-    return _encode(shared, params, image, shared.key(row), shared.draws.offset.get(row.name), mode)
+    """The student's features of a view f[B, H, W, 3], masked where the pass says so, and BatchNorm
+    moments."""
+    offset = shared.draws.offset.get(row.name)
+    return _encode(shared, params, seen(shared, row, image), shared.key(row), offset, mode)
+
+
+def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
+    """What the pass encodes of pictures f[B, H, W, 3]: all, or hidden blocks at 0, the mean
+    colour."""
+    image = jnp.asarray(image)
+    if row.transform != "blank_image":
+        return image
+    size = (image.shape[1], image.shape[2])
+    hide = hidden(shared.draws.mask[row.name], shared.ratio(row), size)[..., None]
+    return jnp.where(hide, jnp.zeros((), image.dtype), image)
+
+
+def transform(shared: Shared, row: Pass, params: Any, features: Features) -> Features:
+    """The features with those that the pass hides predicted or 0, and with no gradient to the
+    encoder where it trains the decoder alone."""
+    rebuilder: Any = shared.modules.rebuilder  # there is one in every method with such a pass
+
+    def change(maps: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
+        mask = shared.draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
+        if row.transform == "rebuild":
+            variables = {"params": params["rebuilder"]}
+            return rebuilder.apply(variables, maps, mask, shared.ratio(row))
+        blank = partial(hidden, mask, shared.ratio(row))
+        return tuple(
+            jnp.where(blank((x.shape[1], x.shape[2]))[..., None], jnp.zeros((), x.dtype), x)
+            for x in maps
+        )
+
+    if row.trains == "decoder":
+        features = jax.lax.stop_gradient(features)
+    return transformed(features, change) if row.transform in ("rebuild", "blank") else features
 
 
 def decode(
@@ -87,28 +128,23 @@ def decode(
     size: tuple[int, int],
     mode: Mode,
 ) -> tuple[SegOutput, Tree]:
-    """The student's logits from the features of a picture of `size`, rebuilt where the pass says
-    so, and BatchNorm moments."""
-    draws = shared.draws
-    rebuilder: Any = shared.modules.rebuilder  # there is one in every method with such a pass
-
-    def rebuild(maps: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
-        variables, ratio = {"params": params["rebuilder"]}, shared.frozen.scalars.mrm_ratio
-        mask = draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
-        return rebuilder.apply(variables, maps, mask, ratio)
-
+    """The student's logits from the transformed features of a picture of `size`, and BatchNorm
+    moments."""
+    network = params["segmentor"]
+    if row.trains == "encoder":
+        network = jax.lax.stop_gradient(network)  # of which only decoder and attention are run here
     applied: Any = shared.modules.segmentor.apply(
-        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
-        transformed(features, rebuild) if row.transform == "rebuild" else features,
+        {"params": network, "batch_stats": shared.batch_stats},
+        features,
         size=size,
         mode=mode,
-        offset=draws.offset.get(row.name),
+        offset=shared.draws.offset.get(row.name),
         rngs={"dropout": shared.key(row)},
         mutable=["moments"],
         method="decode",
     )
     output, moved = applied
-    return replace(output, features=features["context"]), moved.get("moments", {})
+    return output, moved.get("moments", {})
 
 
 def _one_by_one(
@@ -136,7 +172,7 @@ def _stacked(
 ) -> tuple[Any, list[Outcome]]:
     """The views are stacked on an axis before the batch's; each keeps its own BatchNorm statistics
     and draws."""
-    images = jnp.stack([jnp.asarray(views[row.view].image) for row in rows])
+    images = jnp.stack([seen(shared, row, views[row.view].image) for row in rows])
     keys = jnp.stack([shared.key(row) for row in rows])
     offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
 
@@ -181,12 +217,16 @@ def _judge(
 ) -> Outcome:
     """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
     features, moments = encoded
-    size = (view.image.shape[1], view.image.shape[2])
-    output, more = decode(shared, row, params, features, size, "train")
+    maps = transform(shared, row, params, features)
+    output, more = SegOutput({}, ()), {}
+    if row.decoded:
+        size = (view.image.shape[1], view.image.shape[2])
+        output, more = decode(shared, row, params, maps, size, "train")
+    output = replace(output, features=features["context"])
+    call = _call(shared, row, params, output, view, maps["context"])
     metrics: Metrics = {}
     losses = []
     for i, objective in enumerate(row.objectives):
-        call = Call(output, view, shared.frozen.scalars)
         loss, found = objective(call, jax.random.fold_in(shared.key(row), i))
         losses.append(loss)
         metrics |= found
@@ -194,6 +234,31 @@ def _judge(
     if row.weight is not None:
         total = total * getattr(shared.frozen.scalars, row.weight).astype(total.dtype)
     return Outcome(total, metrics, {**moments, **more})
+
+
+def _call(
+    shared: Shared,
+    row: Pass,
+    params: Any,
+    output: SegOutput,
+    view: View,
+    maps: tuple[jax.Array, ...],
+) -> Call:
+    heads: dict[str, Any] = {
+        name: partial(head.apply, {"params": params["auxiliary"][name]})
+        for name, head in shared.modules.auxiliary.items()
+    }
+    rebuilder: Any = shared.modules.rebuilder
+    hide = jnp.asarray(shared.draws.mask[row.name]) <= shared.ratio(row) if row.transform else None
+    return Call(
+        output,
+        view,
+        shared.frozen.scalars,
+        maps=maps,
+        stages=rebuilder.stages if row.transform == "rebuild" else (),
+        hidden=hide,
+        heads=heads,
+    )
 
 
 def _after(grads: Any, image: Array, step: Array) -> jax.Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,36 +12,39 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax.config import Config, detail_crop
-from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
+from mrm_jax.models.build import build_auxiliary, build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.rngs import stream
 from mrm_jax.train.optimizer import adam
 from mrm_jax.types import Array, Frozen, Scalars, TrainState, Tree
-from mrm_jax.uda.methods import has_teacher
+from mrm_jax.uda.methods import has_rebuilder, has_teacher
 
 
 class Networks(NamedTuple):
-    """The modules of a run; `rebuilder` is None without MRM."""
+    """The modules of a run; `rebuilder` is None where nothing is rebuilt, `auxiliary` are the heads
+    on the last map that exist for training alone, by name."""
 
     segmentor: nn.Module
     rebuilder: nn.Module | None
+    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 def networks(config: Config) -> Networks:
     """The modules that `config` describes."""
-    model, mrm = config.model, config.method.mrm
-    segmentor = build_segmentor(model, len(config.data.classes.names), detail_crop(config))
-    if not mrm.enabled:
-        return Networks(segmentor, None)
+    model, classes = config.model, len(config.data.classes.names)
+    segmentor = build_segmentor(model, classes, detail_crop(config))
     spec = feature_spec(model.encoder)
+    auxiliary = build_auxiliary(config.method, spec.strides[-1], classes)
+    if not has_rebuilder(config.method):
+        return Networks(segmentor, None, auxiliary)
     rebuilder = build_rebuilder(
-        mrm,
+        config.method.mrm,
         spec,
         model.decoder.kind,
         detail_crop(config) if model.multires.enabled else config.data.crop,
         unroll=model.unroll,
         remat=model.remat,
     )
-    return Networks(segmentor, rebuilder)
+    return Networks(segmentor, rebuilder, auxiliary)
 
 
 def init(config: Config, modules: Networks, key: Array) -> TrainState:
@@ -57,14 +62,17 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
     variables: Any = modules.segmentor.init(keys, image, mode="eval", offset=corner)
     params: dict[str, Any] = {"segmentor": variables["params"], "rebuilder": {}}
     stats = variables.get("batch_stats", {})
+    seen: Any = jax.eval_shape(partial(modules.segmentor.apply, mode="eval"), variables, image)
+    features = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen.features)
     if modules.rebuilder is not None:
-        seen: Any = jax.eval_shape(partial(modules.segmentor.apply, mode="eval"), variables, image)
-        features = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen.features)
         tokens = jnp.zeros((1, *config.method.mrm.grid))
         fresh: Any = modules.rebuilder.init(
             stream(root, "init/rebuilder", 0), features, tokens, 0.0
         )
         params["rebuilder"] = fresh["params"]
+    for name, head in modules.auxiliary.items():
+        fresh = head.init(stream(root, f"init/{name}", 0), features[-1])
+        params.setdefault("auxiliary", {})[name] = fresh["params"]
     teacher = has_teacher(config.method)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -100,6 +108,10 @@ def scalars(config: Config) -> Scalars:
         "feature_distance_weight": method.feature_distance.weight,
         "mic_weight": method.mic.weight,
         "mic_ratio": method.mic.ratio,
+        "contrast_weight": method.contrast.weight,
+        "contrast_temperature": method.contrast.temperature,
+        "mim_weight": method.mim.weight,
+        "mim_ratio": method.mim.ratio,
     }
     return Scalars(**{name: jnp.asarray(value, float) for name, value in values.items()})
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrm_jax.config import Config, detail_crop, mic_block
+from mrm_jax.config import Config, detail_crop, mic_block, mim_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
 from mrm_jax.ops.mask import block_grid, hidden
@@ -23,7 +23,7 @@ from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
 from mrm_jax.train import optimizer
 from mrm_jax.train import state as states
-from mrm_jax.train.passes import Shared, accumulate, decode, encode
+from mrm_jax.train.passes import Shared, accumulate, decode, encode, transform
 from mrm_jax.train.state import Networks
 from mrm_jax.types import (
     Array,
@@ -80,10 +80,11 @@ def build(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
 
     metrics: `<pass>/ce` (before the pass's weight; HRDA: `ce_fused`, `ce_detail`),
-    `source/feature_distance`, `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K],
+    `source/feature_distance`, and unweighted too `<pass>/{contrast,pixels,features}` of what MRM is
+    compared with, `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K],
     all others f[]), `learning_rate` (the encoder's), `grad_norm/<part>` (encoder, decoder,
-    attention, rebuilder: those there are), and `finite` (bool[]): false where the loss or a
-    gradient was not finite, and then the state comes back exactly as it went in, step number
+    attention, rebuilder, auxiliary: those there are), and `finite` (bool[]): false where the loss
+    or a gradient was not finite, and then the state comes back exactly as it went in, step number
     included.
     """
     rows = passes(config.method, config.data.classes.names)
@@ -93,6 +94,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
         passes=run.passes,
         grid=config.method.mrm.grid,
         blocks=block_grid(config.data.crop, mic_block(config)),
+        inpainted=block_grid(config.data.crop, mim_block(config)),
         offsets=detail_offsets(config),
     )
     return Program(
@@ -123,7 +125,7 @@ def structure(config: Config) -> Config:
             jitter_probability=augment.jitter_probability,
             blur_probability=augment.blur_probability,
         ),
-        # Whether there is a distance decides what is computed; how much it weighs does not.
+        # Whether there is such a loss decides what is computed; how much it weighs does not.
         feature_distance=replace(
             distance, weight=float(distance.weight > 0), source="weights", checkpoint=None
         ),
@@ -131,9 +133,17 @@ def structure(config: Config) -> Config:
         mrm=replace(
             mrm,
             weight=plain.mrm.weight,
+            schedule=plain.mrm.schedule,
+            ramp=plain.mrm.ramp,
             ratio=plain.mrm.ratio,
             learning_rate=plain.mrm.learning_rate,
         ),
+        contrast=replace(
+            method.contrast,
+            weight=float(method.contrast.weight > 0),
+            temperature=plain.contrast.temperature,
+        ),
+        mim=replace(method.mim, weight=float(method.mim.weight > 0), ratio=plain.mim.ratio),
     )
     rates = replace(
         default.optimizer,
@@ -211,12 +221,17 @@ def _teach(
     params = teacher.ema(
         state.params["segmentor"], state.teacher_params, state.step, scalars.ema_decay
     )
-    logits, moments = teacher.predict(
+    output, moments = teacher.predict(
         run.modules.segmentor, params, state.teacher_batch_stats, batch.target.image
     )
     pseudo = pseudo_label.make(
-        logits, batch.target.valid, scalars.threshold, weight_over=method.weight_over
+        output.logits["main"],
+        batch.target.valid,
+        scalars.threshold,
+        weight_over=method.weight_over,
     )
+    if method.mrm.enabled and method.mrm.target == "teacher_features":
+        pseudo = replace(pseudo, features=output.features)
     stats = fold_moments(state.teacher_batch_stats, moments)
     state = replace(state, teacher_params=params, teacher_batch_stats=stats)
     return state, pseudo, pseudo_label.metrics(pseudo, run.num_classes)
@@ -237,6 +252,9 @@ def _views(
     )
     if has_feature_distance(run.config.method):
         views["source"] = replace(views["source"], anchor=_anchor(run, frozen, batch.source.image))
+    if pseudo is not None and pseudo.features is not None:
+        for name in {row.view for row in run.passes if row.transform == "rebuild"}:
+            views[name] = replace(views[name], taught=pseudo.features)
     return views
 
 
@@ -265,8 +283,9 @@ def _inspect(
 
     `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its
     pseudo-labels) and `mixed/{image,label,weight}`; other views likewise; under HRDA
-    `source/detail_image`, the source's detail crop; with MRM, for each rebuilt pass,
-    `<pass>/{mask,prediction}`, mask 255 where features are hidden (HRDA: of the context).
+    `source/detail_image`, the source's detail crop; for each pass that masks, `<pass>/mask`, 255
+    where features (HRDA: of the context) or pixels are hidden, and `<pass>/prediction` where they
+    are decoded.
     """
     raw, batch = batch, _normalise(state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
@@ -283,12 +302,15 @@ def _inspect(
         corner, extent = draws.offset["source"], detail_crop(run.config)
         panels["source/detail_image"] = crop(panels["source/image"], corner, extent)
     for row in run.passes:
-        if row.transform != "rebuild":
+        if row.transform is None:
+            continue
+        mask = hidden(draws.mask[row.name], shared.ratio(row), size)
+        panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
+        if not row.decoded:
             continue
         features, _ = encode(shared, row, state.params, views[row.view].image, "pseudo")
+        features = transform(shared, row, state.params, features)
         output, _ = decode(shared, row, state.params, features, size, "pseudo")
-        mask = hidden(draws.mask[row.name], frozen.scalars.mrm_ratio, size)
-        panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
         panels[f"{row.name}/prediction"] = _classes(output, size)
     variables = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
     output: Any = run.modules.segmentor.apply(variables, batch.target.image, mode="eval")

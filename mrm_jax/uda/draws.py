@@ -62,19 +62,21 @@ def draw(
     passes: Sequence[Pass],
     grid: tuple[int, int],
     blocks: tuple[int, int] = (1, 1),
+    inpainted: tuple[int, int] = (1, 1),
     offsets: Offsets | None = None,
 ) -> Draws:
     """The draws of one step for the samples `index` i32[B], all floats in float32.
 
     root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
-    mask. blocks: rows and columns of MIC's. offsets: where HRDA's detail crops may start, None
-    without HRDA.
+    mask. blocks: rows and columns of MIC's; inpainted: of masked image modelling's. offsets:
+    where HRDA's detail crops may start, None without HRDA.
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}
-    grids = {row.name: grid for row in passes if row.transform == "rebuild"}
+    grids = {row.name: grid for row in passes if row.transform in ("rebuild", "blank")}
     if offsets:
         grids |= {f"{name}/detail": grid for name in grids}
+    grids |= {row.name: inpainted for row in passes if row.transform == "blank_image"}
     if "masked" in views:
         grids["masked"] = blocks
     mask: dict[str, Array] = {

@@ -3,7 +3,8 @@ by name.
 
 Sources: DACS (Tranheden et al., 2021); DAFormer and HRDA (Hoyer et al., 2022), which differ from it
 in what the source is judged by, in data and in network; MIC (Hoyer et al., CVPR 2023), which adds
-a pass; MRM (Zhou et al., CVPR 2026), which adds one to any method with a teacher.
+a pass; MRM (Zhou et al., CVPR 2026), which adds one to any method with a teacher; and what MRM is
+compared with, as other transforms and objectives.
 """
 
 from __future__ import annotations
@@ -12,8 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from mrm_jax.config import TEACHER_METHODS, Method
-from mrm_jax.uda.objectives import Objective, cross_entropy, feature_distance
+from mrm_jax.config import MRM, TEACHER_METHODS, Method
+from mrm_jax.uda.objectives import (
+    Objective,
+    contrast,
+    cross_entropy,
+    feature_distance,
+    feature_regression,
+    pixel_regression,
+)
 
 
 @dataclass(frozen=True)
@@ -22,14 +30,18 @@ class Pass:
 
     `name` comes before its metrics and draws; `view` is a key in the views of the step; `weight`
     names the traced scalar that multiplies its losses, None for 1; the transform "rebuild" masks
-    the features and lets the Rebuilder predict them.
+    the features and lets the Rebuilder predict them, "blank" leaves 0 there, "blank_image" masks
+    the picture before it is encoded. `decoded`: whether there are logits to judge. `trains`: which
+    of encoder and decoder the losses reach.
     """
 
     name: str
     view: str
     objectives: tuple[Objective, ...]
-    transform: Literal["rebuild"] | None = None
+    transform: Literal["rebuild", "blank", "blank_image"] | None = None
     weight: str | None = None
+    decoded: bool = True
+    trains: Literal["both", "encoder", "decoder"] = "both"
 
 
 SOURCE = Pass("source", "source", (cross_entropy,))
@@ -39,6 +51,9 @@ MASKED = Pass("masked", "masked", (cross_entropy,), weight="mic_weight")
 REBUILT = Pass("reconstructed", "target", (cross_entropy,), "rebuild", "mrm_weight")
 REBUILT_TARGET = replace(REBUILT, name="reconstructed_target")
 REBUILT_SOURCE = replace(REBUILT, name="reconstructed_source", view="source")
+INPAINTED = Pass(
+    "inpainted", "target", (pixel_regression,), "blank_image", "mim_weight", decoded=False
+)
 
 _BASE = {
     "source_only": (SOURCE,),
@@ -52,6 +67,12 @@ _REBUILT = {
     "target": (REBUILT,),
     "source": (REBUILT_SOURCE,),
     "both": (REBUILT_SOURCE, REBUILT_TARGET),
+}
+_JUDGED: dict[str, Objective] = {
+    "classes": cross_entropy,
+    "pixels": pixel_regression,
+    "student_features": partial(feature_regression, of="student"),
+    "teacher_features": partial(feature_regression, of="teacher"),
 }
 
 _VIEWS = {
@@ -76,12 +97,36 @@ def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
             min_share=method.feature_distance.min_share,
         )
         rows = (replace(SOURCE, objectives=(cross_entropy, distance)), *rows[1:])
+    if method.contrast.weight > 0:
+        labelled = (SOURCE.name, MIXED.name)
+        rows = tuple(
+            replace(row, objectives=(*row.objectives, contrast)) if row.name in labelled else row
+            for row in rows
+        )
     if method.augmented_source:
         rows += (AUGMENTED,)
+    if method.mim.weight > 0:
+        rows += (INPAINTED,)
     if method.mrm.enabled:
-        view = _VIEWS[method.mrm.image]
-        rows += tuple(replace(r, view=view[r.view]) for r in _REBUILT[method.mrm.images])
+        rows += tuple(_as_asked(row, method.mrm) for row in _REBUILT[method.mrm.images])
     return rows
+
+
+def _as_asked(row: Pass, mrm: MRM) -> Pass:
+    """The rebuilt pass with the view, target, transform and gradients of the options."""
+    return replace(
+        row,
+        view=_VIEWS[mrm.image][row.view],
+        objectives=(_JUDGED[mrm.target],),
+        transform="rebuild" if mrm.hidden == "rebuilt" else "blank",
+        decoded=mrm.target == "classes",
+        trains=mrm.trains,
+    )
+
+
+def has_rebuilder(method: Method) -> bool:
+    """Whether hidden features are predicted, by a Rebuilder with parameters of its own."""
+    return method.mrm.enabled and method.mrm.hidden == "rebuilt"
 
 
 def has_feature_distance(method: Method) -> bool:

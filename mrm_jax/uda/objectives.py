@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,23 @@ from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
 
 @struct.dataclass
 class Call:
-    """One student forward: what came out, the view that went in, and the run's traced numbers."""
+    """One student forward: what came out, the view that went in, and the run's traced numbers.
+
+    `output.features` are the encoder's own maps, `maps` what the transform made of them (HRDA: of
+    the context), `stages` those that were rebuilt; `hidden` bool[B, rows, columns] where tokens of
+    features or blocks of the picture were masked; `heads` the auxiliary ones, as functions of the
+    last map.
+    """
 
     output: SegOutput
     view: View
     scalars: Scalars
+    maps: tuple[jax.Array, ...] = ()
+    stages: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    hidden: jax.Array | None = None
+    heads: Mapping[str, Callable[[jax.Array], jax.Array]] = struct.field(
+        pytree_node=False, default_factory=dict
+    )
 
 
 Objective = Callable[[Call, jax.Array], tuple[jax.Array, Metrics]]
@@ -121,3 +134,66 @@ def majority_label(
     share = same.mean((2, 4), dtype=jnp.float32)
     winner = jnp.asarray(ids, jnp.int32)[share.argmax(-1)]
     return jnp.where(share.max(-1) >= min_share, winner, IGNORE)
+
+
+def contrast(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Times its weight, the cross entropy of every cell's cosines with the classes' nearest
+    prototypes, divided by the temperature; metric `contrast`, unweighted. Draws nothing from `key`.
+
+    A cell has label and weight of the pixel in its middle; the mean is that of
+    `weighted_cross_entropy`. Source: Zhou et al. (CVPR 2022), with the pseudo-labels' weights.
+    """
+    del key
+    cosines = call.heads["prototypes"](call.output.features[-1])
+    side = call.view.label.shape[2] // cosines.shape[2]
+    middle = (slice(None), slice(side // 2, None, side), slice(side // 2, None, side))
+    label, weight = (jnp.asarray(x)[middle] for x in (call.view.label, call.view.weight))
+    temperature = jnp.asarray(call.scalars.contrast_temperature, cosines.dtype)
+    loss = weighted_cross_entropy(cosines / temperature, label, weight)
+    return jnp.asarray(call.scalars.contrast_weight, loss.dtype) * loss, {"contrast": loss}
+
+
+def pixel_regression(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean absolute difference, over hidden pixels and colours, of the pixels that a head reads
+    from the last map and the view's normalised picture; metric `pixels`. Draws nothing from `key`.
+
+    Under HRDA the picture is the context's. Nothing hidden gives 0. Source: SimMIM sec. 3.
+    """
+    del key
+    found = call.heads["pixels"](call.maps[-1])
+    size = (found.shape[1], found.shape[2])
+    loss = _mean_hidden(jnp.abs(found - resize(jnp.asarray(call.view.image), size)), call.hidden)
+    return loss, {"pixels": loss}
+
+
+def feature_regression(
+    call: Call, key: jax.Array, *, of: Literal["student", "teacher"]
+) -> tuple[jax.Array, Metrics]:
+    """Mean squared difference, over hidden cells and channels, of rebuilt maps and those that the
+    student's encoder or the teacher's made of the whole picture, under stop-gradient, averaged over
+    the rebuilt stages; metric `features`. Draws nothing from `key`. Nothing hidden gives 0.
+
+    Source: MRM's ablation of its target, which does not name a distance.
+    """
+    del key
+    wanted = call.output.features if of == "student" else call.view.taught
+    if wanted is None:
+        raise ValueError("Regression of the teacher's features needs a view with its maps.")
+    losses = []
+    for i in call.stages:
+        wide = jnp.promote_types(call.maps[i].dtype, jnp.float32)
+        target = jax.lax.stop_gradient(wanted[i]).astype(wide)
+        losses.append(_mean_hidden(jnp.square(call.maps[i].astype(wide) - target), call.hidden))
+    loss = jnp.stack(losses).mean()
+    return loss, {"features": loss}
+
+
+def _mean_hidden(error: jax.Array, hidden: jax.Array | None) -> jax.Array:
+    """The mean f[] of `error` f[B, h, w, C] where the coarser `hidden` is true; 0 where nothing
+    is."""
+    if hidden is None:
+        raise ValueError("A loss of what is hidden needs a pass with a transform.")
+    size = (error.shape[1], error.shape[2])
+    counted = resize(hidden[..., None], size, method="nearest").astype(error.dtype)
+    total = counted.sum() * error.shape[-1]
+    return (error * counted).sum() / jnp.maximum(total, 1)

@@ -19,12 +19,13 @@ from mrm_jax.types import Array, Metrics
 @struct.dataclass
 class PseudoLabel:
     """`label` i32[B,H,W] (never 255), `weight` f[B,H,W] in [0, 1], `confident_share` f[] of all
-    pixels of the batch.
+    pixels of the batch; `features`, the teacher's maps, where a pass regresses them.
     """
 
     label: jax.Array
     weight: jax.Array
     confident_share: jax.Array
+    features: tuple[jax.Array, ...] | None = None
 
 
 def make(

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrm_jax.types import Array, Tree
+from mrm_jax.types import Array, SegOutput, Tree
 
 
 def ema(student: Any, teacher: Any, step: Array, decay: Array | float) -> Any:
@@ -31,8 +31,8 @@ def ema(student: Any, teacher: Any, step: Array, decay: Array | float) -> Any:
 
 def predict(
     segmentor: nn.Module, params: Tree, batch_stats: Tree, image: Array
-) -> tuple[jax.Array, Tree]:
-    """Logits f[B, h, w, K] of normalised pictures and the BatchNorm moments of this forward ({}
+) -> tuple[SegOutput, Tree]:
+    """Logits and features of normalised pictures and the BatchNorm moments of this forward ({}
     without BatchNorm).
 
     Normalises with the statistics of this batch and drops nothing, as the reference's teacher does,
@@ -41,4 +41,4 @@ def predict(
     variables = jax.lax.stop_gradient({"params": params, "batch_stats": batch_stats})
     applied: Any = segmentor.apply(variables, image, mode="pseudo", mutable=["moments"])
     output, moved = applied
-    return jax.lax.stop_gradient(output.logits["main"]), moved.get("moments", {})
+    return jax.lax.stop_gradient(output), moved.get("moments", {})

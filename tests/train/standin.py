@@ -20,12 +20,14 @@ from mrm_jax.config import (
     Train,
     detail_crop,
 )
+from mrm_jax.models.build import build_auxiliary
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
 from mrm_jax.models.multires import MultiRes
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train.state import Networks
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, Unlabelled
+from mrm_jax.uda.methods import has_rebuilder
 
 CLASSES, CELL, WIDTH = 4, 4, 6
 CROP = (8, 12)
@@ -58,6 +60,8 @@ class Decoder(nn.Module):
 
 class Rebuilder(nn.Module):
     """Hidden cells become a learned vector mapped from the mean of what is visible."""
+
+    stages = (0,)
 
     @nn.compact
     def __call__(self, features, uniforms, ratio):
@@ -104,7 +108,9 @@ def program(run, dropout=0.0):
     network = Segmentor(*parts)
     if run.model.multires.enabled:
         network = MultiRes(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
-    return build(run, Networks(network, Rebuilder() if run.method.mrm.enabled else None))
+    rebuilder = Rebuilder() if has_rebuilder(run.method) else None
+    heads = build_auxiliary(run.method, CELL, CLASSES)
+    return build(run, Networks(network, rebuilder, heads))
 
 
 def batch(seed=0, size=SIZE):
