@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "mrm_jax"
 ALLOWED = {
     "options": set(),
     "config": {"options"},
-    "checks": {"options", "config"},
+    "checks_alternatives": {"options", "config"},
+    "checks": {"options", "config", "checks_alternatives"},
     "recipes": {"options", "config"},
     "types": set(),
     "rngs": {"types"},
@@ -41,6 +42,7 @@ NO_JAX = {
     "options",
     "config",
     "checks",
+    "checks_alternatives",
     "recipes",
     "benchmarks",
     "main",
