@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "mrm_jax"
 ALLOWED = {
     "options": set(),
     "config": {"options"},
-    "checks": {"options", "config"},
+    "checks_alternatives": {"options", "config"},
+    "checks": {"options", "config", "checks_alternatives"},
     "recipes": {"options", "config"},
     "arms": {"options", "config"},
     "command": {"options", "config", "checks"},
@@ -43,6 +44,7 @@ NO_JAX = {
     "options",
     "config",
     "checks",
+    "checks_alternatives",
     "recipes",
     "arms",
     "command",

@@ -62,8 +62,10 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
     variables: Any = modules.segmentor.init(keys, image, mode="eval", offset=corner)
     params: dict[str, Any] = {"segmentor": variables["params"], "rebuilder": {}}
     stats = variables.get("batch_stats", {})
-    seen: Any = jax.eval_shape(partial(modules.segmentor.apply, mode="eval"), variables, image)
-    features = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen.features)
+    features: Any = ()
+    if modules.rebuilder is not None or modules.auxiliary:
+        seen: Any = jax.eval_shape(partial(modules.segmentor.apply, mode="eval"), variables, image)
+        features = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen.features)
     if modules.rebuilder is not None:
         tokens = jnp.zeros((1, *config.method.mrm.grid))
         fresh: Any = modules.rebuilder.init(

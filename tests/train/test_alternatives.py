@@ -15,13 +15,12 @@ from mrm_jax import sharding
 from mrm_jax.checks import check
 from mrm_jax.config import Contrast, Domain, MaskedImages, UsageError, mim_block
 from mrm_jax.main import load_config
-from mrm_jax.models.auxiliary import PixelHead, Prototypes
 from mrm_jax.train import optimizer
 from mrm_jax.train import step as steps
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.passes import Shared, accumulate, transform
-from mrm_jax.types import IGNORE, Scalars, SegOutput, View
-from mrm_jax.uda.objectives import Call, contrast, feature_regression, pixel_regression
+from mrm_jax.types import IGNORE
+from mrm_jax.uda.objectives import contrast
 
 KEY = np.array([0, 7], np.uint32)
 SCALES = ("context", "detail")
@@ -198,73 +197,6 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
     )
     assert value > 0
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(grads))
-
-
-def _call(**fields):
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.5)))
-    view = View(image, jnp.zeros((2, 8, 8), jnp.int32), jnp.ones((2, 8, 8)))
-    call = Call(SegOutput({}, ()), view, scalars, **fields)
-    return call, lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-
-@pytest.mark.parametrize("of", ["student", "teacher"])
-def test_feature_targets_are_constants_and_only_hidden_cells_of_rebuilt_stages_count(of):
-    hidden = jnp.array([[[True, False]], [[False, False]]])
-    call, normal = _call(stages=(1,), hidden=hidden)
-    given, rebuilt = (normal(2, 4, 4, 3), normal(2, 2, 2, 5)), (normal(2, 4, 4, 3),) * 2
-    rebuilt = (rebuilt[0], normal(2, 2, 2, 5))
-
-    def loss(given, rebuilt):
-        whole = {"output": SegOutput({}, given)} if of == "student" else {}
-        view = call.view if of == "student" else replace(call.view, taught=given)
-        asked = replace(call, maps=rebuilt, view=view, **whole)
-        return feature_regression(asked, jax.random.key(0), of=of)[0]
-
-    value, (target, maps) = jax.value_and_grad(loss, (0, 1))(given, rebuilt)
-    by_hand = np.square(np.asarray(rebuilt[1] - given[1]))[0, :, 0].mean()
-    np.testing.assert_allclose(value, by_hand, rtol=1e-6)
-    assert not any(np.any(np.asarray(leaf)) for leaf in (*target, maps[0]))
-    cells = np.asarray(maps[1]).any(-1)
-    np.testing.assert_array_equal(cells[0], [[True, False]] * 2)
-    assert not cells[1].any()
-
-
-def test_pixels_are_compared_where_they_are_hidden_at_the_size_that_the_head_reads():
-    hidden = jnp.array([[[True, False]], [[False, False]]])
-    call, normal = _call(hidden=hidden, heads={"pixels": lambda x: x})
-    found = normal(2, 4, 4, 3)  # half the picture's size, as under HRDA
-    loss, _ = pixel_regression(replace(call, maps=(found,)), jax.random.key(0))
-    shown = np.asarray(call.view.image).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
-    by_hand = np.abs(np.asarray(found) - shown)[0, :, :2].mean()
-    np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
-
-
-def test_the_pixel_head_puts_a_cells_colours_where_the_cell_lies():
-    patch = np.arange(2 * 2 * 3, dtype=np.float32).reshape(2, 2, 3)
-    kernel = np.zeros((2, 12), np.float32)
-    kernel[0] = patch.reshape(-1)
-    x = np.zeros((1, 2, 3, 2), np.float32)
-    x[0, 1, 2, 0] = 1  # only this cell has anything to say
-    variables = {"params": {"colours": {"kernel": kernel, "bias": np.zeros(12, np.float32)}}}
-    found = np.asarray(PixelHead(2).apply(variables, x))
-    assert found.shape == (1, 4, 6, 3)
-    np.testing.assert_array_equal(found[0, 2:, 4:], patch)
-    assert np.count_nonzero(found) == np.count_nonzero(patch)
-
-
-def test_a_class_is_as_near_as_its_nearest_prototype_whatever_the_length_of_features():
-    x = jnp.array([[[[3.0, 0.0], [0.0, 0.0]]]])
-    vectors = jnp.array([[[0.0, 5.0], [2.0, 2.0]], [[-1.0, 0.0], [0.0, -1.0]]])
-    eye = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
-    module = Prototypes(classes=2, count=2, dim=2)
-    variables = {"params": {"vectors": vectors, "projection": eye}}
-    cosines, gradient = jax.value_and_grad(lambda x: module.apply(variables, x).sum())(x)
-    found = module.apply(variables, x)
-    np.testing.assert_allclose(found[0, 0], [[0.5**0.5, 0], [0, 0]], atol=1e-6)
-    assert np.isfinite(cosines)
-    assert np.isfinite(gradient).all()
 
 
 def test_checkpoints_keep_auxiliary_heads_and_have_none_without(tmp_path):

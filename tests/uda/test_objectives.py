@@ -1,8 +1,11 @@
-"""Cross entropy: what counts and what it is divided by."""
+"""Losses: what counts and what it is divided by."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mrm_jax.types import Scalars, SegOutput, View
 from mrm_jax.uda.objectives import (
@@ -10,6 +13,8 @@ from mrm_jax.uda.objectives import (
     cross_entropy,
     feature_distance,
     majority_label,
+    feature_regression,
+    pixel_regression,
     weighted_cross_entropy,
 )
 
@@ -104,3 +109,44 @@ def test_the_feature_distance_of_no_cell_and_of_equal_features_is_zero_with_zero
         value, gradient = jax.value_and_grad(loss)(features, given, other)
         assert float(value) == 0
         np.testing.assert_array_equal(gradient, np.zeros_like(features))
+
+
+def _call(**fields):
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
+    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.5)))
+    view = View(image, jnp.zeros((2, 8, 8), jnp.int32), jnp.ones((2, 8, 8)))
+    call = Call(SegOutput({}, ()), view, scalars, **fields)
+    return call, lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("of", ["student", "teacher"])
+def test_feature_targets_are_constants_and_only_hidden_cells_of_rebuilt_stages_count(of):
+    hidden = jnp.array([[[True, False]], [[False, False]]])
+    call, normal = _call(stages=(1,), hidden=hidden)
+    given, rebuilt = (normal(2, 4, 4, 3), normal(2, 2, 2, 5)), (normal(2, 4, 4, 3),) * 2
+    rebuilt = (rebuilt[0], normal(2, 2, 2, 5))
+
+    def loss(given, rebuilt):
+        whole = {"output": SegOutput({}, given)} if of == "student" else {}
+        view = call.view if of == "student" else replace(call.view, taught=given)
+        asked = replace(call, maps=rebuilt, view=view, **whole)
+        return feature_regression(asked, jax.random.key(0), of=of)[0]
+
+    value, (target, maps) = jax.value_and_grad(loss, (0, 1))(given, rebuilt)
+    by_hand = np.square(np.asarray(rebuilt[1] - given[1]))[0, :, 0].mean()
+    np.testing.assert_allclose(value, by_hand, rtol=1e-6)
+    assert not any(np.any(np.asarray(leaf)) for leaf in (*target, maps[0]))
+    cells = np.asarray(maps[1]).any(-1)
+    np.testing.assert_array_equal(cells[0], [[True, False]] * 2)
+    assert not cells[1].any()
+
+
+def test_pixels_are_compared_where_they_are_hidden_at_the_size_that_the_head_reads():
+    hidden = jnp.array([[[True, False]], [[False, False]]])
+    call, normal = _call(hidden=hidden, heads={"pixels": lambda x: x})
+    found = normal(2, 4, 4, 3)  # half the picture's size, as under HRDA
+    loss, _ = pixel_regression(replace(call, maps=(found,)), jax.random.key(0))
+    shown = np.asarray(call.view.image).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
+    by_hand = np.abs(np.asarray(found) - shown)[0, :, :2].mean()
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
