@@ -158,8 +158,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     )
     with contextlib.closing(writer):
         if start and not facts["scores"] and start % config.train.eval_every == 0:
-            # The run was asked to stop before it.
-            checkpoints.score(start, _evaluate(run, start))
+            checkpoints.score(start, _evaluate(run, start))  # it was asked to stop before
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
         screen.say(f"report: {hooks.write_report(workdir)}")
