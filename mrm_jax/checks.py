@@ -1,6 +1,6 @@
 """From a ConfigDict or config.json to a checked `Config`: what cannot work together is refused.
 
-Like config.py it loads no jax, so that a mistake is answered at once.
+Like `config` it loads no jax, so that a mistake is answered at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How options are declared, written as a ConfigDict and read back, for config.py."""
+"""How options are declared, written as a ConfigDict and read back, for `config`."""
 
 from __future__ import annotations
 

@@ -178,8 +178,7 @@ def rank_correlation(run: Run, score: str) -> float:
     ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
     if len(set(ours)) < 2 or len(set(theirs)) < 2:
         return math.nan
-    correlation, _ = stats.spearmanr(ours, theirs)
-    return float(correlation)
+    return float(np.asarray(stats.spearmanr(ours, theirs))[0])
 
 
 def _run(seen: Record, seed: int) -> Run | None:

@@ -12,8 +12,8 @@ from mrm_jax.uda.objectives import (
     Call,
     cross_entropy,
     feature_distance,
-    majority_label,
     feature_regression,
+    majority_label,
     pixel_regression,
     weighted_cross_entropy,
 )

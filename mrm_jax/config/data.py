@@ -1,0 +1,107 @@
+"""What is read: classes, domains, rare class sampling, crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mrm_jax.options import option
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that the network tells apart, by train id. Ready tables: `data/labels.py`."""
+
+    names: tuple[str, ...] = option((), "Class names; their number is the number of logits.")
+    colours: tuple[tuple[int, int, int], ...] = option((), "RGB colour of each class, 0..255.")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A set of pictures, with labels where it is a source or is evaluated on."""
+
+    kind: Literal["drawn", "folder"] = option("folder", "Where the pictures come from.")
+    path: str | None = option(None, "Root folder. For `evaluation`, empty means the target's.")
+    images: str = option("", "Folder of the pictures below `path`; searched recursively.")
+    image_suffix: str = option(
+        "", "How a picture's name ends; the rest is its stem. Empty: any picture file."
+    )
+    labels: str | None = option(None, "Folder of the labels below `path`. Never read for a target.")
+    label_suffix: str = option(".png", "A picture's label is labels/<stem><label_suffix>.")
+    listing: str | None = option(
+        None, "Text file below `path` with one stem a line: only these are used."
+    )
+    raw_ids: tuple[tuple[int, ...], ...] = option(
+        (), "Raw label ids of every class; empty: train ids are stored."
+    )
+    ignored_ids: tuple[int, ...] = option(
+        (255,), "Raw label ids that count nowhere. Any other id is an error."
+    )
+    resize: tuple[int, int] | None = option(
+        None,
+        "Box (long, short) in px that a picture is fitted into; empty: native size.",
+        source="peer: mmseg pipelines",
+    )
+    category_limit: float = option(
+        1.0,
+        "A crop is drawn again while one class covers this share of it; 1: off.",
+        source="DAFormer, 0.75",
+    )
+    margins: tuple[int, int, int, int] = option(
+        (0, 0, 0, 0),
+        "Rows/columns (top, bottom, left, right) without pseudo-labels, px.",
+        source="peer: uda/dacs.py",
+    )
+    on_unreadable: Literal["error", "skip"] = option(
+        "error", "What an unreadable picture does to a run."
+    )
+    look: Literal["rendered", "camera"] = option(
+        "rendered", "Drawn scenes: which of the two looks."
+    )
+    split: Literal["train", "val"] = option("train", "Drawn scenes: which stream of scenes.")
+    count: int = option(600, "Drawn scenes: how many different ones.")
+    size: tuple[int, int] = option((96, 192), "Drawn scenes: height and width, px.")
+
+
+@dataclass(frozen=True)
+class RareClass:
+    """Rare class sampling: a source picture is drawn for a class in it (DAFormer sec. 3.3)."""
+
+    enabled: bool = option(False, "Draw source pictures by class; False: each once an epoch.")
+    temperature: float = option(
+        0.01, "Of the softmax over 1 - frequency; small: rare classes only.", source="DAFormer"
+    )
+    min_pixels: int = option(
+        3000,
+        "A picture is drawn for a class of which its stored label holds more pixels than this.",
+        source="DAFormer",
+    )
+    crop_share: float = option(
+        0.5,
+        "A crop should hold more than this times `min_pixels` of the class; 0: any crop does.",
+        source="DAFormer 0.5; 1024 px crops: HRDA 2",
+    )
+    min_share: float | None = option(
+        None,
+        "Instead of both: share of the crop's area that the class has to exceed, in the picture "
+        "as it is resized for training and in the crop.",
+    )
+    tries: int = option(10, "Crops drawn again at most; the last is taken.", source="DAFormer")
+    on_missing: Literal["error", "warn"] = option(
+        "error", "What a class without any such picture does; warn: it is left out of the draw."
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read."""
+
+    classes: Classes = option(Classes(), "The class table.")
+    source: Domain = option(Domain(), "Labelled source domain.")
+    target: Domain = option(Domain(), "Target domain; its labels are never read in training.")
+    evaluation: Domain = option(Domain(), "Labelled pictures that scores are computed on.")
+    crop: tuple[int, int] = option((512, 512), "Height and width of a training crop, px.")
+    flip: float = option(0.5, "Probability of a horizontal flip.", source="peer: mmseg pipelines")
+    rare_class: RareClass = option(RareClass(), "Rare class sampling of the source.")
+    workers: int = option(0, "Loader processes; 0: threads of this one.", runtime=True)
+    cache: bool = option(False, "Keep decoded pictures in memory.", runtime=True)

@@ -1,0 +1,129 @@
+"""The network that is trained and kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Literal
+
+from mrm_jax.options import option
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Mix Transformer or ResNet of any size. Named sizes: `recipes.ENCODERS`."""
+
+    kind: Literal["mit", "resnet"] = option("mit", "Family.")
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.")
+    depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.")
+    strides: tuple[int, ...] = option(
+        (4, 2, 2, 2), "Stride of each stage, px or cells; a ResNet's first holds the stem's 4."
+    )
+    heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.")
+    sr_ratios: tuple[int, ...] = option(
+        (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage."
+    )
+    mlp_ratio: int = option(4, "MiT: hidden width of the Mix-FFN over its input's.")
+    drop_path: float = option(0.1, "MiT: largest drop-path rate; grows linearly over the blocks.")
+    norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.")
+    embed_norm_eps: float = option(
+        1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms."
+    )
+    dilations: tuple[int, ...] = option(
+        (1, 1, 2, 4),
+        "ResNet: dilation of each stage's 3x3 kernels; halved in its first block.",
+        source="peer: mmseg ResNetV1c, contract_dilation",
+    )
+    stem: Literal["v1c", "7x7"] = option(
+        "v1c", "ResNet: three 3x3 kernels, or torchvision's one 7x7."
+    )
+    weights: str | None = option(
+        None, "Pretrained weights to start from: a converted folder or a raw file."
+    )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The head that turns features into class scores. Named ones: `recipes.DECODERS`."""
+
+    kind: Literal["daformer", "segformer", "deeplabv2", "deeplabv3plus"] = option(
+        "daformer", "Family."
+    )
+    channels: int = option(
+        256, "Width of the embeddings and of the fused map (SegFormer: 768, DeepLabV3+: 512)."
+    )
+    fusion: Literal["aspp", "conv1"] = option(
+        "aspp", "DAFormer: separable ASPP or one 1x1 convolution."
+    )
+    dilations: tuple[int, ...] = option(
+        (1, 6, 12, 18), "Dilation of each parallel branch (DAFormer, DeepLab), cells."
+    )
+    concat: Literal["c1..c4", "c4..c1"] = option(
+        "c1..c4", "SegFormer: order of the concatenated stages."
+    )
+    low_channels: int = option(48, "DeepLabV3+: width that the first stage is reduced to.")
+    norm: bool = option(
+        False, "DeepLabV3+: BatchNorm after its convolutions.", source="DAFormer: without"
+    )
+    dropout: float = option(
+        0.1, "Probability of dropping a channel before the classifier (DeepLabV2 has none)."
+    )
+
+
+@dataclass(frozen=True)
+class MultiRes:
+    """Context at half the resolution and a detail crop at the full one (HRDA, ECCV 2022)."""
+
+    enabled: bool = option(False, "Run encoder and decoder at both resolutions.")
+    detail: tuple[int, int] | None = option(
+        None, "Height and width of the detail crop, px; empty: half of the training crop."
+    )
+    offset_multiple: int = option(
+        8, "A detail crop starts at a multiple of so many px.", source="HRDA: 8"
+    )
+    detail_weight: float = option(
+        0.1, "Weight of the detail loss; the fused one has the rest.", source="HRDA sec. 3.3"
+    )
+    attention_channels: int = option(256, "Width of the scale attention's head.", source="HRDA")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that is trained and kept."""
+
+    encoder: Encoder = option(Encoder(), "Encoder.")
+    decoder: Decoder = option(Decoder(), "Decoder.")
+    multires: MultiRes = option(MultiRes(), "Two resolutions (HRDA).")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Type of the arithmetic; parameters, statistics, softmax and losses stay float32.",
+    )
+    remat: Literal["none", "blocks", "full"] = option(
+        "none",
+        "What the backward pass computes again: nothing, the encoder's and Rebuilder's blocks, or "
+        "also decoder and projectors.",
+        runtime=True,
+    )
+    unroll: bool = option(
+        True, "Run the blocks of a stage unrolled; False compiles faster.", runtime=True
+    )
+
+
+def encoder_stride(encoder: Encoder) -> int:
+    """Input pixels a cell of the last stage: every training crop is a multiple of it."""
+    return math.prod(encoder.strides)
+
+
+def smallest_side(encoder: Encoder) -> int:
+    """The shortest side, px, that every stage's attention can still reduce (ResNet: one cell)."""
+    if encoder.kind == "resnet":
+        return encoder_stride(encoder)
+    strides = accumulate(encoder.strides, mul)
+    return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
+
+
+def smallest_picture(model: Model) -> int:
+    """The shortest side, px, of a picture that the network takes: HRDA halves it first."""
+    return smallest_side(model.encoder) * (2 if model.multires.enabled else 1)

@@ -1,0 +1,143 @@
+"""A run: everything together, its length and cadence, and what follows from several fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mrm_jax import options
+from mrm_jax.config.data import Data, Domain
+from mrm_jax.config.method import Method
+from mrm_jax.config.model import Model, encoder_stride
+from mrm_jax.options import option
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with the reference's groups and schedule (DAFormer sec. 4)."""
+
+    learning_rate: float = option(6e-5, "Base learning rate of the encoder.")
+    decoder_multiplier: float = option(10.0, "Learning rate of the decoder over the encoder's.")
+    weight_decay: float = option(0.01, "Decoupled weight decay.")
+    decay_encoder_norms: bool = option(
+        False,
+        "MiT: apply weight decay to the encoder's norms. A ResNet's are always decayed.",
+        source="peer: mmseg configs",
+    )
+    warmup: float = option(0.0375, "Share of the steps spent warming up.", source="1500 of 40000")
+    beta1: float = option(0.9, "Decay of the first moment.")
+    beta2: float = option(0.999, "Decay of the second moment.")
+    eps: float = option(1e-8, "Adam's epsilon.")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how much at a time, and what happens on the way."""
+
+    steps: int = option(40_000, "Optimiser steps.")
+    batch: int = option(2, "Source pictures a step over all devices, and as many target pictures.")
+    init_from: str | None = option(
+        None, "Checkpoint or converted network that a fresh run starts from."
+    )
+    pass_execution: Literal["sequential", "stacked"] = option(
+        "sequential",
+        "Passes one after the other (least memory), or all views through the encoder at once.",
+        runtime=True,
+    )
+    log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
+    eval_every: int = option(
+        4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True
+    )
+    checkpoint_every: int = option(
+        2_000, "Steps between checkpoints; the last step is always saved.", runtime=True
+    )
+    panels_every: int = option(4_000, "Steps between pictures of the views.", runtime=True)
+    optimise: bool = option(
+        True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
+    )
+    keep: int = option(2, "Checkpoints kept besides the best and the picked one.", runtime=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a score is computed; printed with every number."""
+
+    mode: Literal["whole", "slide"] = option(
+        "whole", "One forward a picture, or overlapping windows."
+    )
+    window: tuple[int, int] = option((1024, 1024), "slide: height and width of a window, px.")
+    stride: tuple[int, int] = option((512, 512), "slide: step between windows, px.")
+    classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
+    batch: int = option(1, "Pictures a forward.", runtime=True)
+    limit: int | None = option(None, "Evaluate on the first so many pictures only.")
+    selection_pictures: int = option(
+        50,
+        "Target pictures, of their unlabelled training set, that every evaluation also scores "
+        "without labels; 0: none.",
+    )
+    pick_by: Literal["infomax", "agreement", "masked_agreement"] = option(
+        "infomax",
+        "The score without labels that picks a checkpoint; the others need a teacher, or MRM.",
+    )
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices."""
+
+    devices: int | None = option(
+        None, "Devices the batch is spread over; empty: all.", runtime=True
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: int = option(0, "Seed of parameters, data order and every draw.")
+    data: Data = option(Data(), "Pictures and labels.")
+    model: Model = option(Model(), "Network.")
+    method: Method = option(Method(), "Adaptation.")
+    optimizer: Optimizer = option(Optimizer(), "Optimiser.")
+    train: Train = option(Train(), "Length and cadence.")
+    evaluation: Evaluation = option(Evaluation(), "Protocol.")
+    mesh: Mesh = option(Mesh(), "Devices.", runtime=True)
+
+
+def runtime_fields() -> set[str]:
+    """Dotted names of the fields that may differ on resume, such as `train.log_every`."""
+    return options.runtime_fields(Config)
+
+
+def source_domain(config: Config) -> Domain:
+    """The labelled set that is trained on: the target's own for target_only (the oracle)."""
+    return config.data.target if config.method.kind == "target_only" else config.data.source
+
+
+def evaluation_domain(config: Config) -> Domain:
+    """The labelled set that scores are computed on; its path defaults to the target's."""
+    evaluation = config.data.evaluation
+    return replace(evaluation, path=evaluation.path or config.data.target.path)
+
+
+def has_evaluation(config: Config) -> bool:
+    """Whether there are labels to score against; without any, a run adapts and scores nothing."""
+    return config.data.evaluation.kind == "drawn" or config.data.evaluation.labels is not None
+
+
+def detail_crop(config: Config) -> tuple[int, int]:
+    """Height and width, px, of the crop that HRDA looks at in full resolution."""
+    height, width = config.data.crop
+    return config.model.multires.detail or (height // 2, width // 2)
+
+
+def mic_block(config: Config) -> int:
+    """Side, px, of a block that MIC hides."""
+    return config.method.mic.block or max(config.data.crop[0] // 16, 1)
+
+
+def mim_block(config: Config) -> int:
+    """Side, px, of a block that masked image modelling hides."""
+    shrunk = 2 if config.model.multires.enabled else 1  # HRDA's context
+    cell = shrunk * encoder_stride(config.model.encoder)
+    return config.method.mim.block or max(config.data.crop[0] // 16, cell)
