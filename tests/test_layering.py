@@ -11,8 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mrm_jax"
 ALLOWED = {
     "options": set(),
     "config": {"options"},
-    "checks_alternatives": {"options", "config"},
-    "checks": {"options", "config", "checks_alternatives"},
+    "checks": {"options", "config"},
     "recipes": {"options", "config"},
     "arms": {"options", "config"},
     "command": {"options", "config", "checks"},
@@ -44,7 +43,6 @@ NO_JAX = {
     "options",
     "config",
     "checks",
-    "checks_alternatives",
     "recipes",
     "arms",
     "command",

@@ -14,7 +14,6 @@ last good state.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax import sharding
@@ -36,6 +34,7 @@ from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
+from mrm_jax.train.programs import shared
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import Program, build, structure
@@ -115,7 +114,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
-    programs = _programs(build, structure(config), mesh)
+    programs = shared(build, structure(config), mesh)
     program = programs.program
     sentinel = Sentinel(config.data.classes.names)
     state, facts = first_state(config, program, mesh, checkpoints, weights)
@@ -163,41 +162,6 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     if int(run.state.step) == config.train.steps:
         screen.say(f"report: {hooks.write_report(workdir)}")
     return code
-
-
-class _Programs:
-    """The step and the pictures of its views, compiled once and shared by the runs of a process
-    that differ in traced numbers, seed and data alone (`ablate`)."""
-
-    def __init__(self, program: Program, mesh: jax.sharding.Mesh, *, optimise: bool):
-        quick = sharding.quick(mesh)
-        self.program = program
-        self.inspect = jax.jit(program.inspect, compiler_options=quick)  # runs a few times at most
-        self._options = None if optimise else quick
-        self._step: Any = None
-
-    def step(self, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
-        """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
-        donated.
-        """
-
-        def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
-            new, metrics = self.program.train_step(state, frozen, batch)
-            kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
-            return kept, finite & metrics["finite"], metrics
-
-        if self._step is None:
-            step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
-            self._step = step.lower(*arguments).compile(compiler_options=self._options)
-        return self._step
-
-
-@functools.lru_cache(maxsize=2)
-def _programs(
-    make: Callable[[Config], Program], config: Config, mesh: jax.sharding.Mesh
-) -> _Programs:
-    """`config`: a `structure`. `make` is `build`, part of the key so that tests may replace it."""
-    return _Programs(make(config), mesh, optimise=config.train.optimise)
 
 
 def _steps(run: _Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:

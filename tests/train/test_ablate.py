@@ -13,7 +13,7 @@ import toy_run
 from mrm_jax.cli import ablate
 from mrm_jax.config import FeatureDistance, UsageError
 from mrm_jax.main import run
-from mrm_jax.train import loop
+from mrm_jax.train import loop, programs
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
@@ -26,7 +26,7 @@ ARMS = ("--arm", "source_only", "--arm", "dacs", "--against", "source_only")
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    loop._programs.cache_clear()
+    programs.shared.cache_clear()
     return toy_run.Toy(tmp_path, monkeypatch)
 
 

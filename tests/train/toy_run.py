@@ -10,7 +10,7 @@ import numpy as np
 from mrm_jax.evaluation import protocols
 from mrm_jax.evaluation.evaluator import Evaluation
 from mrm_jax.main import load_config
-from mrm_jax.train import hooks, loop, workdir
+from mrm_jax.train import hooks, loop, programs, workdir
 from mrm_jax.train.checkpoint import FOLDER, load_run
 from mrm_jax.train.state import scalars
 from mrm_jax.train.step import Program
@@ -121,7 +121,7 @@ class Toy:
 
     def train(self, name="run", **overrides):
         config = self.config(**overrides)
-        loop._programs.cache_clear()  # `poisoned` is part of the program, not of its config
+        programs.shared.cache_clear()  # `poisoned` is part of the program, not of its config
         with workdir.opened(self.path / name, config) as folder:
             return loop.train(config, folder)
 

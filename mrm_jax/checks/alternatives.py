@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
+from mrm_jax.checks.require import require
 from mrm_jax.config import TEACHER_METHODS, Config
-from mrm_jax.options import UsageError
 
 
-def check(config: Config) -> None:
+def check_alternatives(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
     method, mrm = config.method, config.method.mrm
     teacher = f"use one of {', '.join(TEACHER_METHODS)}, or the weight 0."
     for name in ("contrast", "mim"):
         weight = getattr(method, name).weight
-        _refuse(weight < 0, f"config.method.{name}.weight is {weight}; it must be at least 0.")
-        _refuse(
-            weight > 0 and method.kind not in TEACHER_METHODS,
+        require(weight >= 0, f"config.method.{name}.weight is {weight}; it must be at least 0.")
+        require(
+            weight == 0 or method.kind in TEACHER_METHODS,
             f"config.method.{name}.weight is {weight} and needs a teacher, which {method.kind} has "
             f"not; {teacher}",
         )
     temperature = method.contrast.temperature
-    _refuse(
-        temperature < 1e-3,
+    require(
+        temperature >= 1e-3,
         f"config.method.contrast.temperature is {temperature}; it must be at least 0.001.",
     )
     if not mrm.enabled:
         return
-    _refuse(
-        mrm.hidden == "blank" and mrm.target != "classes",
+    require(
+        mrm.hidden != "blank" or mrm.target == "classes",
         f"config.method.mrm.target is {mrm.target}, which only rebuilt features can be judged by; "
         "set hidden=rebuilt or target=classes.",
     )
-    _refuse(
-        mrm.trains != "both" and mrm.target != "classes",
+    require(
+        mrm.trains == "both" or mrm.target == "classes",
         f"config.method.mrm.trains is {mrm.trains}, but target={mrm.target} runs no decoder; set "
         "trains=both or target=classes.",
     )
-    _refuse(
-        mrm.target == "pixels" and mrm.stages == "multi",
+    require(
+        mrm.target != "pixels" or mrm.stages != "multi",
         "config.method.mrm.stages is multi, but target=pixels rebuilds the last map alone; set "
         "stages=auto.",
     )
-    _refuse(
-        mrm.target == "teacher_features" and mrm.images != "target",
+    require(
+        mrm.target != "teacher_features" or mrm.images == "target",
         f"config.method.mrm.images is {mrm.images}, but the teacher sees target pictures alone; "
         "set images=target or target=student_features.",
     )
-
-
-def _refuse(wrong: bool, message: str) -> None:
-    if wrong:
-        raise UsageError(message)

@@ -1,0 +1,77 @@
+"""Classes, domains and rare class sampling."""
+
+from __future__ import annotations
+
+from mrm_jax.checks.require import require
+from mrm_jax.config import Config, source_domain
+from mrm_jax.options import UsageError, nearest
+
+
+def check_data(config: Config) -> None:
+    """Raises UsageError: tables and domains that do not fit each other."""
+    data, classes = config.data, config.data.classes
+    count = len(classes.names)
+    require(
+        2 <= count <= 255, f"config.data.classes.names has {count} classes; 2 to 255 are possible."
+    )
+    require(
+        len(classes.colours) == count,
+        f"config.data.classes.colours has {len(classes.colours)} entries "
+        f"for {count} classes; give one each.",
+    )
+    for name in ("source", "target", "evaluation"):
+        ids = getattr(data, name).raw_ids
+        require(
+            len(ids) in (0, count),
+            f"config.data.{name}.raw_ids has {len(ids)} rows for {count} classes; "
+            f"give one row a class or none.",
+        )
+    where = "target" if config.method.kind == "target_only" else "source"
+    require(
+        source_domain(config).kind == "drawn" or source_domain(config).labels is not None,
+        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
+        "name their folder.",
+    )
+    for name in ("source", "target", "evaluation"):
+        domain = getattr(data, name)
+        require(
+            domain.kind != "drawn" or (domain.size[0] >= 32 and domain.size[1] >= 64),
+            f"config.data.{name}.size is {domain.size}; drawn scenes need at least (32, 64).",
+        )
+    window, step = config.evaluation.window, config.evaluation.stride
+    require(
+        config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),
+        f"config.evaluation.stride is {step}, larger than the window {window}, which leaves gaps.",
+    )
+    unknown = [c for c in config.evaluation.classes if c not in classes.names]
+    if unknown:
+        hint = nearest(unknown[0], classes.names)
+        raise UsageError(
+            f"config.evaluation.classes names '{unknown[0]}', which is no class.{hint}"
+        )
+
+
+def check_rare_class(config: Config) -> None:
+    """Raises UsageError: thresholds that no crop can meet."""
+    options, (height, width) = config.data.rare_class, config.data.crop
+    if not options.enabled:
+        return
+    name = "config.data.rare_class"
+    require(
+        options.temperature >= 1e-6,
+        f"{name}.temperature is {options.temperature}; it must be at least 1e-6.",
+    )
+    for field in ("min_pixels", "crop_share", "tries"):
+        value = getattr(options, field)
+        require(value >= 0, f"{name}.{field} is {value}; it must be at least 0.")
+    if options.min_share is not None:
+        share = options.min_share
+        require(0 <= share < 1, f"{name}.min_share is {share}; it must lie in 0..1, below 1.")
+        return
+    needed = options.min_pixels * options.crop_share
+    require(
+        needed < height * width,
+        f"{name}: min_pixels {options.min_pixels} times crop_share {options.crop_share:g} is not "
+        f"below the {height * width} px of config.data.crop {config.data.crop}; set min_share to a "
+        "share of the crop, say 0.006.",
+    )

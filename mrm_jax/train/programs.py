@@ -1,0 +1,52 @@
+"""What a run compiles. Runs of one process that differ in traced numbers, seed and data alone share
+it (`ablate`): their configs have one `step.structure`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mrm_jax import sharding
+from mrm_jax.config import Config
+from mrm_jax.train.step import Program
+from mrm_jax.types import Batch, Frozen, TrainState
+
+
+class Programs:
+    """The step and the pictures of its views, each compiled when it is first asked for."""
+
+    def __init__(self, program: Program, mesh: jax.sharding.Mesh, *, optimise: bool):
+        quick = sharding.quick(mesh)
+        self.program = program
+        self.inspect = jax.jit(program.inspect, compiler_options=quick)  # runs a few times at most
+        self._options = None if optimise else quick
+        self._step: Any = None
+
+    def step(self, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
+        """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
+        donated.
+        """
+
+        def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
+            new, metrics = self.program.train_step(state, frozen, batch)
+            kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
+            return kept, finite & metrics["finite"], metrics
+
+        if self._step is None:
+            step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
+            self._step = step.lower(*arguments).compile(compiler_options=self._options)
+        return self._step
+
+
+@functools.lru_cache(maxsize=1)  # runs of one structure come in a row
+def shared(make: Callable[[Config], Program], config: Config, mesh: jax.sharding.Mesh) -> Programs:
+    """The programs of a `structure`, those of the last run where its structure was the same.
+
+    make: `step.build`, part of the key so that tests may replace it.
+    """
+    return Programs(make(config), mesh, optimise=config.train.optimise)
