@@ -18,6 +18,9 @@ from mrm_jax.options import nearest
 FILE = "arms.json"
 """The arms of a comparison, in its folder."""
 
+DEFAULT = "default"
+"""Recipe of an arm that is a config as its file gives it."""
+
 
 class Arm(NamedTuple):
     """One way to train: recipe text and `--config.a.b=c` flags.
@@ -48,7 +51,10 @@ def parse(words: str) -> Arm:
     name, colon, rest = words.partition(":")
     if not colon or "--" in name:
         name, rest = words.strip(), words
-    text, *flags = shlex.split(rest) or [""]
+    try:
+        text, *flags = shlex.split(rest) or [""]
+    except ValueError as error:
+        raise UsageError(f"--arm '{words}' cannot be read: {error}.") from error
     if text.startswith("--"):
         raise UsageError(f"--arm '{words}' starts with a flag; name a recipe first, say dacs.")
     wrong = [flag for flag in flags if not flag.startswith(("--config.", "--noconfig."))]
@@ -69,8 +75,9 @@ def values(
     )
 
 
-def sweep(arms: Iterable[Arm], words: str) -> list[Arm]:
-    """Every arm with every value of a field, from a user's "a.b=1,2,3". Raises UsageError."""
+def sweep(arms: Iterable[Arm], words: str, *, but: str | None = None) -> list[Arm]:
+    """Every arm, but the one called `but`, with every value of a field, from a user's "a.b=1,2,3"
+    or "a.b=(1,2),(3,4)". Raises UsageError."""
     field, equals, text = words.partition("=")
     field = field.removeprefix("--config.")
     if not equals or not field or not text:
@@ -78,15 +85,16 @@ def sweep(arms: Iterable[Arm], words: str) -> list[Arm]:
             f"--sweep '{words}': write FIELD=VALUE,VALUE, say method.mrm.ratio=0.2,0.4."
         )
     short = field.rpartition(".")[2]
-    return [
-        arm._replace(
-            name=f"{arm.name} {short}={v}",
-            text=arm.recipe,
-            flags=(*arm.flags, f"--config.{field}={v}"),
-        )
-        for arm in arms
-        for v in text.split(",")
-    ]
+    values = re.split(r",(?![^()]*\))", text)
+    swept = []
+    for arm in arms:
+        if arm.name == but:
+            swept.append(arm)
+            continue
+        for value in values:
+            name, flag = f"{arm.name} {short}={value}", f"--config.{field}={value}"
+            swept.append(arm._replace(name=name, text=arm.recipe, flags=(*arm.flags, flag)))
+    return swept
 
 
 def named(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
@@ -102,12 +110,18 @@ def named(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
 
 
 def check(arms: Iterable[Arm]) -> None:
-    """Raises UsageError for two arms whose names give one folder."""
-    seen: set[str] = set()
+    """Raises UsageError for two arms whose names give one folder, and for a name that gives
+    none."""
+    seen: dict[str, str] = {}
     for arm in arms:
+        if not arm.folder.strip("."):
+            raise UsageError(f"An arm is called '{arm.name}'; its folder needs letters or digits.")
         if arm.folder in seen:
-            raise UsageError(f"Two arms are called '{arm.name}'; name them apart: 'NAME: RECIPE'.")
-        seen.add(arm.folder)
+            raise UsageError(
+                f"The arms '{seen[arm.folder]}' and '{arm.name}' would share a folder; name them "
+                "apart: --arm 'NAME: RECIPE'."
+            )
+        seen[arm.folder] = arm.name
 
 
 def read(workdir: Path) -> list[Arm]:

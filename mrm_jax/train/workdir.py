@@ -79,7 +79,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
     another run's folder (naming the first field that differs), a folder of other things, or one
     that a running process holds. A start that fails before `begin` leaves nothing behind.
     """
-    _check(path, config)
+    check(path, config)
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -97,14 +97,27 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
         except OSError:
             pass  # a file system without locks: the run goes on unprotected
         try:
+            if held and not (path / CONFIG).exists():
+                # Left by a start that was killed: it may be another encoder than today's.
+                shutil.rmtree(path / FROZEN, ignore_errors=True)
             yield path
         finally:
             if held and not (path / CONFIG).exists():
                 _take_back(path, new=new)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Makes the folder `path` and holds it against other processes for a moment."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / _LOCK, "w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _take_back(path: Path, *, new: bool) -> None:
-    """Removes what a start makes before it begins; nothing else was in the folder (`_check`)."""
+    """Removes what a start makes before it begins; nothing else was in the folder (`check`)."""
     shutil.rmtree(path / FROZEN, ignore_errors=True)
     with suppress(OSError):  # other things came there meanwhile: they stay
         if (path / _CHECKPOINTS).exists():
@@ -122,12 +135,13 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
     write_json(path / ENVIRONMENT, environment(**facts))
 
 
-def _check(path: Path, config: Config) -> None:
+def check(path: Path, config: Config) -> None:
+    """Raises UsageError unless `path` is new, empty or the folder of a run under `config`."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--workdir {path} is a file; give a folder.")
     entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if not entries - {_LOCK, _CHECKPOINTS}:
-        # A start that failed before its first step leaves no more than an empty folder there.
+    if not entries - {_LOCK, _CHECKPOINTS, FROZEN}:
+        # A start that failed or is under way leaves no more than an empty folder there.
         started = path / _CHECKPOINTS
         if not started.exists() or not any(started.iterdir()):
             return

@@ -10,10 +10,10 @@ import pytest
 import standin
 import toy_run
 
-from mrm_jax.cli import ablate
+from mrm_jax.arms import Arm
 from mrm_jax.config import FeatureDistance, UsageError
 from mrm_jax.main import run
-from mrm_jax.train import loop, programs
+from mrm_jax.train import jobs, loop, programs
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
@@ -182,9 +182,9 @@ def test_a_name_means_one_arm_in_a_folder(toy):
 
 
 def test_processes_begin_with_arms_of_their_own():
-    jobs = [ablate.Job(ablate.Arm(name), 0, None, None, ()) for name in "abcd"]
-    for share, order in (("0/2", "acbd"), ("1/2", "bdac"), ("2/3", "cadb")):
-        assert "".join(job.arm.name for job in ablate._order(jobs, share)) == order
+    runs = [jobs.Job(Arm(name), 0, None, None, ()) for name in "abcd"]
+    for k, n, order in ((0, 2, "acbd"), (1, 2, "bdac"), (2, 3, "cadb")):
+        assert "".join(job.arm.name for job in jobs.own_first(runs, k, n)) == order
 
 
 TRACED = {
