@@ -54,10 +54,11 @@ def check_method(config: Config) -> None:
 def check_selection(config: Config) -> None:
     """Raises UsageError: a score without labels that the method cannot give."""
     by = config.evaluation.pick_by
+    mrm = config.method.mrm
     require(
-        by != "masked_agreement" or config.method.mrm.enabled,
-        "config.evaluation.pick_by is 'masked_agreement', which needs the Rebuilder; use "
-        "infomax or agreement, or mrm=true.",
+        by != "masked_agreement" or (mrm.enabled and mrm.target == "classes"),
+        "config.evaluation.pick_by is 'masked_agreement', which needs MRM with classes as target; "
+        "use infomax or agreement, or mrm=true.",
     )
     require(
         by != "agreement" or config.method.kind in TEACHER_METHODS,

@@ -17,7 +17,7 @@ from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
 from mrm_jax.models.layers import recomputed
 from mrm_jax.models.mit import MixTransformer
 from mrm_jax.models.multires import MultiRes
-from mrm_jax.models.rebuilder import Rebuilder
+from mrm_jax.models.rebuilder import Blank, Rebuilder
 from mrm_jax.models.resnet import ResNet
 from mrm_jax.models.segformer import SegformerHead
 from mrm_jax.models.segmentor import Segmentor
@@ -145,17 +145,20 @@ def build_rebuilder(
     *,
     unroll: bool = True,
     remat: Literal["none", "blocks", "full"] = "none",
-) -> Rebuilder:
-    """The Rebuilder for maps of `spec`; `crop` (height, width), px, is what the network is trained
-    on; `unroll` and `remat` as in `config.Model`."""
+) -> Rebuilder | Blank:
+    """The Rebuilder for maps of `spec`, or what stands in its place; `crop` (height, width), px, is
+    what the network is trained on; `unroll` and `remat` as in `config.Model`."""
     count, reads = len(spec.channels), _STAGES[decoder_kind]
     stages = reads.multi if mrm.stages == "multi" else reads.rebuilt
     if mrm.target == "pixels":
         stages = (-1,)  # all that the head of pixels reads
+    stages = tuple(range(count)) if stages is None else tuple(i % count for i in stages)
+    if mrm.hidden == "blank":
+        return Blank(stages, mrm.grid)
     return Rebuilder(
         spec=spec,
         nominal=crop,
-        stages=tuple(range(count)) if stages is None else tuple(i % count for i in stages),
+        stages=stages,
         grid=mrm.grid,
         dim=mrm.dim,
         depth=mrm.depth,

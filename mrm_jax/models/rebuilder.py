@@ -119,6 +119,25 @@ class Projector(nn.Module):
         return LayerNorm(1e-6, name="norm")(resize(torch_dense(self.channels, x, "conv"), size))
 
 
+class Blank(nn.Module):
+    """Stands where a Rebuilder would and predicts nothing: hidden positions of the maps `stages`
+    become 0 (MRM's ablation "mask without reconstruction")."""
+
+    stages: tuple[int, ...]
+    grid: tuple[int, int] = (16, 16)
+
+    def __call__(
+        self, features: tuple[jax.Array, ...], uniforms: jax.Array, ratio: jax.Array | float
+    ) -> tuple[jax.Array, ...]:
+        """See `Rebuilder`."""
+        blanked = list(features)
+        for i in self.stages:
+            size = (features[i].shape[1], features[i].shape[2])
+            shown = resize((uniforms > ratio)[..., None], size, method="nearest")
+            blanked[i] = jnp.where(shown, features[i], jnp.zeros((), features[i].dtype))
+        return tuple(blanked)
+
+
 class Rebuilder(nn.Module):
     """Replaces hidden positions of the feature maps by what a transformer predicts for them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mrm_jax.report.comparison import (
 from mrm_jax.report.theme import CSS
 
 NAME = "ablation"
-_ROW, _LEFT, _RIGHT, _TOP, _WIDTH = 26, 190, 78, 34, 760
+_ROW, _RIGHT, _TOP, _WIDTH = 26, 84, 34, 760
 
 Table = tuple[list[str], list[list[str]]]
 """Head and rows of text."""
@@ -42,7 +43,7 @@ def write_ablation(workdir: Path) -> list[Path]:
     paths = []
     for ending, text in contents.items():
         path = workdir / f"{NAME}.{ending}"
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text(text, "utf-8")
         os.replace(partial, path)
         paths.append(path)
@@ -79,7 +80,7 @@ def scores_table(found: Comparison) -> Table:
 
 
 def class_table(found: Comparison) -> Table:
-    """The student's mean IoU of every class in every arm."""
+    """The student's IoU of every class in every arm, mean and interval."""
     names = dict.fromkeys(
         name for outcome in found.outcomes for run in outcome.runs for name in run.per_class
     )
@@ -88,7 +89,7 @@ def class_table(found: Comparison) -> Table:
         means = [
             estimate([run.per_class.get(name, math.nan) for run in outcome.runs]) for name in names
         ]
-        rows.append([outcome.arm.name, *(f"{100 * m.mean:.1f}" if m.count else "–" for m in means)])
+        rows.append([outcome.arm.name, *(mean.text() for mean in means)])
     return ["arm", *names], rows
 
 
@@ -135,19 +136,25 @@ _LEGEND = (
 
 
 def _notes(found: Comparison) -> list[str]:
-    done = sum(len(outcome.runs) for outcome in found.outcomes)
-    missing = found.expected - done
-    notes = [found.protocol, _LEGEND]
+    missing = found.begun - sum(len(outcome.runs) for outcome in found.outcomes)
+    notes = [_LEGEND]
     if found.drawn:
         notes.insert(0, "Drawn data: these numbers compare methods on drawn scenes alone.")
+    for sentence, names in found.protocols.items():
+        arms = f" ({', '.join(names)})" if len(found.protocols) > 1 else ""
+        notes.append(f"Scored{arms}: {sentence}.")
     if missing:
-        notes.append(f"{missing} runs that began are not finished and are left out.")
-    return list(filter(None, notes))
+        notes.append(
+            f"Left out: {missing} begun but unfinished, or without labels to be scored against."
+        )
+    return notes
 
 
 def markdown(found: Comparison) -> str:
     """Every table as Markdown."""
-    parts = [f"# {found.name}", *_notes(found), f"![mIoU of every arm]({NAME}.svg)"]
+    parts = [f"# {found.name}", *_notes(found)]
+    if plot(found):
+        parts.append(f"![mIoU of every arm]({NAME}.svg)")
     for title, table in _TABLES:
         head, rows = table(found)
         lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
@@ -182,15 +189,16 @@ def page(found: Comparison) -> str:
 def plot(found: Comparison) -> str:
     """An SVG: a row an arm, a dot a seed, the mean with its interval; "" without a finished run."""
     outcomes = [outcome for outcome in found.outcomes if outcome.runs]
-    values = [100 * run.student for outcome in outcomes for run in outcome.runs]
-    if not values:
+    if not outcomes:
         return ""
-    marks = ticks(min(values), max(values), 6)
+    ends = [end for outcome in outcomes for end in _ends(outcome)]
+    marks = ticks(min(ends), max(ends), 6)
     height = _TOP + _ROW * len(outcomes) + 34
-    scale = (_WIDTH - _LEFT - _RIGHT) / (marks[-1] - marks[0])
+    left = 24 + 7 * max(len(outcome.arm.name) for outcome in outcomes)
+    scale = (_WIDTH - left - _RIGHT) / (marks[-1] - marks[0])
 
     def x(value: float) -> float:
-        return _LEFT + (min(max(value, marks[0]), marks[-1]) - marks[0]) * scale
+        return left + (value - marks[0]) * scale
 
     bottom = _TOP + _ROW * len(outcomes)
     parts = [
@@ -199,28 +207,34 @@ def plot(found: Comparison) -> str:
         for mark in marks
     ]
     for row, outcome in enumerate(outcomes):
-        parts.append(_arm(outcome, x, _TOP + _ROW * row + _ROW / 2))
+        parts.append(_arm(outcome, x, left, _TOP + _ROW * row + _ROW / 2))
     title = f"mIoU at the last step, %{' · drawn data' if found.drawn else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="sans-serif" font-size="12" fill="#777" role="img" '
         f'aria-label="{escape(title)} of every arm">'
-        f'<text x="{_LEFT}" y="14">{escape(title)}: a dot a seed, mean and 95 % interval</text>'
+        f'<text x="{left}" y="14">{escape(title)}: a dot a seed, mean and 95 % interval</text>'
         f"{''.join(parts)}</svg>\n"
     )
 
 
-def _arm(outcome: Outcome, x: Any, y: float) -> str:
+def _ends(outcome: Outcome) -> list[float]:
+    """Of what is drawn of an arm, in percent: its interval's ends and its seeds."""
     mean = outcome.student
     half = 0.0 if math.isnan(mean.half) else mean.half
-    low, high = (x(100 * (mean.mean + sign * half)) for sign in (-1, 1))
+    ends = (mean.mean - half, mean.mean + half, *(run.student for run in outcome.runs))
+    return [100 * end for end in ends if math.isfinite(end)]
+
+
+def _arm(outcome: Outcome, x: Callable[[float], float], left: float, y: float) -> str:
+    mean, (low, high, *_) = outcome.student, map(x, _ends(outcome))
     dots = "".join(
         f'<circle cx="{x(100 * run.student):.1f}" cy="{y}" r="3" fill="#2563c9" fill-opacity=".45">'
         f"<title>seed {run.seed}: {100 * run.student:.1f}</title></circle>"
         for run in outcome.runs
     )
     return (
-        f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(outcome.arm.name)}</text>'
+        f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(outcome.arm.name)}</text>'
         f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="#2563c9" stroke-width="2" fill="none"/>{dots}'
         f'<path d="M{x(100 * mean.mean):.1f} {y - 7}v14" stroke="#2563c9" stroke-width="3"/>'
         f'<text x="{_WIDTH - _RIGHT + 8}" y="{y + 4}">{escape(mean.text())}</text>'

@@ -38,6 +38,7 @@ class Run:
     scores: dict[int, dict[str, float]]
     steps: int
     seconds: float
+    protocol: str
     commit: str
     command: str
 
@@ -80,18 +81,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms of a folder, with what their scores mean."""
+    """All arms of a folder. `protocols`: what scores mean, with the names of the arms scored so;
+    `begun`: how many runs have a folder."""
 
     name: str
     outcomes: tuple[Outcome, ...]
-    protocol: str
+    protocols: dict[str, list[str]]
     drawn: bool
-    expected: int
+    begun: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON values; numbers that do not exist are null."""
         return {
-            "protocol": self.protocol,
+            "protocols": self.protocols,
             "drawn_data": self.drawn,
             "arms": [
                 {
@@ -130,25 +132,29 @@ def collect(workdir: Path) -> Comparison:
     listed = armed.read(workdir)
     found: dict[str, tuple[Run, ...]] = {}
     records: list[Record] = []
+    protocols: dict[str, list[str]] = {}
     for arm in listed:
         runs = []
         for folder in sorted((workdir / arm.folder).glob("seed*")):
+            if not folder.name.removeprefix("seed").isdigit():
+                continue  # somebody's copy
             seen = record.read(folder)
             records.append(seen)
             if run := _run(seen, int(folder.name.removeprefix("seed"))):
                 runs.append(run)
         found[arm.name] = tuple(sorted(runs, key=lambda run: run.seed))
+        for sentence in dict.fromkeys(run.protocol for run in runs):
+            protocols.setdefault(sentence, []).append(arm.name)
     outcomes = tuple(
         Outcome(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
         for arm in listed
     )
-    protocols = [r.evaluation.get("protocol", {}).get("sentence", "") for r in records]
     return Comparison(
         name=workdir.resolve().name,
         outcomes=outcomes,
-        protocol=next(filter(None, protocols), ""),
+        protocols=protocols,
         drawn=any(r.drawn() for r in records),
-        expected=len(records),
+        begun=len(records),
     )
 
 
@@ -158,7 +164,10 @@ LABEL_FREE = ("infomax", "agreement", "masked_agreement")
 
 def picked(run: Run, score: str) -> float:
     """The student's mIoU where a score without labels is highest; NaN without the score."""
-    known = {step: v[f"select/{score}"] for step, v in run.scores.items() if f"select/{score}" in v}
+    name = f"select/{score}"
+    known = {
+        step: v[name] for step, v in run.scores.items() if math.isfinite(v.get(name, math.nan))
+    }
     if not known:
         return math.nan
     step = max(known, key=lambda step: known[step])  # the earliest of equals, as is kept
@@ -182,7 +191,7 @@ def rank_correlation(run: Run, score: str) -> float:
 
 
 def _run(seen: Record, seed: int) -> Run | None:
-    """What a run's files say; None for one that has not come to its last step."""
+    """What a run's files say; None for one whose last step has no score."""
     steps = seen.option("train.steps")
     students, teachers = seen.scores("student"), seen.scores("teacher")
     if not students or students[-1].step != steps:
@@ -201,6 +210,7 @@ def _run(seen: Record, seed: int) -> Run | None:
         scores=_evaluations(seen, [score.step for score in students]),
         steps=steps,
         seconds=steps * float(np.mean([1 / rate for rate in rates])) if rates else math.nan,
+        protocol=str(seen.evaluation.get("protocol", {}).get("sentence", "")),
         commit=str(seen.environment.get("commit") or ""),
         command=str(seen.environment.get("command") or ""),
     )

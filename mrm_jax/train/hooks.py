@@ -81,7 +81,8 @@ def select(
     if crops is None:
         return {}
     rebuilding = None
-    if modules.rebuilder is not None:
+    # A decoder that never saw rebuilt features in training says nothing by what it makes of them.
+    if modules.rebuilder is not None and config.method.mrm.target == "classes":
         rebuilding = selection.Rebuilding(modules.rebuilder, state.params["rebuilder"])
     found = selection.label_free(
         config, modules.segmentor, networks(state), crops, rebuilding=rebuilding

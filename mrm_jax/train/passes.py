@@ -100,24 +100,17 @@ def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
 
 
 def transform(shared: Shared, row: Pass, params: Any, features: Features) -> Features:
-    """The features with those that the pass hides predicted or 0, and with no gradient to the
-    encoder where it trains the decoder alone."""
+    """The features with those that the pass hides rebuilt, and with no gradient to the encoder
+    where it trains the decoder alone."""
     rebuilder: Any = shared.modules.rebuilder  # there is one in every method with such a pass
 
-    def change(maps: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
+    def rebuild(maps: tuple[jax.Array, ...], scale: Scale) -> tuple[jax.Array, ...]:
         mask = shared.draws.mask[row.name if scale == "context" else f"{row.name}/{scale}"]
-        if row.transform == "rebuild":
-            variables = {"params": params["rebuilder"]}
-            return rebuilder.apply(variables, maps, mask, shared.ratio(row))
-        blank = partial(hidden, mask, shared.ratio(row))
-        return tuple(
-            jnp.where(blank((x.shape[1], x.shape[2]))[..., None], jnp.zeros((), x.dtype), x)
-            for x in maps
-        )
+        return rebuilder.apply({"params": params["rebuilder"]}, maps, mask, shared.ratio(row))
 
     if row.trains == "decoder":
         features = jax.lax.stop_gradient(features)
-    return transformed(features, change) if row.transform in ("rebuild", "blank") else features
+    return transformed(features, rebuild) if row.transform == "rebuild" else features
 
 
 def decode(

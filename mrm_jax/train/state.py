@@ -16,7 +16,7 @@ from mrm_jax.models.build import build_auxiliary, build_rebuilder, build_segment
 from mrm_jax.rngs import stream
 from mrm_jax.train.optimizer import adam
 from mrm_jax.types import Array, Frozen, Scalars, TrainState, Tree
-from mrm_jax.uda.methods import has_rebuilder, has_teacher
+from mrm_jax.uda.methods import has_teacher
 
 
 class Networks(NamedTuple):
@@ -34,7 +34,7 @@ def networks(config: Config) -> Networks:
     segmentor = build_segmentor(model, classes, detail_crop(config))
     spec = feature_spec(model.encoder)
     auxiliary = build_auxiliary(config.method, spec.strides[-1], classes)
-    if not has_rebuilder(config.method):
+    if not config.method.mrm.enabled:
         return Networks(segmentor, None, auxiliary)
     rebuilder = build_rebuilder(
         config.method.mrm,
@@ -71,7 +71,7 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
         fresh: Any = modules.rebuilder.init(
             stream(root, "init/rebuilder", 0), features, tokens, 0.0
         )
-        params["rebuilder"] = fresh["params"]
+        params["rebuilder"] = fresh.get("params", {})
     for name, head in modules.auxiliary.items():
         fresh = head.init(stream(root, f"init/{name}", 0), features[-1])
         params.setdefault("auxiliary", {})[name] = fresh["params"]

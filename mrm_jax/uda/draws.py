@@ -73,7 +73,7 @@ def draw(
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}
-    grids = {row.name: grid for row in passes if row.transform in ("rebuild", "blank")}
+    grids = {row.name: grid for row in passes if row.transform == "rebuild"}
     if offsets:
         grids |= {f"{name}/detail": grid for name in grids}
     grids |= {row.name: inpainted for row in passes if row.transform == "blank_image"}

@@ -30,15 +30,15 @@ class Pass:
 
     `name` comes before its metrics and draws; `view` is a key in the views of the step; `weight`
     names the traced scalar that multiplies its losses, None for 1; the transform "rebuild" masks
-    the features and lets the Rebuilder predict them, "blank" leaves 0 there, "blank_image" masks
-    the picture before it is encoded. `decoded`: whether there are logits to judge. `trains`: which
+    the features and lets the Rebuilder predict them, "blank_image" masks the picture before it is
+    encoded. `decoded`: whether there are logits to judge. `trains`: which
     of encoder and decoder the losses reach.
     """
 
     name: str
     view: str
     objectives: tuple[Objective, ...]
-    transform: Literal["rebuild", "blank", "blank_image"] | None = None
+    transform: Literal["rebuild", "blank_image"] | None = None
     weight: str | None = None
     decoded: bool = True
     trains: Literal["both", "encoder", "decoder"] = "both"
@@ -113,20 +113,14 @@ def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
 
 
 def _as_asked(row: Pass, mrm: MRM) -> Pass:
-    """The rebuilt pass with the view, target, transform and gradients of the options."""
+    """The rebuilt pass with the view, target and gradients of the options."""
     return replace(
         row,
         view=_VIEWS[mrm.image][row.view],
         objectives=(_JUDGED[mrm.target],),
-        transform="rebuild" if mrm.hidden == "rebuilt" else "blank",
         decoded=mrm.target == "classes",
         trains=mrm.trains,
     )
-
-
-def has_rebuilder(method: Method) -> bool:
-    """Whether hidden features are predicted, by a Rebuilder with parameters of its own."""
-    return method.mrm.enabled and method.mrm.hidden == "rebuilt"
 
 
 def has_feature_distance(method: Method) -> bool:

@@ -23,11 +23,11 @@ from mrm_jax.config import (
 from mrm_jax.models.build import build_auxiliary
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
 from mrm_jax.models.multires import MultiRes
+from mrm_jax.models.rebuilder import Blank
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train.state import Networks
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, Unlabelled
-from mrm_jax.uda.methods import has_rebuilder
 
 CLASSES, CELL, WIDTH = 4, 4, 6
 CROP = (8, 12)
@@ -108,9 +108,9 @@ def program(run, dropout=0.0):
     network = Segmentor(*parts)
     if run.model.multires.enabled:
         network = MultiRes(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
-    rebuilder = Rebuilder() if has_rebuilder(run.method) else None
+    rebuilder = Blank((0,), GRID) if run.method.mrm.hidden == "blank" else Rebuilder()
     heads = build_auxiliary(run.method, CELL, CLASSES)
-    return build(run, Networks(network, rebuilder, heads))
+    return build(run, Networks(network, rebuilder if run.method.mrm.enabled else None, heads))
 
 
 def batch(seed=0, size=SIZE):

@@ -1,7 +1,13 @@
 """`ablate` on runs whose network is one number: which runs are made, kept, made again and told."""
 
+import fnmatch
+import functools
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import jax
@@ -17,6 +23,7 @@ from mrm_jax.train import jobs, loop, programs
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
+from mrm_jax.train.workdir import flatten
 from mrm_jax.types import RunError
 
 OFF = FeatureDistance()
@@ -92,7 +99,7 @@ def test_a_run_that_was_stopped_goes_on(toy, trained, monkeypatch):
     monkeypatch.setattr(loop, "train", stopped)
     assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
     assert len(results(toy)["arms"][0]["runs"]) == 1
-    assert "1 runs that began are not finished" in (toy.path / "all" / "ablation.md").read_text()
+    assert "Left out: 1 begun" in (toy.path / "all" / "ablation.md").read_text()
     assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
     assert trained == [("dacs", 0), ("dacs", 1), ("dacs", 1)]
     assert len(results(toy)["arms"][0]["runs"]) == 2
@@ -163,8 +170,12 @@ def test_the_job_list_is_the_commands_of_the_same_runs(toy, capsys):
         (("--arm", "dacs", "--seeds", "none"), "--seeds is 'none'"),
         (("--arm", "dacs", "--seeds", "0"), "--seeds is '0'"),
         (("--arm", "dacs", "--jobs", "0"), "--jobs is 0"),
-        (("--arm", "dacs", "--arm", "dacs!"), "name them apart|no recipe"),
+        (("--arm", "a+b: dacs", "--arm", "a b: mic"), "'a\\+b' and 'a b' would share a folder"),
+        (("--arm", "..: dacs"), "needs letters or digits"),
+        (("--arm", "dacs --config.x='a"), "cannot be read: No closing quotation"),
         (("--sweep", "method.mrm.ration=1"), "Did you mean"),
+        (("--arm", "dacs", "--against", "dasc"), "no such arm.*Did you mean 'dacs'"),
+        (("--arm", "dacs", "--seeds", "00"), "--seeds is '00'"),
         (("--arm", "dacs --config.method.mrm.ratio=2"), "must lie in 0..1"),
     ],
 )
@@ -173,6 +184,34 @@ def test_mistakes_are_answered_before_anything_is_trained(toy, trained, words, m
         ablate_in(toy, *words)
     assert not trained
     assert not (toy.path / "all").exists()
+
+
+def test_the_arm_that_others_are_compared_with_is_not_swept(toy, capsys):
+    words = ("--arm", "dacs", "--arm", "mrm: dacs,mrm=true", "--against", "dacs")
+    sweep = ("--sweep", "method.mrm.grid=(2, 4),(4, 8)", "--seeds", "1", "--list")
+    assert ablate_in(toy, *words, *sweep) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 3
+    assert "grid" not in listed[0]
+    assert "'--config.method.mrm.grid=(2, 4)'" in listed[1]
+    assert "'--config.method.mrm.grid=(4, 8)'" in listed[2]
+
+
+def test_a_finished_run_of_another_config_is_not_taken_for_this_one(toy, trained):
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "1") == 0
+    with pytest.raises(UsageError, match="config.optimizer.learning_rate is 0.5 here"):
+        ablate_in(toy, "--arm", "dacs", "--seeds", "2", "--config.optimizer.learning_rate=0.5")
+    assert len(trained) == 1
+
+
+def test_tables_are_written_of_what_is_finished(toy, trained):
+    assert ablate_in(toy, "--arm", "dacs", "--seeds", "1") == 0
+    (toy.path / "all" / "ablation.md").unlink()
+    assert run(["ablate", "--workdir", str(toy.path / "all"), "--tables"]) == 0
+    assert "| dacs | 1 |" in (toy.path / "all" / "ablation.md").read_text()
+    assert len(trained) == 1
+    with pytest.raises(UsageError, match="holds no comparison"):
+        run(["ablate", "--workdir", str(toy.path), "--tables"])
 
 
 def test_a_name_means_one_arm_in_a_folder(toy):
@@ -187,20 +226,20 @@ def test_processes_begin_with_arms_of_their_own():
         assert "".join(job.arm.name for job in jobs.own_first(runs, k, n)) == order
 
 
-TRACED = {
-    "method.mrm.ratio": 0.7,
-    "method.mrm.weight": 0.3,
-    "method.mrm.learning_rate": 0.02,
-    "method.mic.ratio": 0.2,
-    "method.ema_decay": 0.5,
-    "method.threshold": 0.4,
-    "method.augment.jitter_probability": 0.1,
-    "optimizer.learning_rate": 0.03,
-    "optimizer.weight_decay": 0.5,
-    "optimizer.warmup": 0.5,
-    "train.steps": 7,
-    "seed": 5,
-}
+# Numbers that travel with `Frozen`, and fields that no step reads.
+NOT_COMPILED = (
+    *["seed", "data.source.*", "data.target.*", "data.evaluation.*", "data.flip", "data.rare_class.*"],
+    *["data.workers", "data.cache", "model.encoder.weights", "model.multires.detail_weight"],
+    *["method.ema_decay", "method.threshold", "method.augment.jitter_probability"],
+    *["method.augment.blur_probability", "method.feature_distance.weight"],
+    *["method.feature_distance.source", "method.feature_distance.checkpoint"],
+    *["method.mic.weight", "method.mic.ratio", "method.mrm.weight", "method.mrm.schedule"],
+    *["method.mrm.ramp", "method.mrm.ratio", "method.mrm.learning_rate", "method.contrast.weight"],
+    *["method.contrast.temperature", "method.mim.weight", "method.mim.ratio"],
+    *["optimizer.learning_rate", "optimizer.decoder_multiplier", "optimizer.weight_decay"],
+    *["optimizer.warmup", "train.steps", "train.init_from", "train.log_every", "train.eval_every"],
+    *["train.checkpoint_every", "train.panels_every", "train.keep", "evaluation.*", "mesh.*"],
+)
 
 
 def edited(config, field, value):
@@ -208,37 +247,76 @@ def edited(config, field, value):
     return replace(config, **{name: edited(getattr(config, name), rest, value) if rest else value})
 
 
-def test_runs_of_one_structure_share_a_program_and_compute_their_own_numbers():
+def everything():
+    """A stand-in run in which every loss has a weight."""
+    config = standin.config()
+    for name in ("feature_distance", "contrast", "mim"):
+        config = edited(config, f"method.{name}.weight", 0.5)
+    return config
+
+
+def other(value):
+    if isinstance(value, bool):
+        return not value
+    return value + 0.25 if isinstance(value, int | float) else "another"
+
+
+@pytest.mark.parametrize("field", flatten(everything()))
+def test_a_program_is_shared_exactly_by_runs_that_differ_in_what_is_not_compiled(field):
+    config = everything()
+    value = functools.reduce(getattr, field.split("."), config)
+    same = structure(edited(config, field, other(value))) == structure(config)
+    assert same == any(fnmatch.fnmatch(field, pattern) for pattern in NOT_COMPILED)
+
+
+def test_a_loss_that_is_off_is_compiled_otherwise():
+    config = everything()
+    for name in ("feature_distance", "contrast", "mim"):
+        assert structure(edited(config, f"method.{name}.weight", 0.0)) != structure(config)
+
+
+def test_runs_of_one_structure_compute_their_own_numbers():
     """A sweep in one process: the program is built of the structure, the numbers come with it."""
     config = standin.config()
-    for field, value in TRACED.items():
-        config = edited(config, field, value)
-        assert structure(config) == structure(standin.config()), field
+    fields = {"mrm.ratio": 0.7, "mrm.weight": 0.3, "mrm.schedule": "fall", "ema_decay": 0.5}
+    for field, value in fields.items():
+        config = edited(config, f"method.{field}", value)
+    config = edited(edited(config, "optimizer.learning_rate", 0.03), "train.steps", 7)
     outcomes = []
     for built in (config, structure(config)):
         program = standin.program(built)
         state = jax.jit(program.init)(np.array([0, 7], np.uint32))
-        frozen = program.frozen(config)
+        step, frozen = jax.jit(program.train_step), program.frozen(config)
         for seed in range(2):
-            state, metrics = jax.jit(program.train_step)(state, frozen, standin.batch(seed))
+            state, metrics = step(state, frozen, standin.batch(seed))
         outcomes.append((state, metrics))
     jax.tree.map(np.testing.assert_array_equal, *outcomes)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("method.kind", "mic"),
-        ("method.mrm.enabled", False),
-        ("method.mrm.images", "both"),
-        ("method.weight_over", "image"),
-        ("method.feature_distance", FeatureDistance(weight=0.1)),
-        ("optimizer.beta1", 0.5),
-        ("train.batch", 4),
-        ("model.remat", "blocks"),
-        ("data.crop", (16, 24)),
-    ],
-)
-def test_what_is_compiled_in_has_a_structure_of_its_own(field, value):
-    config = standin.config()
-    assert structure(edited(config, field, value)) != structure(config)
+@pytest.mark.e2e
+def test_processes_share_the_runs_and_a_stop_saves_them(tmp_path):
+    """Two processes, the second time stopped by SIGTERM: both runs go on from what they saved."""
+    command = [sys.executable, "-m", "mrm_jax.main", "ablate", CONFIG, "--arm", "source_only"]
+    command += [f"--workdir={tmp_path}", "--seeds=2", "--jobs=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.wait(300) == 0
+    found = json.loads((tmp_path / "ablation.json").read_text())
+    assert [run["seed"] for run in found["arms"][0]["runs"]] == [0, 1]
+    output = process.stdout.read()
+    assert "2 of 2 runs" in output
+    assert {path.name for path in tmp_path.glob("*.log")} == {"worker0.log", "worker1.log"}
+
+    longer = [*command, "--arm", "long: source_only --config.train.steps=100000"]
+    process = subprocess.Popen(longer, stdout=subprocess.PIPE, text=True)
+    lines = [tmp_path / "long" / f"seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    deadline = time.monotonic() + 300
+    while not all(path.exists() and path.stat().st_size for path in lines):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 0
+    for path in lines:
+        kept = [int(p.name) for p in (path.parent / "checkpoints").iterdir() if p.name.isdigit()]
+        assert kept
+        assert json.loads(path.read_text().splitlines()[-1])["step"] <= max(kept)
+    assert "Left out: 2 begun" in (tmp_path / "ablation.md").read_text()
