@@ -40,7 +40,6 @@ class Run:
     seconds: float
     protocol: str
     commit: str
-    command: str
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,6 @@ def _run(seen: Record, seed: int) -> Run | None:
         seconds=steps * float(np.mean([1 / rate for rate in rates])) if rates else math.nan,
         protocol=str(seen.evaluation.get("protocol", {}).get("sentence", "")),
         commit=str(seen.environment.get("commit") or ""),
-        command=str(seen.environment.get("command") or ""),
     )
 
 
