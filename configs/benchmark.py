@@ -22,7 +22,7 @@ from mrm_jax.arms import Arm
 from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
-STEPS = 800
+STEPS = 400
 
 NETWORK = config.Model(
     encoder=config.Encoder(
