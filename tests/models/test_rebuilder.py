@@ -7,7 +7,7 @@ import pytest
 
 from mrm_jax.config import MRM
 from mrm_jax.models.build import build_rebuilder, feature_spec
-from mrm_jax.models.rebuilder import Rebuilder, doublings, position_table
+from mrm_jax.models.rebuilder import Blank, Rebuilder, doublings, position_table
 from mrm_jax.ops.resize import resize
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import FeatureSpec
@@ -222,3 +222,22 @@ def test_the_dtype_of_the_features_is_kept(variables):
 def test_draws_on_another_grid_are_refused(variables):
     with pytest.raises(ValueError, match=r"grid \(4, 4\), the module \(2, 4\)"):
         small().apply(variables, features(), jnp.zeros((2, 4, 4)), 0.4)
+
+
+@pytest.mark.parametrize("stages", ["auto", "multi"])
+@pytest.mark.parametrize("decoder", ["daformer", "deeplabv2", "deeplabv3plus"])
+def test_what_is_blanked_without_rebuilding_is_what_would_be_rebuilt(decoder, stages):
+    """So that the ablation differs from MRM in what stands there alone."""
+    spec = feature_spec(ENCODERS["resnet50"])
+    rebuilt, blanked = (
+        build_rebuilder(MRM(stages=stages, hidden=hidden), spec, decoder, (512, 512))
+        for hidden in ("rebuilt", "blank")
+    )
+    assert isinstance(blanked, Blank)
+    assert blanked.stages == rebuilt.stages
+    maps = tuple(jnp.ones((1, 4, 4, c)) for c in (2, 3, 4, 5))
+    visible = jnp.arange(16.0).reshape(1, 4, 4) / 16
+    found = Blank(blanked.stages, (4, 4)).apply({}, maps, visible, 0.5)
+    for stage, (given, got) in enumerate(zip(maps, found, strict=True)):
+        shown = (visible > 0.5)[..., None] if stage in blanked.stages else True
+        np.testing.assert_array_equal(got, jnp.where(shown, given, 0))

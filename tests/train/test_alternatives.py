@@ -43,18 +43,22 @@ ARMS = {
     "encoder": ({}, {"trains": "encoder"}, "", "ce", "encoder rebuilder"),
     "decoder": ({}, {"trains": "decoder"}, "", "ce", "decoder rebuilder"),
     "blank_decoder": ({}, {"trains": "decoder", "hidden": "blank"}, "", "ce", "decoder"),
+    "hrda_encoder": ({}, {"trains": "encoder"}, "", "ce_fused", "encoder rebuilder"),
+    "hrda_decoder": ({}, {"trains": "decoder"}, "", "ce_fused", "attention decoder rebuilder"),
+    "hrda_pixels": ({}, {"target": "pixels"}, "", "pixels", "encoder pixels rebuilder"),
+    "hrda_teacher": ({}, {"target": "teacher_features"}, "", "features", "encoder rebuilder"),
 }
 
 
-def _config(method, mrm):
-    made = standin.config(mrm=mrm is not None)
+def _config(method, mrm, *, hrda=False):
+    made = standin.config(mrm=mrm is not None, hrda=hrda)
     rebuilt = replace(made.method.mrm, **(mrm or {}))
     return replace(made, method=replace(made.method, mrm=rebuilt, **method))
 
 
-def _batch():
+def _batch(crop=standin.CROP):
     """Flat pictures: what is hidden can be told from what is not."""
-    batch = standin.batch()
+    batch = standin.batch(size=(2, *crop))
     image = batch.target.image
     image[:] = np.array([[[[240, 60, 20]]], [[[30, 90, 220]]]], np.uint8)
     return batch
@@ -71,7 +75,7 @@ def _opened(config):
         teacher_params=jax.tree.map(lambda x: 0.8 * x, state.teacher_params),
     )
     frozen = program.frozen(config)
-    batch = program.normalise(state, _batch())
+    batch = program.normalise(state, _batch(config.data.crop))
     draws = program.draw(state.root_key, state.step, batch.index)
     if "reconstructed" in draws.mask:  # three tokens: drawn ones may all be hidden or shown
         draws.mask["reconstructed"] = jnp.array([[[0.1, 0.9, 0.8]], [[0.9, 0.2, 0.3]]])
@@ -84,7 +88,8 @@ def _arm(name):
     """(state, frozen, views, f(params, scalars, views) -> (gradients, metrics)) of the arm's own
     loss."""
     method, mrm, row_name, metric, _ = ARMS[name]
-    run, state, frozen, views, draws = _opened(_config(method, mrm))
+    hrda = name.startswith("hrda")
+    run, state, frozen, views, draws = _opened(_config(method, mrm, hrda=hrda))
     row = next(row for row in run.passes if row.name == (row_name or "reconstructed"))
     if metric == "contrast":
         row = replace(row, objectives=(contrast,))
@@ -115,6 +120,9 @@ def test_the_own_loss_of_an_arm_reaches_the_parts_that_it_is_to_train_and_no_oth
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     # The metric is the loss before its weight, the total after it.
     weight = 2.0 if ARMS[name][0] else 1.0
+    if ARMS[name][3] == "ce_fused":
+        weight = 0.9
+        metrics["total/loss"] -= 0.1 * metrics["reconstructed/ce_detail"]
     np.testing.assert_allclose(metrics["total/loss"], weight * metrics["own"], rtol=1e-6)
 
 
@@ -158,12 +166,15 @@ COMBINED = {
     "teacher": (CONTRAST, {"target": "teacher_features"}),
     "encoder": (MIM, {"trains": "encoder", "images": "both"}),
     "blank_decoder": ({}, {"trains": "decoder", "hidden": "blank"}),
+    "hrda_pixels": ({**CONTRAST, **MIM}, {"target": "pixels", "images": "both"}),
+    "hrda_decoder": ({}, {"trains": "decoder", "images": "both"}),
 }
 
 
 @pytest.mark.parametrize("name", COMBINED)
 def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
-    run, state, frozen, views, draws = _opened(_config(*COMBINED[name]))
+    hrda = name.startswith("hrda")
+    run, state, frozen, views, draws = _opened(_config(*COMBINED[name], hrda=hrda))
 
     @functools.partial(jax.jit, static_argnums=1, compiler_options=COMPILER)
     def results(params, execution):
