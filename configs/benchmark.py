@@ -85,6 +85,8 @@ ARMS = {
         _arm("image modelling", "dacs", "method.mim.weight=1.0"),
     ),
     "parts": (
+        # The clean target, encoded and decoded with its pseudo-labels, and nothing hidden.
+        _arm("no mask", _MRM, "method.mrm.ratio=0.0"),
         _arm("mask alone", _MRM, "method.mrm.hidden=blank"),
         *(
             _arm(f"trains {value}", _MRM, f"method.mrm.trains={value}")
