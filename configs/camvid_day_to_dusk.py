@@ -10,7 +10,7 @@ The network is small and starts from random weights: this shows that learning wo
 pictures, not what a pretrained network reaches (figures: docs/results.md).
 Recipes: `:source_only`, `:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:daformer`,
 `:target_only`. Without a pretrained encoder daformer's feature distance is off, and its teacher
-decays as dacs' does. Several seeds of all of them: `ablate --arms methods`.
+decays as dacs' does. Several seeds of them, from weights of the day drives: `ablate --arms methods`.
 """
 
 from dataclasses import replace
@@ -20,13 +20,27 @@ from mrm_jax.arms import Arm
 from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
+
+def _arm(name: str, text: str = "", against: str = "") -> Arm:
+    """An arm that goes on from the source-only weights of its seed, at half their rate."""
+    flags = (
+        "train.init_from={workdir}/pretraining/seed{seed}",
+        "train.steps=300",
+        "train.eval_every=75",
+        "optimizer.learning_rate=1e-3",
+        "method.mrm.learning_rate=3.33e-3",
+    )
+    return Arm(name, text, tuple(f"--config.{flag}" for flag in flags), against)
+
+
 ARMS = {
     "methods": (
-        Arm("source_only"),
-        Arm("dacs", against="source_only"),
-        Arm("dacs + mrm", "dacs,mrm=true", against="dacs"),
-        Arm("daformer", against="dacs"),
-        Arm("daformer + mrm", "daformer,mrm=true", against="daformer"),
+        Arm("pretraining", "source_only"),
+        _arm("source_only"),
+        _arm("dacs", against="source_only"),
+        _arm("dacs + mrm", "dacs,mrm=true", against="dacs"),
+        _arm("daformer", against="dacs"),
+        _arm("daformer + mrm", "daformer,mrm=true", against="daformer"),
     ),
 }
 """Sets of arms by the name that `ablate --arms` takes."""
