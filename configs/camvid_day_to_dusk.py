@@ -10,7 +10,8 @@ The network is small and starts from random weights: this shows that learning wo
 pictures, not what a pretrained network reaches (figures: docs/results.md).
 Recipes: `:source_only`, `:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:daformer`,
 `:target_only`. Without a pretrained encoder daformer's feature distance is off, and its teacher
-decays as dacs' does. Several seeds of them, from weights of the day drives: `ablate --arms methods`.
+decays as dacs' does. `ablate --arms methods` runs several seeds of them, from weights that were
+trained on the day drives.
 """
 
 from dataclasses import replace
