@@ -93,6 +93,10 @@ ARMS = {
             for value in ("encoder", "decoder")
         ),
     ),
+    "mic": (
+        _arm("daformer + mic", "daformer,mic=true", against="daformer"),
+        _arm("daformer + mic + mrm", "daformer,mic=true,mrm=true", against="daformer + mic"),
+    ),
     "distance": (
         _arm(
             "daformer + distance",
