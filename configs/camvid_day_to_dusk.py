@@ -10,8 +10,12 @@ The network is small and starts from random weights: this shows that learning wo
 pictures, not what a pretrained network reaches (figures: docs/results.md).
 Recipes: `:source_only`, `:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:daformer`,
 `:target_only`. Without a pretrained encoder daformer's feature distance is off, and its teacher
-decays as dacs' does. `ablate --arms methods` runs several seeds of them, from weights that were
-trained on the day drives.
+decays as dacs' does. Several seeds of them, all from the same weights of the day drives:
+
+    python -m mrm_jax.main ablate --config configs/camvid_day_to_dusk.py --arms pretraining \
+        --seeds 1 --workdir runs/camvid
+    python -m mrm_jax.main ablate --config configs/camvid_day_to_dusk.py --arms methods \
+        --seeds 3 --workdir runs/camvid
 """
 
 from dataclasses import replace
@@ -23,11 +27,11 @@ from mrm_jax.options import to_config_dict
 
 
 def _arm(name: str, text: str = "", against: str = "") -> Arm:
-    """An arm that goes on from the source-only weights of its seed, at half their rate."""
+    """An arm that goes on from the same source-only weights, at half their rate."""
     flags = (
-        "train.init_from={workdir}/pretraining/seed{seed}",
-        "train.steps=300",
-        "train.eval_every=75",
+        "train.init_from={workdir}/pretraining/seed0",
+        "train.steps=150",
+        "train.eval_every=50",
         "optimizer.learning_rate=1e-3",
         "method.mrm.learning_rate=3.33e-3",
     )
@@ -35,8 +39,8 @@ def _arm(name: str, text: str = "", against: str = "") -> Arm:
 
 
 ARMS = {
+    "pretraining": (Arm("pretraining", "source_only"),),
     "methods": (
-        Arm("pretraining", "source_only"),
         _arm("source_only"),
         _arm("dacs", against="source_only"),
         _arm("dacs + mrm", "dacs,mrm=true", against="dacs"),
