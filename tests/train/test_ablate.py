@@ -299,16 +299,15 @@ def test_processes_share_the_runs_and_a_stop_saves_them(tmp_path):
     """Two processes, the second time stopped by SIGTERM: both runs go on from what they saved."""
     command = [sys.executable, "-m", "mrm_jax.main", "ablate", CONFIG, "--arm", "source_only"]
     command += [f"--workdir={tmp_path}", "--seeds=2", "--jobs=2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.wait(300) == 0
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "ablation.json").read_text())
     assert [run["seed"] for run in found["arms"][0]["runs"]] == [0, 1]
-    output = process.stdout.read()
-    assert "2 of 2 runs" in output
+    assert "2 of 2 runs" in done.stdout
     assert {path.name for path in tmp_path.glob("*.log")} == {"worker0.log", "worker1.log"}
 
     longer = [*command, "--arm", "long: source_only --config.train.steps=100000"]
-    process = subprocess.Popen(longer, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(longer, stdout=subprocess.DEVNULL)
     lines = [tmp_path / "long" / f"seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
     deadline = time.monotonic() + 300
     while not all(path.exists() and path.stat().st_size for path in lines):
