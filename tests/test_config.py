@@ -87,7 +87,7 @@ BAD = [
     ),
     (
         {"evaluation": {"pick_by": "masked_agreement"}},
-        "needs the Rebuilder; use infomax or agreement, or mrm=true",
+        "needs MRM with classes as target; use infomax or agreement, or mrm=true",
     ),
     (
         {"evaluation": {"pick_by": "agreement"}, "method": {"kind": "source_only"}},

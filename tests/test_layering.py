@@ -28,7 +28,7 @@ ALLOWED = {
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
-        *("data", "evaluation", "report", "convert", "recipes"),
+        *("data", "evaluation", "report", "convert", "recipes", "arms"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),

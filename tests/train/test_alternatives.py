@@ -181,12 +181,14 @@ def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
         shared = Shared(run.modules, state.batch_stats, frozen, draws)
         return accumulate(shared, run.passes, params, views, state.step, execution)
 
-    # The same sums in another order.
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-        results(state.params, "stacked"),
-        results(state.params, "sequential"),
-    )
+    # The same sums in another order. Leaves that are all rounding, as the gradient of a bias before
+    # a BatchNorm, are measured against the largest of all.
+    one, other = (jax.device_get(results(state.params, how)) for how in ("sequential", "stacked"))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[0]))
+    for first, second, floor in zip(one, other, (1e-2 * largest, 1e-2, 1e-2), strict=True):
+        assert jax.tree.structure(first) == jax.tree.structure(second)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), floor))
 
 
 def test_the_teacher_receives_no_gradient_from_any_arm():
