@@ -49,8 +49,7 @@ class LoadedRun:
     """A checkpoint opened without its mesh: numpy arrays, nothing on a device.
 
     `student` and `teacher` are {"params", "batch_stats"} of the segmentor, ready for `model.apply`;
-    `teacher` is None where the method has none or its folder was deleted. `step` counts the steps
-    done.
+    `teacher` is None where the method has none or its folder was deleted. `step`: steps done.
     """
 
     config: Config
