@@ -213,7 +213,7 @@ def test_hrda_doubles_the_boxes_that_pictures_are_fitted_into_and_all_that_follo
     assert same.data.crop == valid().data.crop
 
 
-@pytest.mark.parametrize(("text", "holds"), RECIPES, ids=lambda v: str(v))
+@pytest.mark.parametrize(("text", "holds"), RECIPES, ids=[str(text) for text, _ in RECIPES])
 def test_the_text_after_the_colon_edits_the_config(text, holds):
     assert holds(recipes.apply(valid(), text, default="source_only"))
 
