@@ -2,8 +2,8 @@
 
 Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, each `,mrm=true` (the default is `:dacs,mrm=true`),
 and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights: docs/weights.md.
-Folders: data/cityscapes/ as for GTA5 and data/acdc/{rgb_anon,gt}/{train,val}/, all conditions
-of a split in one folder.
+Folders: data/cityscapes/ as for GTA5 and data/acdc/{rgb_anon,gt}/, as they unpack (a folder a
+condition) or with all conditions of a split in one folder.
 
 Published figures are mIoU in % of 19 classes, of the hidden test split at a single scale, of the
 student at the last step. **Not run here**: what this config scores is val, which differs
@@ -27,11 +27,12 @@ Memory figures of the rows come once `plan` exists.
 """
 
 from mrm_jax import benchmarks
+from mrm_jax.data import datasets
 from mrm_jax.options import to_config_dict
 
 
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(benchmarks.CITYSCAPES_SOURCE, benchmarks.ACDC, benchmarks.ACDC_VAL, text)
+        benchmarks.run(benchmarks.CITYSCAPES_SOURCE, datasets.ACDC, datasets.ACDC_VAL, text)
     )

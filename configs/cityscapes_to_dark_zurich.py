@@ -27,6 +27,7 @@ Memory figures of the rows come once `plan` exists.
 """
 
 from mrm_jax import benchmarks
+from mrm_jax.data import datasets
 from mrm_jax.options import to_config_dict
 
 
@@ -34,6 +35,6 @@ def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
         benchmarks.run(
-            benchmarks.CITYSCAPES_SOURCE, benchmarks.DARK_ZURICH, benchmarks.DARK_ZURICH_VAL, text
+            benchmarks.CITYSCAPES_SOURCE, datasets.DARK_ZURICH, datasets.DARK_ZURICH_VAL, text
         )
     )

@@ -50,11 +50,12 @@ Memory figures of the rows come once `plan` exists.
 """
 
 from mrm_jax import benchmarks
+from mrm_jax.data import datasets
 from mrm_jax.options import to_config_dict
 
 
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(benchmarks.GTA, benchmarks.CITYSCAPES, benchmarks.CITYSCAPES_VAL, text)
+        benchmarks.run(datasets.GTA, datasets.CITYSCAPES, datasets.CITYSCAPES_VAL, text)
     )

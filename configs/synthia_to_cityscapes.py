@@ -2,8 +2,8 @@
 
 Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, each `,mrm=true` (the default is `:dacs,mrm=true`),
 and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights: docs/weights.md.
-Folders: data/synthia/{RGB,GT/LABELS}/ with labels converted to *_labelTrainIds.png (the
-download's are 16-bit) and data/cityscapes/ as for GTA5.
+Folders: data/synthia/{RGB,GT/LABELS}/ (16-bit label files, as downloaded) and data/cityscapes/ as
+for GTA5.
 
 Published figures are mIoU in % of the 16 classes that SYNTHIA has, of val's 500 pictures at a
 single scale: those of the baselines' papers are the student's at the last step; MRM's may be the
@@ -31,11 +31,12 @@ Memory figures of the rows come once `plan` exists.
 """
 
 from mrm_jax import benchmarks
+from mrm_jax.data import datasets
 from mrm_jax.options import to_config_dict
 
 
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(benchmarks.SYNTHIA, benchmarks.CITYSCAPES, benchmarks.CITYSCAPES_VAL, text)
+        benchmarks.run(datasets.SYNTHIA, datasets.CITYSCAPES, datasets.CITYSCAPES_VAL, text)
     )

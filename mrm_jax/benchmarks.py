@@ -1,9 +1,8 @@
-"""The public benchmarks: where each data set's pictures and labels lie, and which network, margins
-and protocol each method is run with on them.
+"""The public benchmarks: which network, margins and protocol each method is run with on which data
+sets.
 
-Sources: DAFormer sec. 4.1, HRDA sec. 4.1, MIC sec. 4.1 and their released configs; layouts are
-those of the official downloads, with the label files that the note beside each set names. Paths are
-below the folder that a run is started from.
+Sources: DAFormer sec. 4.1, HRDA sec. 4.1, MIC sec. 4.1 and their released configs. Paths are below
+the folder that a run is started from.
 """
 
 from __future__ import annotations
@@ -13,49 +12,12 @@ from dataclasses import replace
 from mrm_jax import recipes
 from mrm_jax.config import Config, Data, Domain, Evaluation, Model
 from mrm_jax.data import labels
+from mrm_jax.data.datasets import (
+    CITYSCAPES,
+    SYNTHIA,
+)
 
-GTA = Domain(
-    path="data/gta",
-    images="images",
-    image_suffix=".png",
-    labels="labels",  # the download's palette PNGs
-    raw_ids=labels.CITYSCAPES_IDS,
-    ignored_ids=labels.CITYSCAPES_IGNORED,
-    resize=(1280, 720),
-    category_limit=0.75,
-)
-SYNTHIA = Domain(
-    path="data/synthia",
-    images="RGB",
-    image_suffix=".png",
-    labels="GT/LABELS",  # train ids, as the DAFormer code's conversion script writes them
-    label_suffix="_labelTrainIds.png",
-    resize=(1280, 760),
-    category_limit=0.75,
-)
-CITYSCAPES = Domain(
-    path="data/cityscapes",
-    images="leftImg8bit/train",
-    image_suffix="_leftImg8bit.png",
-    labels="gtFine/train",
-    label_suffix="_gtFine_labelIds.png",
-    raw_ids=labels.CITYSCAPES_IDS,
-    ignored_ids=labels.CITYSCAPES_IGNORED,
-    resize=(1024, 512),
-)
 CITYSCAPES_SOURCE = replace(CITYSCAPES, category_limit=0.75)
-CITYSCAPES_VAL = replace(CITYSCAPES, images="leftImg8bit/val", labels="gtFine/val")
-ACDC = Domain(
-    path="data/acdc",
-    images="rgb_anon/train",  # all conditions in one folder a split
-    image_suffix="_rgb_anon.png",
-    labels="gt/train",
-    label_suffix="_gt_labelTrainIds.png",
-    resize=(960, 540),
-)
-ACDC_VAL = replace(ACDC, images="rgb_anon/val", labels="gt/val")
-DARK_ZURICH = replace(ACDC, path="data/dark_zurich", images="rgb_anon/train/night", labels=None)
-DARK_ZURICH_VAL = replace(ACDC, path="data/dark_zurich", images="rgb_anon/val", labels="gt/val")
 
 SYNTHIA_16 = tuple(
     name for name in labels.CITYSCAPES.names if name not in ("terrain", "truck", "train")

@@ -5,13 +5,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from mrm_jax import benchmarks, recipes
+from mrm_jax import recipes
 from mrm_jax.config import MIC, Config, detail_crop, mic_block
-from mrm_jax.data.sources import open_labelled
 from mrm_jax.main import load_config, split_config_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -169,44 +166,3 @@ def test_every_recipe_has_its_networks_with_and_without_mrm(name, recipe, mrm):
     assert config.method.mrm.enabled == bool(mrm)
     assert replace(config.model.encoder, weights=None) == recipes.ENCODERS[encoder]
     assert config.model.decoder == recipes.DECODERS[decoder]
-
-
-# Domain -> a picture and its label in the set's layout, and the label's raw value of a car.
-LAYOUTS = {
-    "GTA": ("images/00001.png", "labels/00001.png", 26),
-    "SYNTHIA": ("RGB/0000000.png", "GT/LABELS/0000000_labelTrainIds.png", 13),
-    "CITYSCAPES_VAL": (
-        "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png",
-        "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png",
-        26,
-    ),
-    "ACDC_VAL": (
-        "rgb_anon/val/GOPR0475_frame_000247_rgb_anon.png",
-        "gt/val/GOPR0475_frame_000247_gt_labelTrainIds.png",
-        13,
-    ),
-    "DARK_ZURICH_VAL": (
-        "rgb_anon/val/GOPR0356/GOPR0356_frame_000321_rgb_anon.png",
-        "gt/val/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png",
-        13,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_set_is_read_in_its_own_layout(name, tmp_path):
-    picture, label, car = LAYOUTS[name]
-    for path in (picture, label):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (8, 16, 3), np.uint8)).save(tmp_path / picture)
-    stored = Image.fromarray(np.full((8, 16), car, np.uint8))
-    if name == "GTA":  # palette files, whose indices are the ids
-        stored = stored.convert("P")
-        stored.putpalette([255 - i for i in range(256) for _ in range(3)])
-        assert np.asarray(stored)[0, 0] == car
-    stored.save(tmp_path / label)
-    domain = replace(getattr(benchmarks, name), path=str(tmp_path))
-    pictures = open_labelled(domain, 19, field="source")
-    assert len(pictures) == 1
-    np.testing.assert_array_equal(pictures.label(0), 13)

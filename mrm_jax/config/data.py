@@ -21,13 +21,25 @@ class Domain:
     """A set of pictures, with labels where it is a source or is evaluated on."""
 
     kind: Literal["drawn", "folder"] = option("folder", "Where the pictures come from.")
-    path: str | None = option(None, "Root folder. For `evaluation`, empty means the target's.")
-    images: str = option("", "Folder of the pictures below `path`; searched recursively.")
+    path: str | None = option(
+        None,
+        "Root folder, or a set that `prepare` wrote. For `evaluation`, empty means the target's.",
+    )
+    images: str = option(
+        "",
+        "Folder of the pictures below `path`, searched recursively; a part ** stands for any "
+        "folders or none.",
+    )
     image_suffix: str = option(
         "", "How a picture's name ends; the rest is its stem. Empty: any picture file."
     )
     labels: str | None = option(None, "Folder of the labels below `path`. Never read for a target.")
-    label_suffix: str = option(".png", "A picture's label is labels/<stem><label_suffix>.")
+    label_suffix: str = option(
+        ".png", "A picture's label is labels/<stem><label_suffix>; .json: Cityscapes polygons."
+    )
+    label_colours: tuple[tuple[int, int, int], ...] = option(
+        (), "For labels stored as RGB colours: a colour's raw id is its place in this list."
+    )
     listing: str | None = option(
         None, "Text file below `path` with one stem a line: only these are used."
     )
@@ -55,10 +67,12 @@ class Domain:
     on_unreadable: Literal["error", "skip"] = option(
         "error", "What an unreadable picture does to a run."
     )
+    split: str = option(
+        "train", "Which split of a prepared set; drawn scenes: which stream, train or val."
+    )
     look: Literal["rendered", "camera"] = option(
         "rendered", "Drawn scenes: which of the two looks."
     )
-    split: Literal["train", "val"] = option("train", "Drawn scenes: which stream of scenes.")
     count: int = option(600, "Drawn scenes: how many different ones.")
     size: tuple[int, int] = option((96, 192), "Drawn scenes: height and width, px.")
 

@@ -8,16 +8,23 @@ which PIL would silently cut to 8 bits.
 from __future__ import annotations
 
 import io
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from mrm_jax.config import UsageError
+from mrm_jax.data import polygons
+from mrm_jax.data.tree import ANY, File, match, walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings that count as a picture, in lower case."""
+
+
+Colours = tuple[tuple[int, int, int], ...]
 
 
 class UnreadableError(UsageError):
@@ -26,7 +33,7 @@ class UnreadableError(UsageError):
     """
 
 
-def _content(path: Path) -> bytes:
+def _content(path: File) -> bytes:
     """The bytes of a file; raises UnreadableError when there is none or its end is missing."""
     try:
         content = path.read_bytes()
@@ -42,7 +49,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _decode(path: Path, content: bytes, flags: int) -> np.ndarray:
+def _decode(path: File, content: bytes, flags: int) -> np.ndarray:
     try:
         array = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
@@ -54,7 +61,7 @@ def _decode(path: Path, content: bytes, flags: int) -> np.ndarray:
     return array
 
 
-def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+def read_image(path: File, *, upright: bool = False) -> np.ndarray:
     """The picture as RGB u8[H,W,3]: grey is repeated, transparency dropped, 16 bits scaled to 8.
 
     `upright` turns it as its EXIF data says, for pictures that have no label. Raises
@@ -64,12 +71,23 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     return cv2.cvtColor(_decode(path, _content(path), flags), cv2.COLOR_BGR2RGB)
 
 
-def read_raw_label(path: Path) -> np.ndarray:
-    """The raw ids of a label picture, u8 or u16 [H,W].
+def read_raw_label(path: File, colours: Colours = ()) -> np.ndarray:
+    """The raw ids of a label, u8 or u16 [H,W]: of a picture, or of a JSON file of Cityscapes'
+    polygons (then ids of `*_labelIds.png`).
 
-    Raises UnreadableError naming the file, also for an 8-bit colour picture: colours are no ids.
+    colours: for labels stored as RGB pictures, the colour of each raw id. Without, a colour picture
+    is refused. Raises UnreadableError naming the file and a colour outside the list.
     """
     content = _content(path)
+    if path.name.endswith(".json"):
+        try:
+            return polygons.rendered(content)
+        except ValueError as error:
+            raise UnreadableError(f"{path} is no file of polygons: {error}") from error
+    if colours:
+        return _ids_of_colours(
+            path, cv2.cvtColor(_decode(path, content, 1), cv2.COLOR_BGR2RGB), colours
+        )
     if content[:8] == b"\x89PNG\r\n\x1a\n" and (content[25] == 3 or content[24] < 8):
         return _indices(path, content)
     raw = _decode(path, content, cv2.IMREAD_UNCHANGED)
@@ -82,7 +100,23 @@ def read_raw_label(path: Path) -> np.ndarray:
     return raw
 
 
-def _indices(path: Path, content: bytes) -> np.ndarray:
+def _ids_of_colours(path: File, picture: np.ndarray, colours: Colours) -> np.ndarray:
+    """u16[H,W]: the place of each pixel's colour in `colours`."""
+    packed = picture.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    listed = np.array(colours, np.int32) @ np.array([65536, 256, 1], np.int32)
+    order = np.argsort(listed)
+    at = order[np.minimum(np.searchsorted(listed, packed, sorter=order), len(listed) - 1)]
+    unknown = listed[at] != packed
+    if unknown.any():
+        first = tuple(int(v) for v in picture[unknown][0])
+        raise UnreadableError(
+            f"{path}: colour {first} ({unknown.mean():.1%} of the pixels are of colours outside "
+            "the list) is not in label_colours; add it, or correct the file."
+        )
+    return at.astype(np.uint16)
+
+
+def _indices(path: File, content: bytes) -> np.ndarray:
     """Palette indices, or the stored numbers of a grey PNG of 1, 2 or 4 bits, which decoders
     stretch to 0..255.
     """
@@ -98,58 +132,82 @@ def _indices(path: Path, content: bytes) -> np.ndarray:
     return array // step
 
 
-def _one_channel(path: Path, raw: np.ndarray) -> np.ndarray:
+def _one_channel(path: File, raw: np.ndarray) -> np.ndarray:
     red = raw[..., min(2, raw.shape[2] - 1)]
     if raw.dtype == np.uint16 or (raw[..., :3] == red[..., None]).all():
         return np.ascontiguousarray(red)
     raise UnreadableError(
-        f"{path} is a colour picture; a label is a grey or palette picture of class ids."
+        f"{path} is a colour picture; a label is a grey or palette picture of class ids. If its "
+        "colours stand for ids, list them in label_colours."
     )
 
 
-def find(folder: Path, suffix: str, *, field: str, labels: Path | None = None) -> dict[str, Path]:
-    """Stem to file of all pictures below `folder`, sorted by stem.
+def find(
+    root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
+) -> dict[str, File]:
+    """Stem to file of all pictures in the folders below `root` that `folder` stands for, sorted by
+    stem (see `tree.match`); without its extension when `suffix` is empty.
 
-    A stem is the path below `folder` without `suffix` (without its extension when `suffix` is
-    empty), with forward slashes. What lies in `labels`, a folder below
-    `folder`, is left out. Raises UsageError for a missing or empty folder and for two files of one
-    stem; `field` names the config option.
+    What lies in `without`, a folder below, is left out. Raises UsageError for a missing or empty
+    folder and for two files of one stem; `field` names the config option.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{field}: there is no folder {folder}. Set it to where the pictures lie.")
-    below = labels if labels and folder in labels.parents else None
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if below and path.is_relative_to(below):
-            continue
-        matches = path.name.endswith(suffix) if suffix else path.suffix.lower() in SUFFIXES
-        if not matches:
-            continue
-        relative = path.relative_to(folder)
-        stem = (
-            relative.as_posix()[: -len(suffix)] if suffix else relative.with_suffix("").as_posix()
-        )
-        if stem in found:
-            raise UsageError(
-                f"{field}: {found[stem]} and {path.name} share the stem '{stem}'; set image_suffix."
-            )
-        found[stem] = path
+    found = listed(root, folder, suffix, field=f"{field}.path", without=without)
     if not found:
         kind = f"file ending in '{suffix}'" if suffix else f"picture ({' '.join(SUFFIXES)})"
-        raise UsageError(f"{field}: {folder} holds no {kind}.")
+        raise UsageError(f"{field}.path: {root / folder} holds no {kind}.")
+    return found
+
+
+def listed(
+    root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
+) -> dict[str, File]:
+    """`find`, but empty where there is no such file."""
+    start = root.joinpath(*itertools.takewhile(lambda part: part != ANY, folder.split("/")))
+    if not start.is_dir():
+        if not root.is_dir():
+            start = root
+        hint = "" if field.endswith(".labels") else " Set it to where the pictures lie."
+        raise UsageError(f"{field}: there is no folder {start}.{hint}")
+    base = start.relative_to(root).as_posix()
+    names = ((name if base == "." else f"{base}/{name}", file) for name, file in walk(start))
+    left_out = f"{without.rstrip('/')}/" if without else None
+    if left_out and not folder.startswith(left_out.rstrip("/")):
+        names = ((name, file) for name, file in names if not name.startswith(left_out))
+    return one_each(by_stem(names, folder, suffix), field=field)
+
+
+def by_stem(
+    names: Iterable[tuple[str, File]], folder: str, suffix: str, *, leading: bool = False
+) -> dict[str, list[File]]:
+    """`tree.match`; an empty `suffix` stands for the extension of any picture."""
+    if suffix:
+        return match(names, folder, suffix, leading=leading)
+    pictures = (pair for pair in names if PurePosixPath(pair[0]).suffix.lower() in SUFFIXES)
+    found: dict[str, list[File]] = {}
+    for stem, files in match(pictures, folder, "", leading=leading).items():
+        found.setdefault(PurePosixPath(stem).with_suffix("").as_posix(), []).extend(files)
     return dict(sorted(found.items()))
 
 
-def chosen(found: dict[str, Path], listing: Path, *, field: str) -> dict[str, Path]:
+def one_each(found: Mapping[str, Sequence[File]], *, field: str) -> dict[str, File]:
+    """`found` with the only file of each stem. Raises UsageError for a second one."""
+    for stem, files in found.items():
+        if len(files) > 1:
+            raise UsageError(
+                f"{field}: {files[0]} and {files[1].name} share the stem '{stem}'; set "
+                "image_suffix, or remove one of them."
+            )
+    return {stem: files[0] for stem, files in found.items()}
+
+
+def chosen(found: dict[str, File], listing: Path, *, field: str) -> dict[str, File]:
     """The pictures that a text file names, one stem a line, in its order; blank lines are skipped.
 
     Raises UsageError for a missing or empty list, a stem without a picture, or a stem named twice.
     """
     if not listing.is_file():
         raise UsageError(f"{field}.listing: there is no file {listing}.")
-    picked: dict[str, Path] = {}
+    picked: dict[str, File] = {}
     for line in listing.read_text(encoding="utf-8").splitlines():
         stem = line.strip()
         if not stem:

@@ -98,6 +98,63 @@ CITYSCAPES_IDS: RawIds = tuple(
 
 CITYSCAPES_IGNORED: tuple[int, ...] = (*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 34, 255)
 
+CAMVID_SEGNET_IDS: RawIds = (
+    *((3,), (4,), (1,), (), (7,), (2,), (), (6,), (5,), (), (0,)),  # road .. sky
+    *((9,), (), (8,), (), (), (), (), (10,)),  # person .. bicycle
+)
+"""CamVid labels stored as SegNet's 11 ids (11 is unlabelled), for Cityscapes' 19 classes."""
+
+_CAMVID_COLOURS: dict[str, tuple[int, int, int]] = {
+    **{"Animal": (64, 128, 64), "Archway": (192, 0, 128), "Bicyclist": (0, 128, 192)},
+    **{"Bridge": (0, 128, 64), "Building": (128, 0, 0), "Car": (64, 0, 128)},
+    **{"CartLuggagePram": (64, 0, 192), "Child": (192, 128, 64), "Column_Pole": (192, 192, 128)},
+    **{"Fence": (64, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    **{"Misc_Text": (128, 128, 64), "MotorcycleScooter": (192, 0, 192)},
+    **{"OtherMoving": (128, 64, 64), "ParkingBlock": (64, 192, 128), "Pedestrian": (64, 64, 0)},
+    **{"Road": (128, 64, 128), "RoadShoulder": (128, 128, 192), "Sidewalk": (0, 0, 192)},
+    **{"SignSymbol": (192, 128, 128), "Sky": (128, 128, 128), "SUVPickupTruck": (64, 128, 192)},
+    **{"TrafficCone": (0, 0, 64), "TrafficLight": (0, 64, 64), "Train": (192, 64, 128)},
+    **{"Tree": (128, 128, 0), "Truck_Bus": (192, 128, 192), "Tunnel": (64, 0, 64)},
+    **{"VegetationMisc": (192, 192, 0), "Void": (0, 0, 0), "Wall": (64, 192, 0)},
+}
+_CAMVID_GROUPS: dict[str, tuple[str, ...]] = {
+    "road": ("Road", "LaneMkgsDriv", "LaneMkgsNonDriv"),
+    "sidewalk": ("Sidewalk", "ParkingBlock", "RoadShoulder"),
+    "building": ("Building", "Archway", "Bridge", "Tunnel", "Wall"),
+    "fence": ("Fence",),
+    "pole": ("Column_Pole", "TrafficCone"),
+    "sign": ("SignSymbol", "Misc_Text", "TrafficLight"),
+    "vegetation": ("Tree", "VegetationMisc"),
+    "sky": ("Sky",),
+    "person": ("Pedestrian", "Child", "CartLuggagePram", "Animal"),
+    "car": ("Car", "SUVPickupTruck", "Truck_Bus", "Train", "OtherMoving"),
+    "bicycle": ("Bicyclist", "MotorcycleScooter"),
+}
+CAMVID_COLOURS = tuple(_CAMVID_COLOURS.values())
+"""The colours of CamVid's own 32 classes; a class's raw id is its place among them."""
+
+CAMVID_COLOUR_IDS: RawIds = tuple(
+    tuple(list(_CAMVID_COLOURS).index(name) for name in _CAMVID_GROUPS.get(each, ()))
+    for each in CITYSCAPES.names
+)
+"""CamVid's own 32 classes in SegNet's groups, for Cityscapes' 19 classes."""
+
+CAMVID_COLOURS_IGNORED = (list(_CAMVID_COLOURS).index("Void"),)
+
+CITYSCAPES_LABELS: dict[str, int] = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static"),
+            *("dynamic", "ground", "road", "sidewalk", "parking", "rail track", "building"),
+            *("wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup"),
+            *("traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider"),
+            *("car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
+        )
+    )
+} | {"license plate": -1}
+"""Ids of the labels that Cityscapes' polygon files name."""
+
 SYNTHIA_IDS: RawIds = tuple(
     (i,) for i in (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 )

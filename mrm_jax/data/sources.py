@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -127,9 +127,8 @@ class Folder:
         if not domain.path:
             raise UsageError(f"{field}.path is empty; set it to the folder of the data set.")
         root = Path(domain.path).expanduser()
-        labels = root / domain.labels if domain.labels else None
         found = files.find(
-            root / domain.images, domain.image_suffix, field=f"{field}.path", labels=labels
+            root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
         if domain.listing:
             found = files.chosen(found, root / domain.listing, field=field)
@@ -156,28 +155,27 @@ class FolderLabelled(Folder):
             raise UsageError(
                 f"{field}.labels is empty; set it to the folder of the labels below {domain.path}."
             )
-        folder = Path(domain.path or "").expanduser() / domain.labels
-        if not folder.is_dir():
-            raise UsageError(f"{field}.labels: there is no folder {folder}.")
-        self._labels = tuple(folder / f"{stem}{domain.label_suffix}" for stem in self._names)
-        missing = [path for path in self._labels if not path.is_file()]
+        root, suffix = Path(domain.path or "").expanduser(), domain.label_suffix
+        found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
+        missing = [stem for stem in self._names if stem not in found]
         if missing:
             raise UsageError(
                 f"{field}: {len(missing)} of {len(self)} pictures have no label; the first is "
-                f"{missing[0]}. Check labels, label_suffix and image_suffix, or name the pictures "
-                f"to use in listing."
+                f"{root / domain.labels / (missing[0] + suffix)}. Check labels, label_suffix and "
+                f"image_suffix, or name the pictures to use in listing."
             )
+        self._labels, self._colours = tuple(found[n] for n in self._names), domain.label_colours
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
 
     @property
     def label_files(self) -> tuple[Path, ...]:
         """The label of every picture, in their order."""
-        return self._labels
+        return cast("tuple[Path, ...]", self._labels)  # archives are for `prepare`
 
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
         path = self._labels[index]
-        return self._map(files.read_raw_label(path), name=str(path))
+        return self._map(files.read_raw_label(path, self._colours), name=str(path))
 
 
 def _train_ids(
