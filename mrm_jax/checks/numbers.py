@@ -9,7 +9,10 @@ from mrm_jax.checks.require import require
 from mrm_jax.config import Config
 
 _COUNTS = (
-    *(f"train.{n}" for n in ("steps", "batch", "log_every", "eval_every", "checkpoint_every")),
+    *(
+        f"train.{n}"
+        for n in ("steps", "batch", "microbatches", "log_every", "eval_every", "checkpoint_every")
+    ),
     *("train.panels_every", "train.keep"),
     *(f"evaluation.{n}" for n in ("batch", "limit", "window", "stride")),
     *(f"data.{n}.count" for n in ("source", "target", "evaluation")),

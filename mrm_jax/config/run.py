@@ -44,6 +44,11 @@ class Train:
         "Passes one after the other (least memory), or all views through the encoder at once.",
         runtime=True,
     )
+    microbatches: int = option(
+        1,
+        "Equal parts of the batch that the passes take one after the other, for memory. BatchNorm, "
+        "dropout and drop-path see one part at a time; all else is as with the whole batch.",
+    )
     log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
     eval_every: int = option(
         4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True

@@ -1,12 +1,13 @@
 """How the passes of a step are run: encode, decode, judge, and add up the gradients.
 
 One after the other, so that only one graph needs memory (as the reference does by calling backward
-after each loss; peer: mmseg `uda/dacs.py`), or with all views through the encoder at once.
+after each loss; peer: mmseg `uda/dacs.py`), or with all views through the encoder at once; on the
+whole batch, or on equal parts of it in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -19,10 +20,18 @@ from mrm_jax.ops.mask import hidden
 from mrm_jax.train.state import Networks
 from mrm_jax.types import Array, Draws, Frozen, Metrics, Mode, Scale, SegOutput, Tree, View
 from mrm_jax.uda.methods import Pass
-from mrm_jax.uda.objectives import Call
+from mrm_jax.uda.objectives import Call, Whole
 
 Execution = Literal["sequential", "stacked"]
 Views = Mapping[str, View]
+
+
+class _Parts(NamedTuple):
+    """The batch of which the views at hand are one of `count` equal parts."""
+
+    views: Views
+    mask: Mapping[str, Array]
+    number: int
 
 
 class Shared(NamedTuple):
@@ -32,6 +41,7 @@ class Shared(NamedTuple):
     batch_stats: Tree
     frozen: Frozen
     draws: Draws
+    parts: _Parts | None = None
 
     def key(self, row: Pass) -> jax.Array:
         """The key of the pass's dropout and objectives."""
@@ -58,15 +68,21 @@ def accumulate(
     views: Views,
     step: Array,
     execution: Execution,
+    microbatches: int = 1,
+    *,
+    unroll: bool = True,
 ) -> tuple[Any, Metrics, list[Tree]]:
     """(summed gradients, metrics, BatchNorm moments of each pass) of the passes `rows`.
 
-    params: as in `TrainState`. Both executions give equal results up to rounding.
+    params: as in `TrainState`. Both executions give equal results up to rounding. Microbatches give
+    those of the whole batch, since every loss is divided by what it counts over all of it, but for
+    what a part sees of its own: BatchNorm's statistics (the moments are the parts' means) and the
+    draws of dropout and drop-path. unroll: without it they run in a loop, in which a CPU is slow.
     """
-    if execution == "stacked" and len(rows) > 1:
-        grads, outcomes = _stacked(shared, rows, params, views)
-    else:
-        grads, outcomes = _one_by_one(shared, rows, params, views, step)
+    run = _stacked if execution == "stacked" and len(rows) > 1 else partial(_one_by_one, step)
+    if microbatches > 1:
+        run = partial(_in_parts, run, step, microbatches, unroll)
+    grads, outcomes = run(shared, rows, params, views)
     metrics: Metrics = {}
     for row, outcome in zip(rows, outcomes, strict=True):
         metrics |= {f"{row.name}/{name}": metric for name, metric in outcome.metrics.items()}
@@ -140,8 +156,50 @@ def decode(
     return output, moved.get("moments", {})
 
 
+def _in_parts(
+    run: Callable[..., tuple[Any, list[Outcome]]],
+    step: Array,
+    parts: int,
+    unroll: bool,
+    shared: Shared,
+    rows: tuple[Pass, ...],
+    params: Any,
+    views: Views,
+) -> tuple[Any, list[Outcome]]:
+    """`run` of every part, averaged. A part takes every so many-th sample, so that each device
+    keeps working on what it holds."""
+    draws = shared.draws
+
+    def split(leaf: Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def own_key(key: Array, number: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+        return jax.random.key_data(jax.random.fold_in(key, number))
+
+    def one(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, list[Outcome]]:
+        (mine, mask), number = part
+        mine = {n: replace(v, image=_after(total, v.image, step)) for n, v in mine.items()}
+        module = {name: own_key(key, number) for name, key in draws.module.items()}
+        drawn = replace(draws, mask=mask, module=module)
+        own = shared._replace(draws=drawn, parts=_Parts(views, draws.mask, parts))
+        grads, outcomes = run(own, rows, params, mine)
+        return jax.tree.map(jnp.add, total, grads), outcomes
+
+    each = jax.tree.map(split, ({row.view: views[row.view] for row in rows}, draws.mask))
+    start = jax.tree.map(jnp.zeros_like, params)
+    given = (each, jnp.arange(parts))
+    total, found = jax.lax.scan(one, start, given, unroll=parts if unroll else 1)
+    return jax.tree.map(lambda leaf: leaf / parts, total), jax.tree.map(_mean, found)
+
+
+def _mean(leaf: jax.Array) -> jax.Array:
+    return leaf.mean(0)
+
+
 def _one_by_one(
-    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views, step: Array
+    step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
 ) -> tuple[Any, list[Outcome]]:
     grads = jax.tree.map(jnp.zeros_like, params)
     outcomes: list[Outcome] = []
@@ -242,15 +300,23 @@ def _call(
         for name, head in shared.modules.auxiliary.items()
     }
     rebuilder: Any = shared.modules.rebuilder
-    hide = jnp.asarray(shared.draws.mask[row.name]) <= shared.ratio(row) if row.transform else None
+
+    def hides(mask: Mapping[str, Array]) -> jax.Array | None:
+        return jnp.asarray(mask[row.name]) <= shared.ratio(row) if row.transform else None
+
+    whole = None
+    if shared.parts is not None:
+        views, mask, number = shared.parts
+        whole = Whole(views[row.view].label, hides(mask), number)
     return Call(
         output,
         view,
         shared.frozen.scalars,
         maps=maps,
         stages=rebuilder.stages if row.transform == "rebuild" else (),
-        hidden=hide,
+        hidden=hides(shared.draws.mask),
         heads=heads,
+        whole=whole,
     )
 
 

@@ -164,6 +164,7 @@ def structure(config: Config) -> Config:
         train=replace(
             default.train,
             batch=train.batch,
+            microbatches=train.microbatches,
             pass_execution=train.pass_execution,
             optimise=train.optimise,
         ),
@@ -189,9 +190,16 @@ def _step_with(
     taught, pseudo, metrics = _teach(run, state, frozen, batch)
     views = _views(run, pseudo, batch, draws, frozen)
     shared = Shared(run.modules, state.batch_stats, frozen, draws)
-    execution = run.config.train.pass_execution
+    train = run.config.train
     grads, passed, moments = accumulate(
-        shared, run.passes, state.params, views, state.step, execution
+        shared,
+        run.passes,
+        state.params,
+        views,
+        state.step,
+        train.pass_execution,
+        train.microbatches,
+        unroll=run.config.model.unroll,
     )
     params, opt_state = optimizer.update(
         state.params, grads, state.opt_state, state.step, scalars, run.config

@@ -16,13 +16,23 @@ from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
 
 
 @struct.dataclass
+class Whole:
+    """The batch of which a call sees one of `parts` equal parts: its labels, and what it hides."""
+
+    label: Array
+    hidden: Array | None
+    parts: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class Call:
     """One student forward: what came out, the view that went in, and the run's traced numbers.
 
     `output.features` are the encoder's own maps, `maps` what the transform made of them (HRDA: of
     the context), `stages` those that were rebuilt; `hidden` bool[B, rows, columns] where tokens of
     features or blocks of the picture were masked; `heads` the auxiliary ones, as functions of the
-    last map.
+    last map. `whole`: where the call is one part of a batch. What a loss counts, it counts over all
+    of it and divides by the parts, so that the parts' mean is the loss of the batch.
     """
 
     output: SegOutput
@@ -34,6 +44,7 @@ class Call:
     heads: Mapping[str, Callable[[jax.Array], jax.Array]] = struct.field(
         pytree_node=False, default_factory=dict
     )
+    whole: Whole | None = None
 
 
 Objective = Callable[[Call, jax.Array], tuple[jax.Array, Metrics]]
@@ -101,16 +112,21 @@ def feature_distance(
     if anchor is None:
         raise ValueError("The feature distance needs a view with an anchor.")
     size = (features.shape[1], features.shape[2])
-    label = majority_label(call.view.label, size, num_classes=num_classes, min_share=min_share)
-    chosen = jnp.ones(label.shape, bool)
-    if classes is not None:
+
+    def cells(label: Array) -> jax.Array:
+        label = majority_label(label, size, num_classes=num_classes, min_share=min_share)
+        if classes is None:
+            return jnp.ones(label.shape, bool)
         ids = jnp.asarray(classes, label.dtype).reshape(1, 1, 1, -1)
-        chosen = (label[..., None] == ids).any(-1)
+        return (label[..., None] == ids).any(-1)
+
+    chosen = cells(call.view.label)
+    total = chosen if call.whole is None else cells(call.whole.label)
     wide = jnp.promote_types(features.dtype, jnp.float32)
     squared = jnp.square(features.astype(wide) - jnp.asarray(anchor).astype(wide)).sum(-1)
     counted = chosen & (squared > 0)  # the root's slope at 0 is infinite
     distance = jnp.where(counted, jnp.sqrt(jnp.where(counted, squared, 1)), 0)
-    mean = distance.sum() / jnp.maximum(chosen.sum(), 1).astype(wide)
+    mean = distance.sum() / _share(total.sum().astype(wide), call)
     weight = jnp.asarray(call.scalars.feature_distance_weight, wide)
     return weight * mean, {"feature_distance": mean}
 
@@ -162,7 +178,7 @@ def pixel_regression(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
     del key
     found = call.heads["pixels"](call.maps[-1])
     size = (found.shape[1], found.shape[2])
-    loss = _mean_hidden(jnp.abs(found - resize(jnp.asarray(call.view.image), size)), call.hidden)
+    loss = _mean_hidden(jnp.abs(found - resize(jnp.asarray(call.view.image), size)), call)
     return loss, {"pixels": loss}
 
 
@@ -183,17 +199,28 @@ def feature_regression(
     for i in call.stages:
         wide = jnp.promote_types(call.maps[i].dtype, jnp.float32)
         target = jax.lax.stop_gradient(wanted[i]).astype(wide)
-        losses.append(_mean_hidden(jnp.square(call.maps[i].astype(wide) - target), call.hidden))
+        losses.append(_mean_hidden(jnp.square(call.maps[i].astype(wide) - target), call))
     loss = jnp.stack(losses).mean()
     return loss, {"features": loss}
 
 
-def _mean_hidden(error: jax.Array, hidden: jax.Array | None) -> jax.Array:
-    """The mean f[] of `error` f[B, h, w, C] where the coarser `hidden` is true; 0 where nothing
-    is."""
-    if hidden is None:
+def _mean_hidden(error: jax.Array, call: Call) -> jax.Array:
+    """The mean f[] of `error` f[B, h, w, C] where the call's coarser `hidden` is true; 0 where
+    nothing is."""
+    if call.hidden is None:
         raise ValueError("A loss of what is hidden needs a pass with a transform.")
     size = (error.shape[1], error.shape[2])
-    counted = resize(hidden[..., None], size, method="nearest").astype(error.dtype)
-    total = counted.sum() * error.shape[-1]
-    return (error * counted).sum() / jnp.maximum(total, 1)
+
+    def cells(hidden: Array) -> jax.Array:
+        return resize(jnp.asarray(hidden)[..., None], size, method="nearest").astype(error.dtype)
+
+    counted = cells(call.hidden)
+    whole = None if call.whole is None else call.whole.hidden
+    total = (counted if whole is None else cells(whole)).sum() * error.shape[-1]
+    return (error * counted).sum() / _share(total, call)
+
+
+def _share(total: jax.Array, call: Call) -> jax.Array:
+    """What a sum over the call is divided by, where `total` are counted over all of its batch."""
+    parts = 1 if call.whole is None else call.whole.parts
+    return jnp.maximum(total, 1) / parts
