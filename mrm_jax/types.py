@@ -100,7 +100,7 @@ class Draws:
     a detail crop, "<pass>/detail"; and those of hidden blocks of pictures, "masked" (MIC) and
     "inpainted" (masked image modelling).
     `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
-    `module` keys: dropout and drop-path of every pass, by pass name.
+    `module` keys: dropout and drop-path of every pass, by pass name; "teacher" where it is rounded.
     """
 
     mix: Array

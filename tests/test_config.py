@@ -93,6 +93,7 @@ BAD = [
         {"evaluation": {"pick_by": "agreement"}, "method": {"kind": "source_only"}},
         "source_only has no teacher to agree with; use infomax",
     ),
+    ({"train": {"batch": 4, "microbatches": 3}}, "which does not divide config.train.batch 4"),
     ({"data": {"crop": 512}}, "config.data.crop is 512; it must be a tuple"),
     ({"data": {"crop": (512,)}}, "config.data.crop is (512,); it must have 2 entries."),
     ({"data": {"source": {"kind": "folder"}}}, "config.data.source.labels is empty"),

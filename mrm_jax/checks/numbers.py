@@ -35,6 +35,12 @@ def check_numbers(config: Config) -> None:
             all(v is None or v >= 1 for v in each),
             f"config.{name} is {value}; it must be at least 1.",
         )
+    batch, parts = config.train.batch, config.train.microbatches
+    require(
+        batch % parts == 0,
+        f"config.train.microbatches is {parts}, which does not divide config.train.batch {batch}; "
+        "use one of its divisors.",
+    )
     require(
         0 <= config.seed < 2**32, f"config.seed is {config.seed}; it must lie in 0..{2**32 - 1}."
     )

@@ -156,6 +156,11 @@ class Method:
     ema_decay: float = option(
         0.99, "Decay of the teacher; ramped up from 0.", source="DACS 0.99, others 0.999"
     )
+    teacher_dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Precision in which the teacher's parameters are kept. bfloat16 halves their memory and is "
+        "rounded by chance: to the nearest, steps of 1 - ema_decay would be lost.",
+    )
     threshold: float = option(0.968, "Confidence that counts a pixel into the pseudo-label weight.")
     weight_over: Literal["batch", "image"] = option(
         "batch", "One pseudo-label weight a batch or an image."

@@ -80,11 +80,18 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=stats,
-        teacher_params=jax.tree.map(jnp.copy, params["segmentor"]) if teacher else {},
+        teacher_params=_copy(params["segmentor"], config) if teacher else {},
         teacher_batch_stats=jax.tree.map(jnp.copy, stats) if teacher else {},
         opt_state=adam(config.optimizer).init(params),
         root_key=jax.random.key_data(root),
     )
+
+
+def _copy(params: Tree, config: Config) -> Tree:
+    """The teacher's first parameters; kept narrower only where that is asked for."""
+    if config.method.teacher_dtype == "float32":
+        return jax.tree.map(jnp.copy, params)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
 
 
 def scalars(config: Config) -> Scalars:

@@ -36,7 +36,7 @@ from mrm_jax.types import (
     View,
 )
 from mrm_jax.uda import pseudo_label, teacher
-from mrm_jax.uda.draws import detail_offsets, draw
+from mrm_jax.uda.draws import ROUNDING, detail_offsets, draw
 from mrm_jax.uda.methods import Pass, has_feature_distance, has_teacher, passes
 from mrm_jax.uda.pseudo_label import PseudoLabel
 from mrm_jax.uda.schedule import at_step
@@ -96,6 +96,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
         blocks=block_grid(config.data.crop, mic_block(config)),
         inpainted=block_grid(config.data.crop, mim_block(config)),
         offsets=detail_offsets(config),
+        rounding=has_teacher(config.method) and config.method.teacher_dtype == "bfloat16",
     )
     return Program(
         networks=run.modules,
@@ -187,7 +188,7 @@ def _step_with(
 ) -> tuple[TrainState, Metrics]:
     frozen = replace(frozen, scalars=at_step(frozen.scalars, state.step))
     scalars = frozen.scalars
-    taught, pseudo, metrics = _teach(run, state, frozen, batch)
+    taught, pseudo, metrics = _teach(run, state, frozen, batch, draws)
     views = _views(run, pseudo, batch, draws, frozen)
     shared = Shared(run.modules, state.batch_stats, frozen, draws)
     train = run.config.train
@@ -218,7 +219,7 @@ def _step_with(
 
 
 def _teach(
-    run: _Run, state: TrainState, frozen: Frozen, batch: Batch
+    run: _Run, state: TrainState, frozen: Frozen, batch: Batch, draws: Draws
 ) -> tuple[TrainState, PseudoLabel | None, Metrics]:
     """The state with its teacher moved towards the student, what it says about the target, and
     metrics of that.
@@ -226,8 +227,13 @@ def _teach(
     method, scalars = run.config.method, frozen.scalars
     if not has_teacher(method):
         return state, None, {}
+    key = draws.module.get(ROUNDING)
     params = teacher.ema(
-        state.params["segmentor"], state.teacher_params, state.step, scalars.ema_decay
+        state.params["segmentor"],
+        state.teacher_params,
+        state.step,
+        scalars.ema_decay,
+        None if key is None else jax.random.wrap_key_data(jnp.asarray(key)),
     )
     output, moments = teacher.predict(
         run.modules.segmentor, params, state.teacher_batch_stats, batch.target.image
@@ -297,7 +303,7 @@ def _inspect(
     """
     raw, batch = batch, _normalise(state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
-    _, pseudo, _ = _teach(run, state, frozen, batch)
+    _, pseudo, _ = _teach(run, state, frozen, batch, draws)
     views = _views(run, pseudo, batch, draws, frozen)
     size = (raw.source.label.shape[1], raw.source.label.shape[2])
     shared = Shared(run.modules, state.batch_stats, frozen, draws)

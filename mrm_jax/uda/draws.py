@@ -20,6 +20,8 @@ from mrm_jax.types import Array, Draws, Jitter
 from mrm_jax.uda.methods import Pass
 
 LABEL_VALUES = 256
+ROUNDING = "teacher"
+"""The key by which a teacher in bfloat16 is rounded, among those of the passes."""
 AUGMENTED_VIEWS = ("mixed", "augmented", "masked", "augmented_target")
 
 
@@ -64,12 +66,14 @@ def draw(
     blocks: tuple[int, int] = (1, 1),
     inpainted: tuple[int, int] = (1, 1),
     offsets: Offsets | None = None,
+    rounding: bool = False,
 ) -> Draws:
     """The draws of one step for the samples `index` i32[B], all floats in float32.
 
     root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
     mask. blocks: rows and columns of MIC's; inpainted: of masked image modelling's. offsets:
-    where HRDA's detail crops may start, None without HRDA.
+    where HRDA's detail crops may start, None without HRDA. rounding: whether the teacher is rounded
+    by chance.
     """
     root = jax.random.wrap_key_data(jnp.asarray(root_key))
     views = {row.view for row in passes}
@@ -97,8 +101,8 @@ def draw(
             if offsets
         },
         module={
-            row.name: jax.random.key_data(stream(root, f"module/{row.name}", step))
-            for row in passes
+            name: jax.random.key_data(stream(root, f"module/{name}", step))
+            for name in [row.name for row in passes] + [ROUNDING] * rounding
         },
     )
 

@@ -19,10 +19,10 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_step_of_the_config_keeps_the_shapes_of_its_state(path):
+def _step(path, *overrides):
+    """The abstract state before and after a step, and its metrics."""
     # Loops have the same shapes and are traced in a fraction of the time.
-    config = load_config([f"--config={path}", "--config.model.unroll=false"])
+    config = load_config([f"--config={path}", "--config.model.unroll=false", *overrides])
     assert config is not None
     shape = (config.train.batch, *config.data.crop)
     picture = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)
@@ -31,8 +31,23 @@ def test_a_step_of_the_config_keeps_the_shapes_of_its_state(path):
     batch = Batch(Labelled(picture, plane), Unlabelled(picture, plane), index)
     program = step.build(config)
     state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    after, metrics = jax.eval_shape(program.train_step, state, program.frozen(config), batch)
+    return state, *jax.eval_shape(program.train_step, state, program.frozen(config), batch)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_step_of_the_config_keeps_the_shapes_of_its_state(path):
+    state, after, metrics = _step(path)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(
         lambda leaf: leaf.shape, state
     )
     assert {"source/ce", "mixed/ce", "reconstructed/ce", "total/loss"} <= set(metrics)
+
+
+def test_a_teacher_in_bfloat16_and_parts_of_a_batch_keep_shapes_and_dtypes():
+    path = next(path for path in CONFIGS if path.stem == "tiny")
+    changes = ("method.teacher_dtype=bfloat16", "train.batch=4", "train.microbatches=2")
+    state, after, _ = _step(path, *(f"--config.{change}" for change in changes))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.teacher_params)} == {jnp.bfloat16}
