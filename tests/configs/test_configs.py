@@ -50,4 +50,4 @@ def test_a_teacher_in_bfloat16_and_parts_of_a_batch_keep_shapes_and_dtypes():
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.teacher_params)} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.teacher_params)} == {jnp.dtype("bfloat16")}
