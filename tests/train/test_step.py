@@ -151,7 +151,7 @@ def _shared(run, state, frozen, draws):
 
 def _losses(run, params, teacher, state, frozen, batch, draws):
     state = replace(state, step=jnp.int32(5), teacher_params=teacher)
-    _, pseudo, _ = steps._teach(run, state, frozen, batch)
+    _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
     views = steps._views(run, pseudo, batch, draws, frozen)
     return [
         run_pass(_shared(run, state, frozen, draws), row, params, views[row.view]).loss
@@ -182,7 +182,7 @@ def test_passes_give_the_gradient_of_the_summed_loss_however_they_are_run(execut
         return sum(_losses(run, params, state.teacher_params, state, frozen, batch, draws))
 
     def apart(params):
-        _, pseudo, _ = steps._teach(run, state, frozen, batch)
+        _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
         views = steps._views(run, pseudo, batch, draws, frozen)
         shared = _shared(run, state, frozen, draws)
         return accumulate(shared, run.passes, params, views, state.step, execution)
@@ -248,7 +248,7 @@ def test_hidden_cells_pass_no_gradient_to_the_encoder():
     row = run.passes[-1]
     uniforms = jnp.array([[[0.0, 1.0, 1.0]], [[1.0, 0.0, 0.0]]])  # the ratio is 0.5
     draws = replace(draws, mask={row.name: uniforms})
-    _, pseudo, _ = steps._teach(run, state, frozen, batch)
+    _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
     view = steps._views(run, pseudo, batch, draws, frozen)["target"]
 
     def loss(image):
@@ -264,7 +264,7 @@ def test_batch_statistics_are_folded_in_the_order_of_the_passes():
     run, state, frozen, batch, draws = _parts()
     _, program, _, step = _run()
     after, _ = step(state, frozen, standin.batch())
-    _, pseudo, _ = steps._teach(run, state, frozen, batch)
+    _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
     views = steps._views(run, pseudo, batch, draws, frozen)
     expected = state.batch_stats
     for row in run.passes:
