@@ -25,6 +25,7 @@ VERBS = {
     "convert": "bring weights from PyTorch's files here, or back",
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",
+    "prepare": "turn a downloaded data set into one that training reads fast",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 

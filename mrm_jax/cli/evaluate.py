@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
 
 if TYPE_CHECKING:
@@ -135,26 +136,6 @@ def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
             "use --network student."
         )
     return {which: found[which]}
-
-
-def progress_bar(what: str, total: int):
-    """Context of a bar on stderr, gone at its end; gives `advance(done)`. Silent in a log file."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    @contextmanager
-    def bar():
-        console = Console(stderr=True)
-        columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), Remaining())
-        shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        with shown:
-            task = shown.add_task(what, total=total)
-            yield lambda done: shown.update(task, completed=done)
-
-    return bar()
 
 
 def _protocol(trained: Config, given: Config | None, path: Path | None) -> Config:

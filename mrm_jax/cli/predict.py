@@ -13,8 +13,8 @@ from mrm_jax.cli.evaluate import (
     NETWORKS,
     add_checkpoint_arguments,
     chosen_networks,
-    progress_bar,
 )
+from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
 
 if TYPE_CHECKING:

@@ -58,12 +58,14 @@ def class_statistics(
     say: Say | None = None,
 ) -> Statistics:
     """The pixels of every class in every label of `pictures` (opened from `domain`), from the file
-    that keeps them or counted now.
+    that keeps them or counted now; of a prepared set, from what it holds.
 
     `say` is given lines of progress (default: the log). Raises UnreadableError naming a label
     that cannot be read, unless `domain.on_unreadable` is "skip". Works, slower, where nothing can
     be written.
     """
+    if isinstance(pictures, sources.RecordsLabelled):
+        return Statistics(*pictures.statistics())
     say = say or log.info
     names = [pictures.name(index) for index in range(len(pictures))]
     places, content = _places(pictures, domain, classes), _content(pictures, domain)

@@ -11,6 +11,7 @@ import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 """Endings that count as a picture, in lower case."""
 
 
+Entry = TypeVar("Entry")
 Colours = tuple[tuple[int, int, int], ...]
 
 
@@ -200,14 +202,14 @@ def one_each(found: Mapping[str, Sequence[File]], *, field: str) -> dict[str, Fi
     return {stem: files[0] for stem, files in found.items()}
 
 
-def chosen(found: dict[str, File], listing: Path, *, field: str) -> dict[str, File]:
+def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str, Entry]:
     """The pictures that a text file names, one stem a line, in its order; blank lines are skipped.
 
     Raises UsageError for a missing or empty list, a stem without a picture, or a stem named twice.
     """
     if not listing.is_file():
         raise UsageError(f"{field}.listing: there is no file {listing}.")
-    picked: dict[str, File] = {}
+    picked: dict[str, Entry] = {}
     for line in listing.read_text(encoding="utf-8").splitlines():
         stem = line.strip()
         if not stem:

@@ -77,7 +77,7 @@ class TrainingSamples:
         self._sampler = sampler or rare_class.open_sampler(config)
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
         self._max_ratio = source.category_limit
-        labelled = sources.open_labelled(source, len(data.classes.names), field=field)
+        labelled = sources.open_labelled(source, data.classes, field=field)
         pictures = sources.open_pictures(data.target, field="config.data.target")
         self.source = sources.Reader(
             functools.partial(_read_source, labelled, source.resize),
@@ -139,7 +139,8 @@ def _read_source(
 def _read_target(
     pictures: sources.Pictures, domain: Domain, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return transforms.fit_target(pictures.image(index), domain.resize, domain.margins)
+    native = pictures.native_size(index)
+    return transforms.fit_target(pictures.image(index), domain.resize, domain.margins, native)
 
 
 def _cache_bytes(domain: Domain, cache: bool) -> int:
@@ -286,7 +287,7 @@ def evaluation_set(config: Config) -> Sequence[Example]:
     if not has_evaluation(config):
         return ()
     pictures = sources.open_labelled(
-        evaluation_domain(config), len(config.data.classes.names), field="config.data.evaluation"
+        evaluation_domain(config), config.data.classes, field="config.data.evaluation"
     )
     limit = config.evaluation.limit
     return Examples(pictures, range(len(pictures) if limit is None else min(limit, len(pictures))))

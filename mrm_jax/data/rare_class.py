@@ -100,10 +100,10 @@ def open_sampler(config: Config, *, say: Say | None = None) -> Sampler | None:
     """
     if not config.data.rare_class.enabled:
         return None
-    source, classes = source_domain(config), len(config.data.classes.names)
+    source, classes = source_domain(config), config.data.classes
     field = source_field(config)
     pictures = sources.open_labelled(source, classes, field=field)
-    statistics = class_statistics(pictures, source, classes, field=field, say=say)
+    statistics = class_statistics(pictures, source, len(classes.names), field=field, say=say)
     sampler = make_sampler(config, statistics, warn=say or log.warning)
     (say or log.info)(sampler.sentence(config.data.classes.names))
     return sampler

@@ -1,5 +1,5 @@
-"""Sets of pictures behind one interface: drawn scenes and folders, with labels or, for a target,
-without any way to them.
+"""Sets of pictures behind one interface: drawn scenes, folders and prepared sets, with labels or,
+for a target, without any way to them.
 
 `open_pictures` returns `Pictures`, which has no method that reads a label: training cannot look at
 a target's labels even by mistake, and they need not exist. `open_labelled` adds `label`. Everything
@@ -17,8 +17,9 @@ from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, labels
+from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
 
 Sample = TypeVar("Sample", bound=tuple[np.ndarray, ...])
 log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class Pictures(Protocol):
 
     def name(self, index: int) -> str:
         """What identifies the picture: its stem, with forward slashes."""
+        ...
+
+    def native_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) px that the picture had before `prepare` resized it; None: it is read at
+        its own size."""
         ...
 
     def image(self, index: int) -> np.ndarray:
@@ -100,6 +106,9 @@ class Drawn:
         """Look, split and index, as in "camera_val_00017"."""
         return f"{self._domain.look}_{self._domain.split}_{index:05d}"
 
+    def native_size(self, index: int) -> None:
+        """See `Pictures`."""
+
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
         return self._scene(index)[0]
@@ -140,6 +149,9 @@ class Folder:
     def name(self, index: int) -> str:
         """The stem, see `files.find`."""
         return self._names[index]
+
+    def native_size(self, index: int) -> None:
+        """See `Pictures`."""
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
@@ -192,22 +204,29 @@ def open_pictures(domain: Domain, *, field: str) -> Pictures:
 
     Raises UsageError for a missing or empty folder, two files of one stem, or a bad listing.
     """
-    return Drawn(domain) if domain.kind == "drawn" else Folder(domain, field)
+    if domain.kind == "drawn":
+        return Drawn(domain)
+    return Records(domain, field) if is_prepared(domain) else Folder(domain, field)
 
 
-def open_labelled(domain: Domain, classes: int, *, field: str) -> LabelledPictures:
-    """The pictures of a domain with labels as train ids of a table of `classes` classes.
+def open_labelled(domain: Domain, classes: Classes, *, field: str) -> LabelledPictures:
+    """The pictures of a domain with labels as train ids of the table `classes`.
 
     Raises UsageError as `open_pictures` does, and for pictures without a label.
     """
-    kind = DrawnLabelled if domain.kind == "drawn" else FolderLabelled
-    return kind(domain, classes, field)
+    if domain.kind == "drawn":
+        return DrawnLabelled(domain, len(classes.names), field)
+    if is_prepared(domain):
+        return RecordsLabelled(domain, classes, field)
+    return FolderLabelled(domain, len(classes.names), field)
 
 
 def read_pair(pictures: LabelledPictures, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Image u8[H,W,3] and label u8[H,W] of one size; raises UnreadableError when their sizes
     differ.
     """
+    if isinstance(pictures, RecordsLabelled):  # of one size since they were prepared
+        return pictures.pair(index)
     image, label = pictures.image(index), pictures.label(index)
     if image.shape[:2] != label.shape:
         raise files.UnreadableError(

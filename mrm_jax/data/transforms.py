@@ -136,13 +136,17 @@ def fit_source(
 
 
 def fit_target(
-    image: np.ndarray, box: tuple[int, int] | None, margins: tuple[int, int, int, int]
+    image: np.ndarray,
+    box: tuple[int, int] | None,
+    margins: tuple[int, int, int, int],
+    native: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image u8[h,w,3] fitted into `box` and its validity u8[h,w], whose `margins` count pixels of
-    the picture as read.
+    the picture at its `native` (height, width), None: as read.
     """
     size = image.shape[:2] if box is None else keep_ratio_size(image.shape[0], image.shape[1], box)
-    return resize_image(image, size), resize_label(margin_map(image.shape[:2], margins), size)
+    valid = margin_map(native or image.shape[:2], margins)
+    return resize_image(image, size), resize_label(valid, size)
 
 
 def augment_source(

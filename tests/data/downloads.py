@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mrm_jax.config import Classes
+
 CITYSCAPES_ID = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 SYNTHIA_ID = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 CLASSES = (0, 2, 8, 10, 13)  # road, building, vegetation, sky, car: all sets have them
@@ -168,3 +170,8 @@ def zipped(root: Path, to: Path, parts: tuple[str, ...], leading: str = "") -> N
             for path in sorted((root / part).rglob("*")):
                 if path.is_file():
                     archive.write(path, f"{leading}{path.relative_to(root).as_posix()}")
+
+
+def table(count: int) -> Classes:
+    """A class table of `count` names."""
+    return Classes(tuple(f"class{i}" for i in range(count)), ((0, 0, 0),) * count)

@@ -131,7 +131,7 @@ def test_a_picture_that_occurs_twice_is_reported(tmp_path):
 def test_training_reads_acdc_as_it_unpacks_or_flattened(tmp_path, name, flattened):
     downloads.acdc(tmp_path, flattened=flattened)
     domain = replace(getattr(datasets, name), path=str(tmp_path))
-    pictures = sources.open_labelled(domain, 19, field="config.data.source")
+    pictures = sources.open_labelled(domain, downloads.table(19), field="config.data.source")
     assert len(pictures) == 4
     number = 0 if name == "ACDC" else 4
     for k in range(4):
@@ -154,7 +154,7 @@ def test_training_reads_acdc_as_it_unpacks_or_flattened(tmp_path, name, flattene
 def test_training_reads_a_download_as_it_unpacks(tmp_path, name, build):
     build(tmp_path)
     domain = replace(getattr(datasets, name), path=str(tmp_path))
-    pictures = sources.open_labelled(domain, 19, field="config.data.source")
+    pictures = sources.open_labelled(domain, downloads.table(19), field="config.data.source")
     image, label = downloads.scene(0)
     np.testing.assert_array_equal(pictures.image(0), image)
     np.testing.assert_array_equal(pictures.label(0), label)

@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import cv2
+import downloads
 import numpy as np
 import pytest
 
@@ -127,7 +128,9 @@ def test_the_oracle_is_given_the_labelled_target_as_its_source():
     config = _config(crop=(32, 64), flip=0.0)
     config = replace(config, method=options.Method(kind="target_only"))
     batch = next(iter(pipeline.train_batches(config)))
-    pictures = sources.open_labelled(config.data.target, 17, field="config.data.target")
+    pictures = sources.open_labelled(
+        config.data.target, downloads.table(17), field="config.data.target"
+    )
     index = pipeline.sample_index(0, pipeline.SOURCE, 10, 0)
     np.testing.assert_array_equal(batch.source.image[0], pictures.image(index))
     np.testing.assert_array_equal(batch.source.label[0], pictures.label(index))

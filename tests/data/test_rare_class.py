@@ -5,6 +5,7 @@ import stat
 from dataclasses import replace
 
 import cv2
+import downloads
 import numpy as np
 import pytest
 
@@ -256,7 +257,7 @@ def test_crops_hold_the_class_they_were_drawn_for(tmp_path):
 def test_without_rare_class_sampling_every_sample_is_what_it_always_was():
     config = _drawn(rare=options.RareClass())
     data = config.data
-    pictures = sources.open_labelled(data.source, 17, field="x")
+    pictures = sources.open_labelled(data.source, downloads.table(17), field="x")
     samples = pipeline.TrainingSamples(config)
     for number in range(12):
         # The streams are numbers on purpose: they are the order that earlier runs had.
@@ -331,7 +332,7 @@ def test_the_oracle_counts_the_labels_of_its_target(tmp_path):
 
 def _count(config, told=None):
     source = config.data.source
-    pictures = sources.open_labelled(source, 2, field="config.data.source")
+    pictures = sources.open_labelled(source, downloads.table(2), field="config.data.source")
     say = [].append if told is None else told.append
     return counting.class_statistics(pictures, source, 2, field="config.data.source", say=say)
 

@@ -2,6 +2,7 @@ import logging
 from dataclasses import replace
 
 import cv2
+import downloads
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,7 +30,7 @@ def _labelled(root, stems=("a/x", "b"), **options):
 
 
 def test_pictures_and_labels_are_paired_by_stem_below_their_folders(tmp_path):
-    pictures = sources.open_labelled(_labelled(tmp_path), 2, field=FIELD)
+    pictures = sources.open_labelled(_labelled(tmp_path), downloads.table(2), field=FIELD)
     assert [pictures.name(i) for i in range(len(pictures))] == ["a/x", "b"]
     for k in range(2):
         image, label = sources.read_pair(pictures, k)
@@ -43,7 +44,7 @@ def test_labels_that_lie_below_the_pictures_are_no_pictures(tmp_path, stem):
     _picture(tmp_path / "labels" / f"{stem}.png")
     cv2.imwrite(str(tmp_path / "labels" / f"{stem}.png"), np.zeros((6, 9), np.uint8))
     domain = Domain(path=str(tmp_path), labels="labels")
-    labelled = sources.open_labelled(domain, 2, field=FIELD)
+    labelled = sources.open_labelled(domain, downloads.table(2), field=FIELD)
     assert [labelled.name(i) for i in range(len(labelled))] == [stem]
     np.testing.assert_array_equal(sources.read_pair(labelled, 0)[0], image)
     assert len(sources.open_pictures(domain, field=FIELD)) == 1
@@ -62,7 +63,7 @@ def test_suffixes_pair_files_as_cityscapes_names_them(tmp_path):
         labels="gtFine/train",
         label_suffix="_gtFine_labelTrainIds.png",
     )
-    pictures = sources.open_labelled(domain, 19, field=FIELD)
+    pictures = sources.open_labelled(domain, downloads.table(19), field=FIELD)
     assert pictures.name(0) == "ulm/ulm_0"
     assert sources.read_pair(pictures, 0)[1].max() == 0
 
@@ -70,7 +71,7 @@ def test_suffixes_pair_files_as_cityscapes_names_them(tmp_path):
 def test_a_listing_chooses_pictures_and_their_order(tmp_path):
     domain = _labelled(tmp_path, ("a", "b", "c"), listing="list.txt")
     (tmp_path / "list.txt").write_text("c\n\na\n")
-    pictures = sources.open_labelled(domain, 3, field=FIELD)
+    pictures = sources.open_labelled(domain, downloads.table(3), field=FIELD)
     assert [pictures.name(i) for i in range(len(pictures))] == ["c", "a"]
 
 
@@ -115,7 +116,7 @@ def test_a_set_that_is_not_there_is_named_with_its_field(tmp_path, monkeypatch, 
     (tmp_path / "empty").mkdir()
     domain = replace(_labelled(tmp_path), **change)
     with pytest.raises(UsageError, match=message):
-        sources.open_labelled(domain, 2, field=FIELD)
+        sources.open_labelled(domain, downloads.table(2), field=FIELD)
 
 
 def test_two_pictures_of_one_stem_are_refused(tmp_path):
@@ -128,13 +129,13 @@ def test_two_pictures_of_one_stem_are_refused(tmp_path):
 def test_a_picture_and_label_of_different_size_are_named_with_both_sizes(tmp_path):
     domain = _labelled(tmp_path)
     _picture(tmp_path / "images/b.png", (7, 9))
-    pictures = sources.open_labelled(domain, 2, field=FIELD)
+    pictures = sources.open_labelled(domain, downloads.table(2), field=FIELD)
     with pytest.raises(files.UnreadableError, match=r"b: the picture is 7 x 9 px, its label 6 x 9"):
         sources.read_pair(pictures, 1)
 
 
 def test_a_label_id_outside_the_table_is_named_with_its_file(tmp_path):
-    pictures = sources.open_labelled(_labelled(tmp_path), 1, field=FIELD)
+    pictures = sources.open_labelled(_labelled(tmp_path), downloads.table(1), field=FIELD)
     with pytest.raises(UsageError, match=r"b\.png: label id 1 .*config\.data\.source\.raw_ids"):
         pictures.label(1)
 

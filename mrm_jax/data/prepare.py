@@ -1,0 +1,331 @@
+"""A download becomes a prepared set: labels mapped to train ids, pictures resized once, shards of
+records, metadata for tensorflow-datasets, class counts and a manifest.
+
+A shard is one process's work (`shards.py`). A run that was killed goes on with those that are
+missing, several hosts can share them out, and the result has the same bytes whatever happened on
+the way. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrm_jax.config import UsageError
+from mrm_jax.data import datasets, manifest, records, shards
+from mrm_jax.data.shards import Job, Pair
+
+PICTURES_A_SHARD = 512
+SAMPLED = 3
+"""Pictures of a split that are encoded to estimate how much room it needs."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a set is stored.
+
+    resize: box (long, short) px for the splits that are trained on, "native", or None for that of
+    the data set's recipes. splits: which of them, empty: all that there are. shards: of a split,
+    None: one for every 512 pictures. skip_broken: leave out pictures that cannot be used. part:
+    (number from 1, of how many): which share of the shards is written.
+    """
+
+    resize: tuple[int, int] | str | None = None
+    codec: str = "png"
+    splits: tuple[str, ...] = ()
+    shards: int | None = None
+    skip_broken: bool = False
+    part: tuple[int, int] = (1, 1)
+    workers: int = 1
+
+
+def prepare(
+    data_set: datasets.DataSet,
+    root: Path,
+    to: Path,
+    options: Options,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[int], Any],
+) -> manifest.Manifest | None:
+    """Writes the set in `root` to `to`; returns its manifest, None where other parts are missing.
+
+    `progress(total)` is a context that gives `advance(pictures done)`. Raises UsageError for a
+    download that is not usable, a folder of other things, or too little room; OSError where a file
+    cannot be written. What is finished stays in every case.
+    """
+    found = _chosen(data_set, datasets.locate(data_set, root), options)
+    jobs = _jobs(data_set, found, options, say)
+    source = jobs[0].source
+    if manifest.is_prepared(to):
+        there = manifest.load(to, field="--to")
+        if there.source == source:
+            say(f"{to} is prepared already.")
+            return there
+        raise UsageError(
+            f"--to {to} holds a set that was prepared from other files or with other options; give "
+            "a new folder."
+        )
+    _check_folder(to, source)
+    missing = [job for job in jobs if shards.note(to, job) is None]
+    number, of = options.part
+    mine = [job for i, job in enumerate(jobs) if number - 1 == i * of // len(jobs)]
+    mine = [job for job in mine if job in missing]
+    _check_room(to, mine)
+    done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in missing)
+    if done:
+        say(f"{done} pictures are stored already.")
+    to.mkdir(parents=True, exist_ok=True)
+    manifest.write_json(to / _SOURCE, {"source": source})
+    with progress(sum(len(job.pairs) for job in mine)) as advance:
+        _run(mine, to, options.workers, advance)
+    notes = [shards.note(to, job) for job in jobs]
+    left = sum(note is None for note in notes)
+    if left:
+        say(f"part {number} of {of} is stored; {left} of {len(jobs)} shards are other parts'.")
+        return None
+    return _finish(data_set, to, jobs, notes)
+
+
+def _chosen(
+    data_set: datasets.DataSet, found: dict[str, datasets.Located], options: Options
+) -> dict[str, datasets.Located]:
+    for name in options.splits:
+        if name not in found:
+            raise UsageError(
+                f"--splits names '{name}'; this copy of {data_set.title} holds {', '.join(found)}."
+            )
+    return {name: each for name, each in found.items() if name in (options.splits or found)}
+
+
+def _jobs(
+    data_set: datasets.DataSet,
+    found: dict[str, datasets.Located],
+    options: Options,
+    say: Callable[[str], None],
+) -> list[Job]:
+    """All shards of all splits, in one order."""
+    jobs = []
+    for split, located in found.items():
+        native = data_set.splits[split].native or options.resize == "native"
+        box = options.resize if isinstance(options.resize, tuple) else located.domain.resize
+        pairs = _pairs(data_set, located, options.skip_broken, say)
+        count = options.shards or -(-len(pairs) // PICTURES_A_SHARD)
+        count = max(1, min(count, len(pairs)))
+        for i in range(count):
+            jobs.append(
+                Job(
+                    file=f"{data_set.name}-{split}.array_record-{i:05d}-of-{count:05d}",
+                    split=split,
+                    pairs=tuple(pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]),
+                    domain=located.domain,
+                    classes=len(data_set.classes.names),
+                    resize=None if native else box,
+                    codec=options.codec,
+                    skip_broken=options.skip_broken,
+                    source="",
+                )
+            )
+    source = _source(data_set, jobs)
+    return [replace(job, source=source) for job in jobs]
+
+
+def _pairs(
+    data_set: datasets.DataSet,
+    located: datasets.Located,
+    skip_broken: bool,
+    say: Callable[[str], None],
+) -> list[Pair]:
+    """The pictures of a split with their labels. Raises UsageError for what `skip_broken` would
+    leave out: repeated stems and missing labels.
+    """
+    where = f"{data_set.name} {located.split}"
+    broken = {stem: "occurs twice" for stem in located.repeated}
+    if located.labels:
+        broken |= {s: "has no label" for s in located.pictures if s not in located.labels}
+    if broken and not skip_broken:
+        stem, what = next(iter(broken.items()))
+        raise UsageError(
+            f"{where}: '{stem}' {what} ({located.pictures[stem]}), as one of {len(broken)} such "
+            "pictures. Correct the download, or leave them out by --skip_broken."
+        )
+    if broken:
+        say(f"{where}: {len(broken)} pictures are left out, as '{next(iter(broken))}'.")
+    return [
+        Pair(stem, picture, located.labels.get(stem), data_set.odd.get(stem.split("/")[-1], ""))
+        for stem, picture in located.pictures.items()
+        if stem not in broken
+    ]
+
+
+def _source(data_set: datasets.DataSet, jobs: list[Job]) -> str:
+    """A hash of what the set is made from: names, label tables and options; 16 hex digits."""
+    facts = [
+        (job.file, job.resize, job.codec, job.domain.raw_ids, job.domain.label_suffix)
+        + tuple((pair.stem, pair.label is not None) for pair in job.pairs)
+        for job in jobs
+    ]
+    text = json.dumps([manifest.FORMAT, data_set.name, data_set.classes.names, facts])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_SOURCE = ".prepare.json"
+
+
+def _check_folder(to: Path, source: str) -> None:
+    """Raises UsageError where `to` holds other things than a part of this set."""
+    if to.exists() and not to.is_dir():
+        raise UsageError(f"--to {to} is a file; give a folder.")
+    entries = list(to.iterdir()) if to.exists() else []
+    if not entries:
+        return
+    try:
+        same = json.loads((to / _SOURCE).read_text())["source"] == source
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"--to {to} holds other things; give a new or an empty folder.") from None
+    if not same:
+        raise UsageError(
+            f"--to {to} holds a part of a set from other files or with other options; give a new "
+            "folder, or delete it."
+        )
+
+
+def _check_room(to: Path, jobs: list[Job]) -> None:
+    """Raises UsageError where the shards would not fit, as far as a few pictures show."""
+    needed = sum(size * count for size, count in _sizes(jobs).values())
+    there = next(folder for folder in (to, *to.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UsageError(
+            f"--to {to}: about {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are "
+            "free; choose another disk, fewer --splits, a smaller --resize or --codec jpeg95."
+        )
+
+
+def _sizes(jobs: list[Job]) -> dict[str, tuple[float, int]]:
+    """Of each split, mean bytes of a few of its records, and their number."""
+    found = {}
+    for split in {job.split: None for job in jobs}:
+        pairs = [(job, pair) for job in jobs if job.split == split for pair in job.pairs]
+        sizes = []
+        for job, pair in pairs[:: max(1, len(pairs) // SAMPLED)][:SAMPLED]:
+            try:
+                sizes.append(len(shards.encoded(job, pair)[0]))
+            except UsageError:
+                continue  # said where the shard is written
+        found[split] = (float(np.mean(sizes)) if sizes else 0.0, len(pairs))
+    return found
+
+
+def estimated_bytes(
+    data_set: datasets.DataSet, found: dict[str, datasets.Located], options: Options
+) -> dict[str, int]:
+    """About how many bytes each split will take, from a few of its pictures."""
+    jobs = _jobs(data_set, found, replace(options, skip_broken=True), lambda line: None)
+    return {split: int(size * count) for split, (size, count) in _sizes(jobs).items()}
+
+
+_counter: Any = None
+
+
+def _share(counter: Any) -> None:
+    global _counter
+    _counter = counter
+
+
+def _write_counted(job: Job, to: Path) -> None:
+    for _ in shards.write(job, to):
+        with _counter.get_lock():
+            _counter.value += 1
+
+
+def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
+    """Writes the shards, in this process or one process each."""
+    if workers == 1 or len(jobs) < 2:
+        done = 0
+        for job in jobs:
+            for _ in shards.write(job, to):
+                done += 1
+                advance(done)
+        return
+
+    import multiprocessing
+    from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_share, initargs=(counter,)
+    )
+    with pool:
+        futures = [pool.submit(_write_counted, job, to) for job in jobs]
+        try:
+            waiting = set(futures)
+            while waiting:
+                over, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                advance(counter.value)
+                for future in over:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _finish(
+    data_set: datasets.DataSet, to: Path, jobs: list[Job], notes: list[Any]
+) -> manifest.Manifest:
+    """Metadata, what is known of the pictures, and at last the manifest."""
+    splits = {}
+    lengths: dict[str, list[tuple[int, int]]] = {}
+    for split in {job.split: None for job in jobs}:
+        mine = [(j, n) for j, n in zip(jobs, notes, strict=True) if j.split == split]
+        lengths[split] = [(len(note["names"]), note["bytes"]) for _, note in mine]
+        counts = np.zeros((sum(count for count, _ in lengths[split]), mine[0][0].classes), np.int64)
+        pixels = [each for _, note in mine for each in note["pixels"]]
+        for row, each in zip(counts, pixels, strict=True):
+            for class_id, count in each.items():
+                row[int(class_id)] = count
+        names = tuple(name for _, note in mine for name in note["names"])
+        sizes = np.array([size for _, note in mine for size in note["sizes"]], np.int64)
+        manifest.save_known(to, split, manifest.Known(names, sizes.reshape(-1, 2), counts))
+        splits[split] = manifest.Split(
+            count=len(names),
+            labelled=any(pair.label is not None for job, _ in mine for pair in job.pairs),
+            resize=mine[0][0].resize,
+            shards=tuple(
+                manifest.Shard(job.file, len(note["names"]), note["sha256"]) for job, note in mine
+            ),
+            skipped={stem: why for _, note in mine for stem, why in note["skipped"].items()},
+        )
+    records.write_metadata(
+        to,
+        data_set.name,
+        lengths,
+        jobs[0].codec,
+        description=f"{data_set.title}, prepared by mrm_jax. Licence: {data_set.licence}.",
+        homepage=data_set.homepage or None,
+    )
+    made = manifest.Manifest(
+        name=data_set.name,
+        title=data_set.title,
+        homepage=data_set.homepage,
+        licence=data_set.licence,
+        classes=data_set.classes,
+        codec=jobs[0].codec,
+        source=jobs[0].source,
+        splits=splits,
+    )
+    manifest.save(to, made)
+    for job in jobs:
+        shards.note_file(to, job).unlink(missing_ok=True)
+    (to / _SOURCE).unlink(missing_ok=True)
+    return made

@@ -1,0 +1,151 @@
+"""Pictures of a prepared set, by index: what `sources` opens where a domain's path holds one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mrm_jax.config import Classes, Domain, UsageError
+from mrm_jax.data import files, manifest
+from mrm_jax.data.records import Stored
+
+Taken = TypeVar("Taken")
+log = logging.getLogger(__name__)
+
+
+def is_prepared(domain: Domain) -> bool:
+    """Whether the domain's path holds a prepared set."""
+    return bool(domain.path) and manifest.is_prepared(Path(domain.path or "").expanduser())
+
+
+class Records:
+    """The pictures of a split without labels."""
+
+    def __init__(self, domain: Domain, field: str) -> None:
+        self._folder, self._split = Path(domain.path or "").expanduser(), domain.split
+        self.manifest = manifest.load(self._folder, field=f"{field}.path")
+        split = self.manifest.split(domain.split, field=field)
+        _check_resize(self.manifest, split, domain, field)
+        self._files = tuple(str(self._folder / shard.file) for shard in split.shards)
+        self._known = manifest.load_known(self._folder, domain.split, field=f"{field}.path")
+        missing = [file for file in self._files if not Path(file).is_file()]
+        if missing:
+            raise UsageError(
+                f"{field}.path: {missing[0]} is missing; prepare the set again or copy all of it."
+            )
+        self._places = range(len(self._known.names))
+        if domain.listing:
+            wanted = files.chosen(
+                {name: i for i, name in enumerate(self._known.names)},
+                self._folder / domain.listing,
+                field=field,
+            )
+            self._places = tuple(wanted.values())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to loader processes.
+        return {k: v for k, v in self.__dict__.items() if k != "_source"}
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        from grain.sources import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(self._files)
+
+    def name(self, index: int) -> str:
+        """The stem."""
+        return self._known.names[self._places[index]]
+
+    def native_size(self, index: int) -> tuple[int, int]:
+        """(height, width) px of the picture before it was resized."""
+        height, width = self._known.sizes[self._places[index]]
+        return int(height), int(width)
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB u8[H,W,3] as it is stored."""
+        return self._read(index, Stored.image)
+
+    def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
+        place = self._places[index]
+        try:
+            return take(Stored(self._source[place]))
+        except Exception as error:  # the reader of records raises unrelated types
+            raise files.UnreadableError(
+                f"record {place} of split {self._split} in {self._folder} cannot be read "
+                f"({error}); prepare the set again."
+            ) from error
+
+
+class RecordsLabelled(Records):
+    """The pictures of a split with labels as train ids of the config's classes."""
+
+    def __init__(self, domain: Domain, classes: Classes, field: str) -> None:
+        super().__init__(domain, field)
+        if not self.manifest.splits[domain.split].labelled:
+            raise UsageError(
+                f"{field}: split {domain.split} of the prepared set of {self.manifest.title} has "
+                "no labels."
+            )
+        self._classes = len(classes.names)
+        self._table = _by_name(self.manifest.classes.names, classes.names, field)
+
+    def label(self, index: int) -> np.ndarray:
+        """Train ids u8[H,W] as stored, 255 where the config has no such class."""
+        return self._table[self._read(index, Stored.label)]
+
+    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and label of one record, which is read once."""
+        image, label = self._read(index, lambda stored: (stored.image(), stored.label()))
+        return image, self._table[label]
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes
+        i64[N,2])."""
+        places = np.asarray(self._places)
+        stored = self._known.counts[places]
+        counts = np.zeros((len(places), self._classes), np.int64)
+        for class_id, pixels in enumerate(stored.T):
+            if self._table[class_id] < 255:
+                counts[:, self._table[class_id]] += pixels
+        return counts, self._known.sizes[places]
+
+
+def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np.ndarray:
+    """u8[256] from stored train ids to the config's: classes are told apart by name."""
+    lacking = [name for name in wanted if name not in stored]
+    if lacking:
+        raise UsageError(
+            f"{field}: the prepared set has no class '{lacking[0]}'; it has {', '.join(stored)}. "
+            "Name the classes alike, or prepare the set with the classes of this config."
+        )
+    table = np.full(256, 255, np.uint8)
+    for place, name in enumerate(stored):
+        if name in wanted:
+            table[place] = wanted.index(name)
+    left = [name for name in stored if name not in wanted]
+    if left:
+        log.info("%s: %s of the prepared set count nowhere in this config.", field, ", ".join(left))
+    return table
+
+
+def _check_resize(
+    made: manifest.Manifest, split: manifest.Split, domain: Domain, field: str
+) -> None:
+    """Raises UsageError where pictures were resized to another box than the config asks for."""
+    stored, wanted = split.resize, domain.resize
+    if stored is None or (wanted is not None and sorted(stored) == sorted(wanted)):
+        return
+    how = "native" if wanted is None else f"{wanted[0]}x{wanted[1]}"
+    raise UsageError(
+        f"{field}: the prepared set holds pictures fitted into {stored[0]} x {stored[1]} px, "
+        f"{field}.resize is {wanted}. Prepare it with --resize {how} (or native, which suits "
+        "every config)."
+    )

@@ -1,0 +1,146 @@
+"""One shard of a prepared set: pictures and labels in, a file of records and a note of what it
+holds out.
+
+The file is written under another name and renamed when it is whole, then the note is put beside it;
+without its note a shard counts as not written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mrm_jax.config import Domain, UsageError
+from mrm_jax.data import files, labels, manifest, records, transforms
+from mrm_jax.data.tree import File
+
+
+class Pair(NamedTuple):
+    """A picture and its label, None in an unlabelled split; `odd` is what is known to be wrong with
+    it, or empty.
+    """
+
+    stem: str
+    picture: File
+    label: File | None
+    odd: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to write: `pairs` in order, how their labels are stored (`domain`) and how they are
+    to be stored."""
+
+    file: str
+    split: str
+    pairs: tuple[Pair, ...]
+    domain: Domain
+    classes: int
+    resize: tuple[int, int] | None
+    codec: str
+    skip_broken: bool
+    source: str
+
+
+def write(job: Job, to: Path) -> Iterator[None]:
+    """Writes a shard and then its note; yields after every picture. Raises UsageError naming a
+    picture that cannot be used, unless such are left out, and OSError."""
+    from array_record.python import (
+        array_record_module,  # pyright: ignore[reportAttributeAccessIssue] - compiled
+    )
+
+    temporary = to / f".{job.file}.{os.getpid()}"
+    names, sizes, counts, skipped = [], [], [], {}
+    written = 0
+    try:
+        # One record a group: each can be read alone, which is how training reads. What is stored is
+        # compressed already.
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+            for pair in job.pairs:
+                try:
+                    content, size, pixels = encoded(job, pair)
+                except UsageError as error:
+                    skipped[pair.stem] = _skipped(job, pair, error)
+                else:
+                    writer.write(content)
+                    written += len(content)
+                    names.append(pair.stem)
+                    sizes.append(size)
+                    counts.append({str(c): int(pixels[c]) for c in np.flatnonzero(pixels)})
+                yield
+        finally:
+            writer.close()
+        _sync(temporary, written)
+        digest = manifest.sha256(temporary)
+        os.replace(temporary, to / job.file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    holds = {"source": job.source, "sha256": digest, "bytes": written, "skipped": skipped}
+    holds |= {"names": names, "sizes": sizes, "pixels": counts}
+    manifest.write_json(note_file(to, job), holds)
+
+
+def _sync(path: Path, written: int) -> None:
+    """Raises OSError where less than what was written has reached the disk: the writer of records
+    does not say so itself."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    if path.stat().st_size < written:
+        raise OSError(28, "No space left on device", str(path))
+
+
+def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
+    """A record's bytes, the picture's size before resizing, and the pixels of each class in its
+    label at that size."""
+    image = files.read_image(pair.picture)
+    size = (image.shape[0], image.shape[1])
+    label = np.full(size, labels.IGNORE, np.uint8)
+    if pair.label is not None:
+        raw = files.read_raw_label(pair.label, job.domain.label_colours)
+        label = labels.map_labels(
+            raw,
+            job.domain.raw_ids,
+            job.domain.ignored_ids,
+            classes=job.classes,
+            name=str(pair.label),
+            field="the data set",
+        )
+        if label.shape != size:
+            raise files.UnreadableError(
+                f"{pair.picture} is {size[0]} x {size[1]} px, its label {pair.label} "
+                f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
+            )
+    pixels = np.bincount(label.ravel(), minlength=256)[: job.classes]
+    image, label = transforms.fit_source(image, label, job.resize)
+    record = records.Record(pair.stem, image, label, size)
+    return records.encode(record, job.codec), size, pixels
+
+
+def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
+    """Why a picture is left out; raises `error` where that was not asked for."""
+    known = isinstance(error, files.UnreadableError) and pair.odd and "must be equal" in str(error)
+    if not known and not job.skip_broken:
+        raise UsageError(f"{error} Correct it, or leave such pictures out by --skip_broken.")
+    return pair.odd if known else "cannot be used"
+
+
+def note_file(to: Path, job: Job) -> Path:
+    """Where a finished shard's note lies."""
+    return to / f".{job.file}.json"
+
+
+def note(to: Path, job: Job) -> dict[str, Any] | None:
+    """What a finished shard holds; None where it is not finished."""
+    try:
+        holds = json.loads(note_file(to, job).read_text())
+        whole = (to / job.file).stat().st_size >= holds["bytes"]
+        return holds if whole and holds["source"] == job.source else None
+    except (OSError, ValueError, KeyError):
+        return None
