@@ -325,7 +325,8 @@ def _finish(
         splits=splits,
     )
     manifest.save(to, made)
-    for job in jobs:
-        shards.note_file(to, job).unlink(missing_ok=True)
+    for job in jobs:  # notes, and what a killed process has left half written
+        for path in to.glob(f".{job.file}.*"):
+            path.unlink(missing_ok=True)
     (to / _SOURCE).unlink(missing_ok=True)
     return made
