@@ -26,6 +26,7 @@ VERBS = {
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",
     "prepare": "turn a downloaded data set into one that training reads fast",
+    "check": "find what is wrong with a data set, and how to put it right",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 

@@ -231,7 +231,7 @@ class Located:
     """The files of a split: stem to picture and stem to label, and stems that occur twice.
 
     domain: the reading that fits, which says how labels are stored. `labels` is empty for an
-    unlabelled split; where it is not, it may lack some.
+    unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture.
     """
 
     split: str
@@ -239,6 +239,7 @@ class Located:
     pictures: dict[str, File]
     labels: dict[str, File]
     repeated: dict[str, list[File]]
+    orphans: dict[str, File]
 
 
 def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
@@ -278,7 +279,7 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
         text = lists[0].read_bytes().decode() if lists else ""
         wanted = [line.strip() for line in text.splitlines() if line.strip()]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
-    given = {}
+    given: dict[str, list[File]] = {}
     if domain.labels and pictures:
         given = files.by_stem(names, domain.labels, domain.label_suffix, leading=True)
     return Located(
@@ -287,4 +288,14 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
         pictures={stem: found[0] for stem, found in pictures.items()},
         labels={stem: given[stem][0] for stem in pictures if stem in given},
         repeated={stem: found for stem, found in pictures.items() if len(found) > 1},
+        orphans={} if domain.listing else _orphans(given, pictures),
     )
+
+
+def _orphans(given: dict[str, list[File]], pictures: dict[str, list[File]]) -> dict[str, File]:
+    """Labels without a picture; "00001_labelTrainIds" beside "00001" is another form of one."""
+    return {
+        stem: found[0]
+        for stem, found in given.items()
+        if stem not in pictures and stem.rpartition("_")[0] not in pictures
+    }

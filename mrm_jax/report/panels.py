@@ -156,6 +156,23 @@ def evaluation_panel(
     return _save(sheet, path)
 
 
+def contact_sheet(
+    shown: Sequence[tuple[str, np.ndarray, np.ndarray | None]], classes: Classes, title: str
+) -> np.ndarray:
+    """The sheet u8[H,W,3] of pictures RGB u8[H,W,3] with their labels u8[H,W] (None: unlabelled),
+    two a line: the picture, the label in its classes' colours, and both over each other.
+    """
+    cells = []
+    for name, image, label in shown:
+        cells.append(Cell(name.rpartition("/")[2][-24:], image))
+        if label is not None:
+            colour = colourise(label, classes)
+            blended = (image // 2 + colour // 2).astype(np.uint8)
+            counted = f"{np.mean(label < len(classes.names)):.0%} labelled"
+            cells += [Cell("label", colour, counted), Cell("overlay", blended)]
+    return _sheet([("", cells)], classes, title, columns=6)
+
+
 def error_map(
     image: np.ndarray, prediction: np.ndarray, label: np.ndarray, classes: Classes
 ) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""What is wrong with a prepared set: are its files those of its manifest, can they be read."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrm_jax.config import Domain, UsageError
+from mrm_jax.data import manifest
+from mrm_jax.data.check import (
+    SAMPLED,
+    SHOWN,
+    Checked,
+    Seen,
+    Shown,
+    add,
+    histogram,
+    spread,
+    threaded,
+)
+from mrm_jax.data.prepared import Records, RecordsLabelled
+
+AGAIN = "prepare the set again, or copy it again from where it was made"
+
+
+def check_prepared(
+    folder: Path, *, fast: bool, progress: Callable[[int], Any]
+) -> tuple[manifest.Manifest, list[Checked]]:
+    """What is in a prepared set, and whether its files are those of its manifest."""
+    made = manifest.load(folder, field="--from")
+    results, done = [], 0
+    total = sum(min(s.count, SAMPLED) if fast else s.count for s in made.splits.values())
+    with progress(total) as advance:
+        for name, split in made.splits.items():
+            checked = Checked(name, len(made.classes.names), split.count)
+            checked.labelled = split.labelled
+            results.append(checked)
+            _files(checked, folder, split)
+            if any(finding.severity == "error" for finding in checked.findings):
+                continue
+            domain = Domain(path=str(folder), split=name, resize=split.resize)
+            pictures = _open(domain, made, split)
+            places = spread(list(range(len(pictures))), SAMPLED if fast else None)
+            shown = set(spread(places, SHOWN))
+            seen = []
+            for one in threaded(lambda i, p=pictures, s=shown: _record(p, i, i in s), places):
+                seen.append(one)
+                done += 1
+                advance(done)
+            add(checked, seen)
+            histogram(checked, made.classes, seen, domain)
+            known = manifest.load_known(folder, name, field="--from")
+            if len(known.names) != split.count:
+                checked.find(
+                    "error",
+                    "counts that differ from the manifest's",
+                    [manifest.known_file(name)],
+                    AGAIN,
+                )
+    return made, results
+
+
+def _open(domain: Domain, made: manifest.Manifest, split: manifest.Split) -> Records:
+    if split.labelled:
+        return RecordsLabelled(domain, made.classes, "--from")
+    return Records(domain, "--from")
+
+
+def _record(pictures: Records, index: int, show: bool) -> Seen:
+    try:
+        name = pictures.name(index)
+        if isinstance(pictures, RecordsLabelled):
+            image, label = pictures.pair(index)
+        else:
+            image, label = pictures.image(index), None
+    except UsageError as error:
+        return Seen(str(index), [("picture", str(error))])
+    size = (image.shape[0], image.shape[1])
+    shown = Shown(name, image, label) if show else None
+    if label is None:
+        return Seen(name, [], size, zlib.crc32(image.tobytes()), shown=shown)
+    pixels = np.bincount(label.ravel(), minlength=256)[: len(pictures.manifest.classes.names)]
+    problems = [] if pixels.any() else [("empty", name)]
+    return Seen(name, problems, size, zlib.crc32(image.tobytes()), (), pixels, label.size, shown)
+
+
+def _files(checked: Checked, folder: Path, split: manifest.Split) -> None:
+    missing = [s.file for s in split.shards if not (folder / s.file).is_file()]
+    checked.find("error", "files that are missing", missing, AGAIN)
+    changed = [
+        shard.file
+        for shard in split.shards
+        if shard.file not in missing and manifest.sha256(folder / shard.file) != shard.sha256
+    ]
+    checked.find("error", "files whose SHA-256 is not the manifest's", changed, AGAIN)
+    for name in ("features.json", "dataset_info.json"):
+        if not (folder / name).is_file():
+            checked.find("warning", "metadata of tensorflow-datasets is missing", [name], AGAIN)
+    checked.find(
+        "warning",
+        "pictures that prepare has left out",
+        [f"{stem}: {why}" for stem, why in split.skipped.items()],
+        "none is needed where they are known to be broken",
+    )
