@@ -1,11 +1,15 @@
-"""`bench`: times a config's step on random pictures, and prints what XLA says it costs."""
+"""`bench`: times a config's step on random pictures, and prints what XLA says it costs; with
+`--data` times the reading of pictures.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mrm_jax.config import Config, UsageError
@@ -25,27 +29,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=10, help="timed calls, after one that is not (default: 10)"
     )
     parser.add_argument(
+        "--data", action="store_true", help="time the reading of training crops instead of a step"
+    )
+    parser.add_argument(
+        "--codec",
+        choices=("png", "jpeg95", "all"),
+        default="all",
+        help="--data: how prepared sets are stored (default: all)",
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=8, help="--data: pictures drawn of each size (default: 8)"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="one JSON object a line on stdout, nothing else"
     )
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Prints a report a line; exit code. Reads no data. Raises UsageError."""
+    for flag in ("repeats", "pictures"):
+        value = getattr(arguments, flag)
+        if value < 1:
+            raise UsageError(f"--{flag} is {value}; it must be at least 1.")
+    if arguments.data:
+        return _data(arguments)
     if config is None:
         raise UsageError("bench needs a config: add --config FILE, say configs/quickstart.py.")
-    if arguments.repeats < 1:
-        raise UsageError(f"--repeats is {arguments.repeats}; time at least 1 call.")
 
     from mrm_jax.train.bench import measure
 
     whats = WHATS if arguments.what == "all" else (arguments.what,)
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     for report in measure(config, whats, repeats=arguments.repeats, say=say):
         print(json.dumps(report) if arguments.json else text(report), flush=True)
     return 0
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from mrm_jax.data.records import CODECS
+    from mrm_jax.data.throughput import measure
+
+    codecs = CODECS if arguments.codec == "all" else (arguments.codec,)
+    with tempfile.TemporaryDirectory() as folder:
+        for report in measure(
+            Path(folder), codecs, pictures=arguments.pictures, rounds=arguments.repeats, say=say
+        ):
+            print(json.dumps(report) if arguments.json else data_text(report), flush=True)
+    return 0
+
+
+def data_text(report: Mapping[str, Any]) -> str:
+    """A line for people about one way of reading."""
+    line = (
+        f"{report['case']}: {report['way']:17} {report['images_per_second']:7.1f} images/s a core, "
+        f"{report['ratio']:.2f} times the published way"
+    )
+    if pixels := report.get("pixels"):
+        line += (
+            f" (pixels differ by {pixels['mean_difference']:.2f} on average, at most "
+            f"{pixels['largest_difference']:.0f}; PSNR {pixels['psnr']:.1f} dB)"
+        )
+    return line
 
 
 def text(report: Mapping[str, Any]) -> str:

@@ -69,8 +69,8 @@ def read_image(path: File, *, upright: bool = False) -> np.ndarray:
     `upright` turns it as its EXIF data says, for pictures that have no label. Raises
     UnreadableError naming the file.
     """
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.cvtColor(_decode(path, _content(path), flags), cv2.COLOR_BGR2RGB)
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    return _decode(path, _content(path), flags)
 
 
 def read_raw_label(path: File, colours: Colours = ()) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 
+import cv2
 import numpy as np
 
 from mrm_jax.config import Classes, UsageError
@@ -203,7 +204,11 @@ def map_labels(
     `field` to change.
     """
     table = lookup(raw_ids, ignored_ids, classes)
-    mapped = table[:256][raw] if raw.dtype == np.uint8 else table[raw]
+    if raw.dtype == np.uint8:
+        unknown = (table[:256] < 0).astype(np.uint8)
+        if not cv2.LUT(raw, unknown).any():
+            return cv2.LUT(raw, table[:256].astype(np.uint8))
+    mapped = table[raw]
     if mapped.min(initial=0) < 0:
         unknown = np.unique(raw[mapped < 0])
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")

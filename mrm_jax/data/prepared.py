@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 
 from mrm_jax.config import Classes, Domain, UsageError
@@ -99,12 +100,12 @@ class RecordsLabelled(Records):
 
     def label(self, index: int) -> np.ndarray:
         """Train ids u8[H,W] as stored, 255 where the config has no such class."""
-        return self._table[self._read(index, Stored.label)]
+        return cv2.LUT(self._read(index, Stored.label), self._table)
 
     def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label of one record, which is read once."""
         image, label = self._read(index, lambda stored: (stored.image(), stored.label()))
-        return image, self._table[label]
+        return image, cv2.LUT(label, self._table)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes

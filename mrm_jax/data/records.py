@@ -23,7 +23,8 @@ _PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
 )
-_LABEL = (cv2.IMWRITE_PNG_COMPRESSION, 6)  # areas of one value: the default strategy is best
+# Labels are areas of one value: differences to the neighbours gain nothing.
+_LABEL = (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
 

@@ -119,6 +119,7 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
             )
     pixels = np.bincount(label.ravel(), minlength=256)[: job.classes]
     image, label = transforms.fit_source(image, label, job.resize)
+    image = transforms.resize_image(image, label.shape)
     record = records.Record(pair.stem, image, label, size)
     return records.encode(record, job.codec), size, pixels
 

@@ -1,10 +1,11 @@
 """Resize, crop, flip and pad of one picture with its label and validity map, as the UDA recipes of
 the DAFormer family train.
 
-Order: keep-ratio resize, random crop, horizontal flip, pad. Pure functions of arrays and a numpy
-generator: no state, no global seed, OpenCV's resize conventions. Normalisation happens on the
-device, so pictures stay uint8 here. Source: DAFormer training pipelines (mmseg 0.16 `Resize`,
-`RandomCrop`, `RandomFlip`, `Pad`).
+Order: keep-ratio resize, random crop, horizontal flip, pad. A picture that is to be enlarged stays
+as it is until its crop is known, of which alone the resized pixels are then made. Pure functions of
+arrays and a numpy generator: no state, no global seed, OpenCV's resize conventions. Normalisation
+happens on the device, so pictures stay uint8 here. Source: DAFormer training pipelines (mmseg 0.16
+`Resize`, `RandomCrop`, `RandomFlip`, `Pad`).
 """
 
 from __future__ import annotations
@@ -71,11 +72,33 @@ def cut(array: np.ndarray, box: Box) -> np.ndarray:
     return array[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
+def cut_resized(image: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    """`cut(resize_image(image, size), box)`, bit for bit, of the picture's part from its corner to
+    the end of the box: of 1024 px crops of GTA5 at 1407 x 2560 px that takes two thirds of the
+    time.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size):
+        return cut(image, box)
+    # A pixel is made of at most two rows and columns, the last at most 1.5 behind the box.
+    rows = min(height, (box.top + box.height) * height // size[0] + 3)
+    columns = min(width, (box.left + box.width) * width // size[1] + 3)
+    down, across = size[0] / height, size[1] / width
+    if (round(rows * down), round(columns * across)) == (rows, columns):
+        return cut(resize_image(image, size), box)  # OpenCV would copy it, whatever the factors
+    # With factors instead of a size OpenCV maps pixels as it does for the whole picture.
+    part = cv2.resize(
+        image[:rows, :columns], None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR
+    )
+    return cut(part, box)
+
+
 def is_varied(label: np.ndarray, max_ratio: float) -> bool:
     """Whether more than one class occurs and the largest covers less than `max_ratio` of the pixels
     that count.
     """
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    # Twice as fast as np.bincount, which widens the label first.
+    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [IGNORE], [0, IGNORE])
     return bool(np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum())
 
 
@@ -128,11 +151,15 @@ PAD_RGB = (124, 116, 104)
 def fit_source(
     image: np.ndarray, label: np.ndarray, box: tuple[int, int] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part without chance: image u8[H,W,3] and label u8[H,W] fitted into `box` = (long, short),
-    None: as they are.
+    """The part without chance: label u8[h,w] fitted into `box` = (long, short), None: as it is;
+    image u8[H,W,3] likewise, unless that would enlarge it.
     """
     size = label.shape[:2] if box is None else keep_ratio_size(label.shape[0], label.shape[1], box)
-    return resize_image(image, size), resize_label(label, size)
+    return _shrunk(image, size), resize_label(label, size)
+
+
+def _shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return image if size[0] > image.shape[0] else resize_image(image, size)
 
 
 def fit_target(
@@ -141,12 +168,31 @@ def fit_target(
     margins: tuple[int, int, int, int],
     native: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image u8[h,w,3] fitted into `box` and its validity u8[h,w], whose `margins` count pixels of
-    the picture at its `native` (height, width), None: as read.
+    """Validity u8[h,w] of a picture fitted into `box`, whose `margins` count pixels of the picture
+    at its `native` (height, width), None: as read; image u8[H,W,3] as in `fit_source`.
     """
     size = image.shape[:2] if box is None else keep_ratio_size(image.shape[0], image.shape[1], box)
     valid = margin_map(native or image.shape[:2], margins)
-    return resize_image(image, size), resize_label(valid, size)
+    return _shrunk(image, size), resize_label(valid, size)
+
+
+class Place(NamedTuple):
+    """Where a crop is taken from, and whether it is flipped."""
+
+    box: Box
+    flipped: bool
+
+
+def place(
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    max_ratio: float,
+    flip: float,
+) -> Place:
+    """A crop of a label u8[H,W], and a flip with probability `flip`; `max_ratio`: `varied_box`."""
+    return Place(varied_box(rng, label, crop, max_ratio), bool(rng.random() < flip))
 
 
 def augment_source(
@@ -158,16 +204,11 @@ def augment_source(
     max_ratio: float,
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training sample at exactly `crop` = (height, width): image u8[h,w,3], label u8[h,w], 255
-    in the padding.
-
-    `max_ratio` see `varied_box`; `flip` is the probability of a horizontal flip.
+    """One training sample at exactly `crop` = (height, width) of what `fit_source` gives: image
+    u8[h,w,3], label u8[h,w], 255 in the padding. See `place`.
     """
-    position = varied_box(rng, label, crop, max_ratio)
-    image, label = cut(image, position), cut(label, position)
-    if rng.random() < flip:
-        image, label = image[:, ::-1], label[:, ::-1]
-    return pad_to(image, crop, PAD_RGB), pad_to(label, crop, IGNORE)
+    where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    return _taken(image, label, where, crop, IGNORE)
 
 
 def augment_source_with(
@@ -182,17 +223,17 @@ def augment_source_with(
     max_ratio: float,
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`augment_source`, made again (crop and flip) at most `tries` times while the crop holds no
+    """`augment_source`, with `place` made again at most `tries` times while the crop holds no
     `more_than` so many pixels of the class; the last one is taken as it comes.
 
     Peer: mmseg datasets/uda_dataset.py, whose first sample is followed by up to ten more.
     """
-    sample = augment_source(image, label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
     for _ in range(tries):
-        if np.count_nonzero(sample[1] == class_id) > more_than:
+        if np.count_nonzero(cut(label, where.box) == class_id) > more_than:
             break
-        sample = augment_source(image, label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
-    return sample
+        where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    return _taken(image, label, where, crop, IGNORE)
 
 
 def augment_target(
@@ -203,11 +244,18 @@ def augment_target(
     crop: tuple[int, int],
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One unlabelled sample at exactly `crop`: image u8[h,w,3], validity u8[h,w], 0 in the padding
-    and in the margins.
+    """One unlabelled sample at exactly `crop` of what `fit_target` gives: image u8[h,w,3], validity
+    u8[h,w], 0 in the padding and in the margins.
     """
-    position = draw_box(rng, image.shape[:2], crop)
-    image, valid = cut(image, position), cut(valid, position)
-    if rng.random() < flip:
-        image, valid = image[:, ::-1], valid[:, ::-1]
-    return pad_to(image, crop, PAD_RGB), pad_to(valid, crop, 0)
+    where = Place(draw_box(rng, valid.shape, crop), bool(rng.random() < flip))
+    return _taken(image, valid, where, crop, 0)
+
+
+def _taken(
+    image: np.ndarray, plane: np.ndarray, where: Place, crop: tuple[int, int], padding: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The crop of a picture and of its label or validity map, padded to `crop`."""
+    image, plane = cut_resized(image, plane.shape, where.box), cut(plane, where.box)
+    if where.flipped:
+        image, plane = cv2.flip(image, 1), cv2.flip(plane, 1)
+    return pad_to(image, crop, PAD_RGB), pad_to(plane, crop, padding)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,24 @@ def test_for_people_a_report_is_two_lines(capsys):
 def test_a_command_that_cannot_be_meant_is_refused(words, says):
     with pytest.raises(UsageError, match=says):
         run(["bench", *words])
+
+
+def test_ways_of_reading_are_compared_with_the_published_one(capsys, monkeypatch):
+    from mrm_jax.data import throughput
+
+    small = tuple(
+        replace(case, size=(256, 512), box=(128 * k, 64 * k), crop=(40, 50))
+        for case, k in zip(throughput.CASES, (2, 8, 2, 4), strict=True)
+    )
+    monkeypatch.setattr(throughput, "CASES", small)
+    assert run(["bench", "--data", "--repeats", "2", "--pictures", "2", "--json"]) == 0
+    reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ways = ["published", "folder", "prepared, png", "prepared, jpeg95"]
+    assert [report["way"] for report in reports] == ways * len(small)
+    for report in reports:
+        assert report["case"].endswith("drawn data")
+        assert report["images_per_second"] == 1 / report["seconds"]["median"]
+        assert report["ratio"] > 0
+        lossy = report["way"] == "prepared, jpeg95"
+        assert ("pixels" in report) == lossy
+        assert not lossy or 20 < report["pixels"]["psnr"] < 60

@@ -186,16 +186,19 @@ def test_a_threshold_that_no_class_reaches_is_an_error_even_where_missing_ones_a
         rare_class.make_sampler(config, statistics)
 
 
-def _counting_augment(monkeypatch, maps):
-    """Replaces the source pipeline by one that returns `maps` in turn; returns the calls so far."""
+def _counting_places(monkeypatch, maps):
+    """A label of `maps` side by side, and the calls so far of the draw of crops, which then takes
+    one after the other."""
     calls = []
 
-    def augment(image, label, rng, **_):
+    def place(label, rng, **_):
+        at = min(len(calls), len(maps) - 1)
         calls.append(1)
-        return image, maps[min(len(calls), len(maps)) - 1]
+        height, width = maps[0].shape
+        return transforms.Place(transforms.Box(0, at * width, height, width), False)
 
-    monkeypatch.setattr(transforms, "augment_source", augment)
-    return calls
+    monkeypatch.setattr(transforms, "place", place)
+    return np.hstack(maps), calls
 
 
 @pytest.mark.parametrize(
@@ -206,10 +209,10 @@ def test_a_crop_is_made_again_until_it_holds_more_than_the_threshold(
     held, tries, expected, monkeypatch
 ):
     maps = [np.array([[1] * n + [0] * (20 - n)], np.uint8) for n in held]
-    calls = _counting_augment(monkeypatch, maps)
+    whole, calls = _counting_places(monkeypatch, maps)
     _, label = transforms.augment_source_with(
-        np.zeros((1, 20, 3), np.uint8),
-        maps[0],
+        np.zeros((*whole.shape, 3), np.uint8),
+        whole,
         np.random.default_rng(0),
         class_id=1,
         more_than=5,
@@ -219,7 +222,7 @@ def test_a_crop_is_made_again_until_it_holds_more_than_the_threshold(
         flip=0.0,
     )
     assert len(calls) == expected
-    assert label is maps[min(expected, len(maps)) - 1]
+    np.testing.assert_array_equal(label, maps[min(expected, len(maps)) - 1])
 
 
 def test_a_crop_share_of_zero_takes_any_crop(monkeypatch):
@@ -227,7 +230,7 @@ def test_a_crop_share_of_zero_takes_any_crop(monkeypatch):
     data = replace(config.data, rare_class=replace(config.data.rare_class, min_pixels=9))
     sampler = rare_class.make_sampler(replace(config, data=data), statistics)
     empty = np.zeros((4, 4), np.uint8)
-    calls = _counting_augment(monkeypatch, [empty])
+    _, calls = _counting_places(monkeypatch, [empty])
     transforms.augment_source_with(
         np.zeros((4, 4, 3), np.uint8),
         empty,

@@ -111,3 +111,33 @@ def test_resizing_uses_opencv_without_antialiasing():
     image = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     expected = cv2.resize(image, (13, 11), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(transforms.resize_image(image, (11, 13)), expected)
+
+
+def test_the_resized_pixels_of_a_crop_are_those_of_the_whole_picture_resized():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        height, width = rng.integers(2, 90, 2)
+        size = tuple(int(n * rng.uniform(0.3, 2.5)) + 1 for n in (height, width))
+        crop = tuple(int(rng.integers(1, n + 1)) for n in size)
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        box = transforms.draw_box(rng, size, crop)
+        whole = transforms.cut(transforms.resize_image(image, size), box)
+        np.testing.assert_array_equal(transforms.cut_resized(image, size, box), whole)
+
+
+@pytest.mark.parametrize("box", [(64, 48), (150, 110)])
+def test_a_sample_of_an_enlarged_picture_is_that_of_the_picture_enlarged_before(box):
+    rng = np.random.default_rng(1)
+    image, label = (
+        rng.integers(0, 256, (75, 101, 3), np.uint8),
+        rng.integers(0, 3, (75, 101), np.uint8),
+    )
+    fitted, plane = transforms.fit_source(image, label, box)
+    whole = transforms.resize_image(image, plane.shape)
+    assert (fitted.shape == image.shape) == (box == (150, 110))
+    for seed in range(5):
+        how = {"crop": (40, 50), "max_ratio": 0.9, "flip": 0.5}
+        got = transforms.augment_source(fitted, plane, np.random.default_rng(seed), **how)
+        expected = transforms.augment_source(whole, plane, np.random.default_rng(seed), **how)
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
