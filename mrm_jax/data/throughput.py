@@ -183,6 +183,7 @@ def _published(domain: Domain, paths: Sequence[Any], index: int, case: Case, rng
     size = transforms.keep_ratio_size(label.shape[0], label.shape[1], case.box)
     image = transforms.resize_image(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), size)
     label = transforms.resize_label(label, size)
+    box = transforms.Box(0, 0, 0, 0)
     for _ in range(transforms.CROP_CHECKS):
         box = transforms.draw_box(rng, size, case.crop)
         ids, counts = np.unique(transforms.cut(label, box), return_counts=True)
