@@ -43,12 +43,17 @@ def check_data(config: Config) -> None:
         config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),
         f"config.evaluation.stride is {step}, larger than the window {window}, which leaves gaps.",
     )
-    unknown = [c for c in config.evaluation.classes if c not in classes.names]
-    if unknown:
-        hint = nearest(unknown[0], classes.names)
-        raise UsageError(
-            f"config.evaluation.classes names '{unknown[0]}', which is no class.{hint}"
-        )
+    rows = {"classes": config.evaluation.classes}
+    for row in config.evaluation.also:
+        require(len(row) > 1, f"config.evaluation.also holds {row}; give a name and its classes.")
+        rows["also"] = (*rows.get("also", ()), *row[1:])
+    for name, counted in rows.items():
+        unknown = [c for c in counted if c not in classes.names]
+        if unknown:
+            hint = nearest(unknown[0], classes.names)
+            raise UsageError(
+                f"config.evaluation.{name} names '{unknown[0]}', which is no class.{hint}"
+            )
 
 
 def check_rare_class(config: Config) -> None:

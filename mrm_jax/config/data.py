@@ -64,6 +64,7 @@ class Domain:
         "Rows/columns (top, bottom, left, right) without pseudo-labels, px.",
         source="peer: uda/dacs.py",
     )
+    remark: str = option("", "What is to be said with every score on these pictures.")
     on_unreadable: Literal["error", "skip"] = option(
         "error", "What an unreadable picture does to a run."
     )

@@ -73,6 +73,9 @@ class Evaluation:
     window: tuple[int, int] = option((1024, 1024), "slide: height and width of a window, px.")
     stride: tuple[int, int] = option((512, 512), "slide: step between windows, px.")
     classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
+    also: tuple[tuple[str, ...], ...] = option(
+        (), "Further means: a name, such as mIoU13, and the classes counted in it."
+    )
     batch: int = option(1, "Pictures a forward.", runtime=True)
     limit: int | None = option(None, "Evaluate on the first so many pictures only.")
     selection_pictures: int = option(

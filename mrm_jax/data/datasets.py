@@ -52,10 +52,16 @@ ACDC = Domain(
     label_suffix="_gt_labelTrainIds.png",
     resize=(960, 540),
 )
-ACDC_VAL = replace(ACDC, images="rgb_anon/**/val", labels="gt/**/val", split="val")
+_HIDDEN = "val, where papers report the hidden test split"
+ACDC_VAL = replace(ACDC, images="rgb_anon/**/val", labels="gt/**/val", split="val", remark=_HIDDEN)
 DARK_ZURICH = replace(ACDC, path="data/dark_zurich", images="rgb_anon/train/night", labels=None)
 DARK_ZURICH_VAL = replace(
-    ACDC, path="data/dark_zurich", images="rgb_anon/val", labels="gt/val", split="val"
+    ACDC,
+    path="data/dark_zurich",
+    images="rgb_anon/val",
+    labels="gt/val",
+    split="val",
+    remark=_HIDDEN,
 )
 CAMVID = Domain(
     path="data/camvid",

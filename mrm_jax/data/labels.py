@@ -9,7 +9,9 @@ Cityscapes ids), SYNTHIA-RAND-CITYSCAPES' own list, CamVid as grouped by SegNet.
 
 from __future__ import annotations
 
+import colorsys
 import functools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -67,6 +69,24 @@ CITYSCAPES = Classes(
     ),
 )
 """The 19 classes of Cityscapes, also of GTA5, ACDC and Dark Zurich."""
+
+
+def class_table(
+    rows: Sequence[tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], tuple[int, int, int]]],
+) -> tuple[Classes, RawIds]:
+    """The class table and the raw ids of rows (name, raw label ids) or (name, raw label ids, RGB
+    colour); a class's train id is its place. Colours that are left out are made up, far apart.
+    """
+    names = tuple(row[0] for row in rows)
+    colours = tuple(row[2] if len(row) == 3 else _colour(i) for i, row in enumerate(rows))
+    return Classes(names, colours), tuple(tuple(row[1]) for row in rows)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    # Hues a golden section apart never come close to an earlier one soon; every tenth is darker.
+    hue, value = (number * 0.618034) % 1, 0.95 - 0.13 * (number // 10 % 5)
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * (number % 3) / 2, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def subset(names: tuple[str, ...]) -> Classes:

@@ -66,7 +66,8 @@ class Evaluation:
     """Scores of one network under `protocol`, as shares of 1.
 
     `confusion` i64[K,K]: rows truth, columns prediction, in train-id order; `iou` f64[K], NaN where
-    neither truth nor prediction has the class; `mean_iou` over the classes counted, NaN left out.
+    neither truth nor prediction has the class; `mean_iou` over the classes counted, NaN left out;
+    `also`: the protocol's further means by name.
     `seconds` holds reading and compilation.
     """
 
@@ -76,6 +77,7 @@ class Evaluation:
     iou: np.ndarray
     mean_iou: float
     pixel_accuracy: float
+    also: dict[str, float]
     seconds: float
 
     def metrics(self) -> dict[str, float]:
@@ -85,7 +87,7 @@ class Evaluation:
         named = {
             f"IoU/{name}": value for name, value in self.per_class().items() if value is not None
         }
-        return {"mIoU": self.mean_iou, "pixel_accuracy": self.pixel_accuracy, **named}
+        return {"mIoU": self.mean_iou, **self.also, "pixel_accuracy": self.pixel_accuracy, **named}
 
     def per_class(self) -> dict[str, float | None]:
         """IoU of every class the network tells apart, None where neither truth nor prediction has
@@ -99,6 +101,7 @@ class Evaluation:
             "protocol": self.protocol.as_dict(),
             "classes_counted": list(self.protocol.classes_counted),
             "mIoU": _finite(self.mean_iou),
+            **{name: _finite(value) for name, value in self.also.items()},
             "pixel_accuracy": _finite(self.pixel_accuracy),
             "IoU": self.per_class(),
             "confusion": self.confusion.tolist(),
@@ -239,6 +242,10 @@ def _evaluation(
         iou=found.iou,
         mean_iou=found.mean_iou,
         pixel_accuracy=found.pixel_accuracy,
+        also={
+            name: counting.scores(confusion, protocols.train_ids(config, tuple(names))).mean_iou
+            for name, *names in config.evaluation.also
+        },
         seconds=seconds,
     )
 

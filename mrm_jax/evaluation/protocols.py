@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrm_jax.config import Config, Domain, evaluation_domain
+from mrm_jax.data.prepared import is_prepared
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How a score was computed. Sizes are (height, width) px; `input_sizes`, `label_sizes` list
-    what occurred.
+    what occurred. `split`: of a prepared set or of drawn scenes, "" where a folder says it. `also`:
+    further means by name, and the classes in each. `crop`, `margins` (top, bottom, left, right):
+    what the network was trained on, and how much of a target picture got no pseudo-label, px.
     """
 
     domain: str
@@ -26,6 +29,11 @@ class Protocol:
     resize: tuple[int, int] | None
     input_sizes: tuple[tuple[int, int], ...]
     label_sizes: tuple[tuple[int, int], ...]
+    split: str = ""
+    also: tuple[tuple[str, ...], ...] = ()
+    crop: tuple[int, int] | None = None
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
+    remark: str = ""
     test_time_augmentation: str = "none"
 
     def sentence(self) -> str:
@@ -40,9 +48,14 @@ class Protocol:
         sizes = ", ".join(map(_size, self.input_sizes[:3])) or "no size"
         labels = ", ".join(map(_size, self.label_sizes[:3])) or "no size"
         more = " ..." if max(len(self.input_sizes), len(self.label_sizes)) > 3 else ""
+        trained = f"; trained on crops of {_size(self.crop)} px" if self.crop else ""
+        if any(self.margins):
+            trained += f", no pseudo-labels in margins of {', '.join(map(str, self.margins))} px"
+        remark = f"; {self.remark}" if self.remark else ""
         return (
             f"{self.network} on {self.pictures} pictures of {self.domain}: {classes}, {how} at "
-            f"{sizes}, scored at {labels} px{more} (height x width), no flips, one scale"
+            f"{sizes}, scored at {labels} px{more} (height x width), no flips, one scale{trained}"
+            f"{remark}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,11 +68,13 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def domain_name(domain: Domain) -> str:
-    """What the pictures are, in a few words: look and split of drawn scenes, or a folder's path and
-    listing.
+    """What the pictures are, in a few words: look and split of drawn scenes, the split of a
+    prepared set, or a folder's path and listing.
     """
     if domain.kind == "drawn":
         return f"drawn scenes ({domain.look}, {domain.split})"
+    if is_prepared(domain):
+        return f"{domain.path} (prepared, {domain.split})"
     parts = [part for part in (domain.path, domain.images) if part]
     listing = f" ({domain.listing})" if domain.listing else ""
     return "/".join(parts) + listing
@@ -89,10 +104,19 @@ def describe(
         resize=domain.resize,
         input_sizes=tuple(sorted(input_sizes)),
         label_sizes=tuple(sorted(label_sizes)),
+        split=domain.split if domain.kind == "drawn" or is_prepared(domain) else "",
+        also=evaluation.also,
+        crop=config.data.crop,
+        margins=config.data.target.margins,
+        remark=domain.remark,
     )
 
 
 def counted(config: Config) -> tuple[int, ...]:
     """Train ids of the classes in mIoU."""
-    names = config.data.classes.names
-    return tuple(names.index(name) for name in config.evaluation.classes or names)
+    return train_ids(config, config.evaluation.classes or config.data.classes.names)
+
+
+def train_ids(config: Config, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Train ids of classes by name."""
+    return tuple(config.data.classes.names.index(name) for name in names)

@@ -178,7 +178,9 @@ def _protocol_table(scores: Mapping[str, Any]) -> str:
     protocol = scores.get("protocol")
     if not isinstance(protocol, Mapping):
         return ""
-    rows = [("mIoU", scores.get("mIoU")), ("pixel accuracy", scores.get("pixel_accuracy"))]
+    also = [row[0] for row in protocol.get("also") or () if row]
+    rows = [(name, scores.get(name)) for name in ("mIoU", *also)]
+    rows.append(("pixel accuracy", scores.get("pixel_accuracy")))
     rows += [(str(key).replace("_", " "), value) for key, value in protocol.items()]
     cells = "".join(
         f"<tr><td>{escape(name)}</td><td>{_value(value)}</td></tr>" for name, value in rows

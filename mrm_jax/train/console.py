@@ -95,6 +95,8 @@ class Screen:
             table.add_row(row, *(_percent(column[row]) for column in columns))
         table.add_section()
         table.add_row("mIoU", *(_percent(e.mean_iou) for e in found.values()), style="bold")
+        for name in next(iter(found.values())).also:
+            table.add_row(name, *(_percent(e.also[name]) for e in found.values()), style="bold")
         table.add_row("pixel accuracy", *(_percent(e.pixel_accuracy) for e in found.values()))
         self._console.print(table)
         self.say(next(iter(found.values())).protocol.sentence())

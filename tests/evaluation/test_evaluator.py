@@ -163,3 +163,22 @@ def test_the_smallest_side_is_what_the_toy_network_can_take():
     assert smallest_picture(CONFIG.model) == 16
     assert smallest_picture(replace(CONFIG.model, multires=MultiRes(enabled=True))) == 32
     assert evaluate(cfg, model, variables, examples((3, 40))).confusion.sum() > 0
+
+
+def test_further_means_are_those_of_their_classes_and_stand_beside_the_headline():
+    also = (("mIoU2", "road", "tree"), ("mIoU1", "sky"))
+    cfg, model, variables = network(classes=("road", "car"), also=also)
+    cfg = replace(
+        cfg, data=replace(cfg.data, target=replace(cfg.data.target, margins=(1, 2, 0, 0)))
+    )
+    found = evaluate(cfg, model, variables, examples((32, 48)))
+    iou = found.iou
+    assert found.mean_iou == pytest.approx((iou[0] + iou[1]) / 2)
+    assert found.also == {
+        "mIoU2": pytest.approx((iou[0] + iou[3]) / 2),
+        "mIoU1": pytest.approx(iou[2]),
+    }
+    assert found.metrics()["mIoU2"] == found.as_dict()["mIoU2"] == found.also["mIoU2"]
+    sentence = found.protocol.sentence()
+    assert "2 of 4 classes" in sentence
+    assert "crops of 32x32 px, no pseudo-labels in margins of 1, 2, 0, 0 px" in sentence

@@ -83,6 +83,7 @@ def evaluation(config, score):
         iou=np.full(count, score),
         mean_iou=score,
         pixel_accuracy=score,
+        also={},
         seconds=0.0,
     )
 
