@@ -16,23 +16,24 @@ ALLOWED = {
     "arms": {"options", "config"},
     "command": {"options", "config", "checks"},
     "types": set(),
+    "paths": {"options"},
     "rngs": {"types"},
     "sharding": {"config", "types"},
     "ops": {"config", "types"},
     "models": {"config", "types", "rngs", "ops"},
     "uda": {"config", "types", "rngs", "ops", "models"},
     "convert": {"config", "types"},
-    "data": {"config", "types"},
+    "data": {"config", "types", "paths"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
     "report": {"config", "types", "options", "data", "arms"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
-        *("data", "evaluation", "report", "convert", "recipes", "arms"),
+        *("data", "evaluation", "report", "convert", "recipes", "arms", "paths"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
-        *("data", "evaluation", "report", "train", "recipes", "arms", "command"),
+        *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths"),
     },
     "main": {"config", "options", "command", "cli"},
 }
@@ -41,6 +42,7 @@ LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets
 # Parts that must answer before jax loads, and parts that never need it.
 NO_JAX = {
     "options",
+    "paths",
     "config",
     "checks",
     "recipes",

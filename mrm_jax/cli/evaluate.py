@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
+from mrm_jax.paths import located
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,18 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--path",
-        type=Path,
+        type=located,
         help="another folder of the same layout as the config's evaluation pictures",
     )
     parser.add_argument(
         "--save_predictions",
-        type=Path,
+        type=located,
         metavar="DIR",
         help="write one 8-bit PNG of train ids a picture; of the student unless --network teacher",
     )
     parser.add_argument(
         "--to",
-        type=Path,
+        type=located,
         metavar="DIR",
         help="folder of evaluation.json (default: the workdir; with --checkpoint the current one)",
     )
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """`--workdir | --checkpoint` and `--which`, for verbs that open a run."""
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--workdir", type=Path, help="folder of a run")
-    where.add_argument("--checkpoint", type=Path, help="a run's folder or one checkpoint in it")
+    where.add_argument("--workdir", type=located, help="folder of a run")
+    where.add_argument("--checkpoint", type=located, help="a run's folder or one checkpoint in it")
     parser.add_argument(
         "--which",
         default="last",

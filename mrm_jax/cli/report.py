@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mrm_jax.config import UsageError
+from mrm_jax.paths import is_remote, located
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,14 @@ def run(arguments: argparse.Namespace, config: Any) -> int:
     from mrm_jax.report.html import write_report
 
     try:
-        path = write_report(arguments.workdir)
+        if is_remote(arguments.workdir):
+            from mrm_jax.train.mirror import mirrored
+
+            with mirrored(located(arguments.workdir)) as mirror:
+                name = write_report(mirror.local).name
+            path = f"{arguments.workdir}/{name}"
+        else:
+            path = write_report(arguments.workdir)
     except FileNotFoundError as error:
         raise UsageError(f"--workdir {arguments.workdir}: there is no such folder.") from error
     print(f"report: {path}")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrm_jax.config import Config, UsageError
+from mrm_jax.paths import is_remote, located
 from mrm_jax.train import workdir
+
+if TYPE_CHECKING:
+    from mrm_jax.train.mirror import Mirror
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=Path,
-        help="folder of the run; the same command on the same folder goes on where it stopped",
+        type=located,
+        help="folder of the run, here or gs://...; the same command on it goes on where it stopped",
     )
 
 
@@ -28,10 +33,19 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if config is None:
         raise UsageError("train needs a config: add --config FILE, say configs/quickstart.py.")
     try:
-        with workdir.opened(arguments.workdir, config) as folder:
-            from mrm_jax.train.loop import train  # only now: imports jax
+        if not is_remote(arguments.workdir):
+            return _train(config, arguments.workdir, None)
+        from mrm_jax.train.mirror import mirrored
 
-            return train(config, folder)
+        with mirrored(arguments.workdir) as mirror:
+            return _train(config, mirror.local, mirror)
     except KeyboardInterrupt:
         print("stopped before the first step or for the second time; nothing more was saved.")
         return 1
+
+
+def _train(config: Config, folder: Path, mirror: Mirror | None) -> int:
+    with workdir.opened(folder, config) as held:
+        from mrm_jax.train.loop import train  # only now: imports jax
+
+        return train(config, held, mirror)

@@ -24,6 +24,7 @@ import numpy as np
 
 from mrm_jax.config import Domain
 from mrm_jax.data import files, sources
+from mrm_jax.paths import is_remote, located
 
 FORMAT = 1
 THREADS = 4  # Decoding and counting leave Python's lock; more threads than that wait for the disk.
@@ -129,9 +130,13 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
     if not isinstance(pictures, sources.FolderLabelled):
         return [Path(home) / "mrm_jax" / f"class_statistics-{_hash([which, table])[:16]}.json"]
     which = (domain.images, domain.image_suffix, domain.labels, domain.label_suffix, domain.listing)
-    root = Path(domain.path or "").expanduser().resolve()
+    root = located(domain.path or "")
+    if not is_remote(root):
+        root = root.resolve()
     # In a common folder the root tells sets of one layout apart; in the root it may have moved.
     common = f"class_statistics-{_hash([which, table, str(root)])[:16]}.json"
+    if is_remote(root):
+        return [Path(home) / "mrm_jax" / common]
     return [
         root / f"class_statistics-{_hash([which, table])[:16]}.json",
         Path(home) / "mrm_jax" / common,
@@ -144,8 +149,10 @@ def _content(pictures: sources.LabelledPictures, domain: Domain) -> str:
         from mrm_jax.data.drawn import DRAWN_VERSION
 
         return _hash((FORMAT, DRAWN_VERSION, sources.DRAWN_SEED))
-    stats = [path.stat() for path in pictures.label_files]
     names = [pictures.name(index) for index in range(len(pictures))]
+    if is_remote(domain.path or ""):  # a bucket would be asked for every file
+        return _hash((FORMAT, names))
+    stats = [path.stat() for path in pictures.label_files]
     facts = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
     return _hash((FORMAT, facts))
 

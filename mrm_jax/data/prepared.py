@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, manifest
 from mrm_jax.data.records import Stored
+from mrm_jax.paths import is_remote, located
 
 Taken = TypeVar("Taken")
 log = logging.getLogger(__name__)
@@ -21,18 +23,18 @@ log = logging.getLogger(__name__)
 
 def is_prepared(domain: Domain) -> bool:
     """Whether the domain's path holds a prepared set."""
-    return bool(domain.path) and manifest.is_prepared(Path(domain.path or "").expanduser())
+    return bool(domain.path) and manifest.is_prepared(located(domain.path or ""))
 
 
 class Records:
     """The pictures of a split without labels."""
 
     def __init__(self, domain: Domain, field: str) -> None:
-        self._folder, self._split = Path(domain.path or "").expanduser(), domain.split
+        self._folder, self._split = located(domain.path or ""), domain.split
         self.manifest = manifest.load(self._folder, field=f"{field}.path")
         split = self.manifest.split(domain.split, field=field)
         _check_resize(self.manifest, split, domain, field)
-        self._files = tuple(str(self._folder / shard.file) for shard in split.shards)
+        self._files = tuple(str(_at_hand(self._folder, shard)) for shard in split.shards)
         self._known = manifest.load_known(self._folder, domain.split, field=f"{field}.path")
         missing = [file for file in self._files if not Path(file).is_file()]
         if missing:
@@ -117,6 +119,22 @@ class RecordsLabelled(Records):
             if self._table[class_id] < 255:
                 counts[:, self._table[class_id]] += pixels
         return counts, self._known.sizes[places]
+
+
+def _at_hand(folder: Path, shard: manifest.Shard) -> Path:
+    """The file of a shard on this machine: records in a bucket are copied into the user's cache
+    folder once, under the name of their content."""
+    if not is_remote(folder):
+        return folder / shard.file
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = home / "mrm_jax" / "records" / f"{shard.sha256[:16]}-{shard.file}"
+    if not path.is_file():
+        log.info("copying %s to %s ...", folder / shard.file, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes((folder / shard.file).read_bytes())
+        os.replace(temporary, path)
+    return path
 
 
 def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np.ndarray:

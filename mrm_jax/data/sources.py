@@ -20,6 +20,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, labels
 from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
+from mrm_jax.paths import located
 
 Sample = TypeVar("Sample", bound=tuple[np.ndarray, ...])
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Folder:
     def __init__(self, domain: Domain, field: str) -> None:
         if not domain.path:
             raise UsageError(f"{field}.path is empty; set it to the folder of the data set.")
-        root = Path(domain.path).expanduser()
+        root = located(domain.path)
         found = files.find(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
@@ -167,7 +168,7 @@ class FolderLabelled(Folder):
             raise UsageError(
                 f"{field}.labels is empty; set it to the folder of the labels below {domain.path}."
             )
-        root, suffix = Path(domain.path or "").expanduser(), domain.label_suffix
+        root, suffix = located(domain.path or ""), domain.label_suffix
         found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
         missing = [stem for stem in self._names if stem not in found]
         if missing:

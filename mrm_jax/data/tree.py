@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from mrm_jax.config import UsageError
+from mrm_jax.paths import is_remote, names_below
 
 ANY = "**"
 """In the pattern of a folder: any folders or none, such as ACDC's conditions."""
@@ -67,6 +68,11 @@ def _opened(archive: str, process: int) -> zipfile.ZipFile:
 
 def walk(root: Path) -> Iterator[tuple[str, File]]:
     """(name, file) of every file below `root` that is not hidden, in no particular order."""
+    if is_remote(root):
+        for name in names_below(root):
+            if not any(part.startswith(".") for part in name.split("/")):
+                yield name, root / name
+        return
     seen: set[str] = set()
     for folder, below, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

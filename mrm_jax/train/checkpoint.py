@@ -28,6 +28,8 @@ from flax import serialization
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
+from mrm_jax.paths import is_remote, located
+from mrm_jax.train.workdir import write_text
 from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
@@ -65,7 +67,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int):
         # Orbax logs the traceback of a failed save by itself; ours is one line, raised below.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.directory = directory.resolve()
+        self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
         handlers: dict[str, ocp.CheckpointHandler] = {
@@ -121,9 +123,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         path = folder / _FACTS / "metadata"
         facts = {**_read_facts(folder), "scores": dict(scores)}
-        temporary = path.with_name(".metadata.new")
-        temporary.write_text(json.dumps(facts))
-        temporary.replace(path)
+        write_text(path, json.dumps(facts))
         self._scores[step] = _scores(facts)
 
     def wait(self) -> None:
@@ -183,7 +183,7 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     used); `which` is "last", "best" (by labels), "picked" (without) or a step. Raises UsageError if
     there is none.
     """
-    folder = _find(Path(path), which)
+    folder = _find(located(path), which)
     facts = _read_facts(folder)
     student = _read_tree(folder / "student")
     if student is None:
@@ -200,7 +200,7 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
 def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any]:
     """{"params"} of a checkpoint's Rebuilder, as `load_run` opens networks. Raises UsageError where
     it has none."""
-    folder = _find(Path(path), which)
+    folder = _find(located(path), which)
     params = _read_tree(folder / "rebuilder")
     if params is None:
         raise UsageError(f"{folder} holds no Rebuilder.")
@@ -316,7 +316,7 @@ def _read_tree(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     handler: Any = ocp.PyTreeCheckpointHandler()  # its annotations want another Path than it takes
-    path = folder.resolve()
+    path = folder if is_remote(folder) else folder.resolve()
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(path).tree)
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))

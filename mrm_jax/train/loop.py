@@ -34,6 +34,7 @@ from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import FOLDER, Checkpoints
 from mrm_jax.train.console import Screen, banner, pace_text
+from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.programs import shared
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
@@ -59,6 +60,7 @@ class _Run:
 
     config: Config
     workdir: Path
+    mirror: Mirror | None
     screen: Screen
     mesh: jax.sharding.Mesh
     program: Program
@@ -77,23 +79,26 @@ class _Run:
     unread: deque[_Done] = field(default_factory=deque)
 
 
-def train(config: Config, workdir: Path) -> int:
+def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
     """Trains in `workdir`, or goes on where it stopped; returns 0, also when it was asked to stop.
+
+    mirror: where the run's folder is in a bucket, of which `workdir` holds the small files.
 
     Raises UsageError or RunError with one line for the user.
     """
     with Screen(config.train.steps) as screen:
         try:
-            return _train(config, workdir, screen)
+            return _train(config, workdir, mirror, screen)
         except OSError as error:
             name = f" ({error.filename})" if error.filename else ""
             raise RunError(f"The run stopped: {error.strerror or error}{name}.") from error
 
 
-def _train(config: Config, workdir: Path, screen: Screen) -> int:
+def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen) -> int:
     mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
     keep_memory(mesh.devices.flat[0].platform)
-    checkpoints = Checkpoints(workdir / FOLDER, keep=config.train.keep)
+    home = workdir if mirror is None else mirror.remote
+    checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
     start = checkpoints.latest() or 0
     weights = load(config) if checkpoints.latest() is None else None
     anchor = frozen_encoder(config, workdir)
@@ -121,7 +126,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     if facts["sentinel"]:
         sentinel.remember(facts["sentinel"])
     told = () if weights is None else weights.lines()
-    for line in (*banner(mesh, str(workdir), state, start), *told):
+    for line in (*banner(mesh, str(home), state, start), *told):
         screen.say(line)
     frozen = jax.device_put(program.frozen(config, anchor), sharding.replicated(mesh))
     finite = jax.device_put(np.True_, sharding.replicated(mesh))
@@ -139,6 +144,7 @@ def _train(config: Config, workdir: Path, screen: Screen) -> int:
     run = _Run(
         config=config,
         workdir=workdir,
+        mirror=mirror,
         screen=screen,
         mesh=mesh,
         program=program,
@@ -324,6 +330,9 @@ def _evaluate(run: _Run, number: int) -> dict[str, float]:
 
 def _save(run: _Run, number: int, scores: dict[str, float]) -> None:
     run.checkpoints.save(number, run.state, _facts(run, scores))
+    if run.mirror is not None:
+        run.writer.flush()
+        run.mirror.push()
 
 
 def _facts(run: _Run, scores: dict[str, float]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mrm_jax.convert import leaves
 from mrm_jax.convert.network import Network
 from mrm_jax.convert.network import load as load_file
 from mrm_jax.models.build import build_encoder, build_segmentor
+from mrm_jax.paths import located
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.train.checkpoint import load_run
 
@@ -44,7 +45,8 @@ class Opened:
 def open_weights(path: str, field: str) -> Opened:
     """The weights of a run, a converted folder or a raw file; UsageError naming the field."""
     try:
-        return _of_folder(Path(path)) if Path(path).is_dir() else _of_file(load_file(path))
+        folder = located(path)
+        return _of_folder(folder) if folder.is_dir() else _of_file(load_file(path))
     except UsageError as error:
         raise UsageError(f"config.{field}: {error}") from error
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import mrm_jax
 from mrm_jax.config import Config, UsageError, runtime_fields
+from mrm_jax.paths import is_remote
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -40,7 +41,10 @@ class InUseError(UsageError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one move."""
+    """Replaces `path` by `text` in one move; in a bucket a file appears whole anyway."""
+    if is_remote(path):
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
