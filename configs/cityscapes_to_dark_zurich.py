@@ -23,7 +23,7 @@ strongly from test.
         --config configs/cityscapes_to_dark_zurich.py:mic
 
 `,mrm=true` adds MRM; no figure of it has been published on this benchmark, nor one of DACS.
-Memory figures of the rows come once `plan` exists.
+Prepared sets read faster: docs/data.md.
 """
 
 from mrm_jax import benchmarks

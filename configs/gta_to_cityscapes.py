@@ -46,7 +46,7 @@ during a run. **Not run here.** Without `,mrm=true` each command is the baseline
         --config.model.encoder.weights=weights/mit_b3 \
         --config configs/gta_to_cityscapes.py:mic,mrm=true,encoder=mit_b3
 
-Memory figures of the rows come once `plan` exists.
+Prepared sets read faster: docs/data.md.
 """
 
 from mrm_jax import benchmarks

@@ -27,7 +27,7 @@ are. **Not run here.** Without `,mrm=true` each command is the baseline's.
         --config.model.encoder.weights=weights/mit_b5 \
         --config configs/synthia_to_cityscapes.py:mic,mrm=true
 
-Memory figures of the rows come once `plan` exists.
+Prepared sets read faster: docs/data.md.
 """
 
 from mrm_jax import benchmarks
