@@ -21,6 +21,7 @@ from absl import flags
 
 from mrm_jax.config import (
     Config,
+    Data,
     Domain,
     UsageError,
     evaluation_domain,
@@ -84,14 +85,14 @@ class TrainingSamples:
             len(labelled),
             field=field,
             on_unreadable=source.on_unreadable,
-            limit_bytes=_cache_bytes(source, data.cache),
+            limit_bytes=_cache_bytes(source, data),
         )
         self.target = sources.Reader(
             functools.partial(_read_target, pictures, data.target),
             len(pictures),
             field="config.data.target",
             on_unreadable=data.target.on_unreadable,
-            limit_bytes=_cache_bytes(data.target, data.cache),
+            limit_bytes=_cache_bytes(data.target, data),
         )
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
@@ -143,9 +144,12 @@ def _read_target(
     return transforms.fit_target(pictures.image(index), domain.resize, domain.margins, native)
 
 
-def _cache_bytes(domain: Domain, cache: bool) -> int:
-    # Drawn scenes are kept where they are drawn.
-    return sources.memory_share(CACHE_SHARE / 2) if cache and domain.kind != "drawn" else 0
+def _cache_bytes(domain: Domain, data: Data) -> int:
+    """How much of a domain a process may keep: both domains of every loader process share
+    `CACHE_SHARE`."""
+    if not data.cache or domain.kind == "drawn":  # drawn scenes are kept where they are drawn
+        return 0
+    return sources.memory_share(CACHE_SHARE / 2 / max(1, data.workers))
 
 
 def _global_number(
@@ -202,16 +206,17 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.data.workers))
-    return map(_as_batch, iter(ahead))
+    return map(functools.partial(_as_batch, copied=config.data.workers > 0), iter(ahead))
 
 
-def _as_batch(arrays: dict[str, np.ndarray]) -> Batch:
+def _as_batch(arrays: dict[str, np.ndarray], *, copied: bool) -> Batch:
     # Imported here: loader processes import this module and have no use for jax.
     from mrm_jax.types import Batch, Labelled, Unlabelled
 
-    # Copies: what comes from a loader process lives in shared memory that grain takes back, and
-    # says so at length when a batch outlives its iterator.
-    arrays = {name: np.array(value, subok=False) for name, value in arrays.items()}
+    # What comes from a loader process lives in shared memory that grain takes back, and says so at
+    # length when a batch outlives its iterator.
+    if copied:
+        arrays = {name: np.array(value, subok=False) for name, value in arrays.items()}
 
     return Batch(
         source=Labelled(image=arrays["source_image"], label=arrays["source_label"]),

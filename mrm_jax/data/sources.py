@@ -257,7 +257,7 @@ class Reader(Generic[Sample]):
     ) -> None:
         self._read, self._count, self._field = read, count, field
         self._skip = on_unreadable == "skip"
-        self._limit, self._held = limit_bytes, 0
+        self._limit, self._held, self._full = limit_bytes, 0, False
         self._kept: dict[int, Sample] = {}
         self.unreadable: dict[int, str] = {}
 
@@ -302,6 +302,16 @@ class Reader(Generic[Sample]):
         if self._held + size <= self._limit:
             self._held += size
             self._kept[index] = sample
+        elif self._limit and not self._full:
+            self._full = True
+            log.warning(
+                "%s: %d of %d pictures fill the %.1f GiB that data.cache may take; the others are "
+                "read again each time.",
+                self._field,
+                len(self._kept),
+                self._count,
+                self._limit / 2**30,
+            )
         return sample
 
 

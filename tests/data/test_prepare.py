@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from test_datasets import LAYOUTS
 
+from mrm_jax import main
 from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train, UsageError
 from mrm_jax.data import datasets, labels, manifest, pipeline, prepare, records, shards, sources
 from mrm_jax.data.class_statistics import class_statistics
+from mrm_jax.types import RunError
 
 FIELD = "config.data.source"
 
@@ -404,3 +406,32 @@ def test_jpeg_changes_pixels_by_little_and_labels_by_nothing():
     np.testing.assert_array_equal(png.image(), image)
     np.testing.assert_array_equal(jpeg.label(), label)
     assert not np.array_equal(jpeg.image(), image)
+
+
+def test_the_download_is_left_as_it_is_and_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    downloads.synthia(tmp_path / "raw", count=2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*")}
+    words = ["prepare", "synthia", "--from", str(tmp_path / "raw"), "--workers", "1", "--to"]
+    assert main.run([*words, str(tmp_path / "to")]) == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/x cannot be written: Not a directory"):
+        main.run([*words, str(tmp_path / "file/x")])
+    with pytest.raises(UsageError, match="is a file; give a folder"):
+        main.run([*words, str(tmp_path / "file")])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resize", "big"], "--resize is 'big'; give LONGxSHORT in px"),
+        (["--part", "3/2"], "--part is '3/2'; give i/n"),
+        (["--shards", "0"], "--shards is 0; it must be at least 1"),
+        (["--splits", "night"], "--splits names 'night'; this copy of GTA5 .* holds train"),
+    ],
+)
+def test_a_wrong_word_is_one_line(tmp_path, words, message):
+    downloads.gta(tmp_path / "raw", count=1)
+    start = ["prepare", "gta", "--from", str(tmp_path / "raw"), "--to", str(tmp_path / "to")]
+    with pytest.raises(UsageError, match=message):
+        main.run([*start, *words])

@@ -204,7 +204,7 @@ def test_skipping_ends_when_no_picture_is_left(tmp_path):
         _reader(tmp_path, on_unreadable="skip")(0)
 
 
-def test_the_cache_keeps_what_fits_and_reads_the_rest_again():
+def test_the_cache_keeps_what_fits_reads_the_rest_again_and_says_so_once(caplog):
     calls = []
 
     def read(index):
@@ -215,6 +215,9 @@ def test_the_cache_keeps_what_fits_and_reads_the_rest_again():
     for index in (0, 1, 2, 0, 1, 2):
         assert reader(index)[0][0] == index
     assert calls == [0, 1, 2, 2]
+    assert [record.getMessage()[:44] for record in caplog.records] == [
+        "config.data.source: 2 of 3 pictures fill the"
+    ]
 
 
 def test_odd_pictures_become_rgb(tmp_path):

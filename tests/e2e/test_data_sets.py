@@ -39,7 +39,19 @@ FLAGS = (
     *("--config.train.steps=2", "--config.train.eval_every=2", "--config.train.panels_every=2"),
     "--config.evaluation.selection_pictures=0",
 )
+# CamVid's source, target and evaluation are splits of one set.
+SPLITS = {
+    "camvid": [
+        f"--config.data.{domain}.split={split}"
+        for domain, split in (
+            ("source", "day_train"),
+            ("target", "dusk_train"),
+            ("evaluation", "dusk_test"),
+        )
+    ]
+}
 ROUTES = {
+    "camvid": ("camvid", downloads.camvid, "camvid", None, "CAMVID+CAMVID+CAMVID"),
     "gta": (
         "gta",
         downloads.gta,
@@ -77,7 +89,7 @@ def words(tmp_path, sets):
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_download_is_prepared_checked_trained_on_and_scored(route, tmp_path):
     source, build, target, build_target, sets = ROUTES[route]
-    for name, make in ((source, build), (target, build_target)):
+    for name, make in {source: build, target: build_target or build}.items():
         make(tmp_path / f"raw {name}")
         to = tmp_path / name
         how = ["--resize", "native", "--workers", "1"]
@@ -91,6 +103,7 @@ def test_a_download_is_prepared_checked_trained_on_and_scored(route, tmp_path):
         f"--config.data.source.path={tmp_path / source}",
         f"--config.data.target.path={tmp_path / target}",
     ]
+    paths += SPLITS.get(route, [])
     run = tmp_path / "run"
     assert main.run([*words(tmp_path, sets), *paths, f"--workdir={run}"]) == 0
     assert (
@@ -98,7 +111,7 @@ def test_a_download_is_prepared_checked_trained_on_and_scored(route, tmp_path):
         == 0
     )
     scores = json.loads((run / "evaluation.json").read_text())
-    assert scores["protocol"]["split"] == "val"
+    assert scores["protocol"]["split"] == ("dusk_test" if route == "camvid" else "val")
     assert scores["protocol"]["pictures"] == {"acdc": 4, "dark_zurich": 2}.get(route, 3)
     assert sum(map(sum, scores["confusion"])) > 0
     predictions = list((tmp_path / "ids").rglob("*.png"))
