@@ -1,44 +1,63 @@
-"""Where every array of a step lives: one axis of devices, the batch spread over it, the state on
-all of them.
+"""Where every array of a step lives: the batch spread over all devices, parameters, teacher and
+optimizer state over the axis `fsdp` of them.
 
-The only partition specs of the package. Rows are matched in order, so a later split of the
-parameters is one row here.
+The only partition specs of the package. Rows are matched in order. What a step means does not
+depend on the mesh: under jit, BatchNorm's statistics and the share of confident pixels are those of
+the global batch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mrm_jax.config import UsageError
+from mrm_jax.config import Config, UsageError
 from mrm_jax.types import Batch
 
-AXIS = "data"
+DATA, FSDP = "data", "fsdp"
 
-# (path of a leaf of the state, spec); first full match wins.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"step|root_key", PartitionSpec()),
-    (r"(?:params|batch_stats|teacher_params|teacher_batch_stats|opt_state)/.+", PartitionSpec()),
+_LEARNT = r"(?:params|teacher_params|opt_state)/(?:.+/)?"
+RULES: tuple[tuple[str, int | None], ...] = (
+    (r"step|root_key|opt_state/count", None),
+    (r"(?:batch_stats|teacher_batch_stats)/.+", None),
+    # The outputs of these are classes or pixels, whose numbers nothing divides.
+    (_LEARNT + r"(?:classifier|(?:decoder|attention)/(?:head/)?branch\d+|pixels/.*)/kernel", -2),
+    (_LEARNT + r"kernel", -1),
+    (_LEARNT + r"(?:bias|scale|mask_token|vectors)", None),
 )
+"""(path of a leaf of the state, the axis that is split over `fsdp`, None: all of it everywhere);
+the first full match wins."""
 
 
-def mesh(devices: int | None = None, *, batch: int | None = None) -> Mesh:
-    """A line of `devices` devices (None: all there are) called "data".
+def mesh(
+    devices: int | None = None,
+    *,
+    batch: int | None = None,
+    fsdp: int = 1,
+    among: Sequence[Any] | None = None,
+) -> Mesh:
+    """`devices` of the devices `among` (None: all of those that JAX sees) as (data, fsdp), those of
+    one process side by side.
 
-    Raises UsageError where there are fewer, or where `batch` (pictures a step) cannot be shared out
-    evenly.
+    Raises UsageError where there are fewer, where `fsdp` does not divide them, or where `batch`
+    (pictures a step) cannot be shared out evenly.
     """
-    available = jax.devices()
+    available = sorted(among or jax.devices(), key=lambda device: (device.process_index, device.id))
     count = len(available) if devices is None else devices
     if not 1 <= count <= len(available):
         raise UsageError(
             f"config.mesh.devices is {count}; JAX sees {len(available)} {available[0].platform} "
             f"device(s). Use 1 to {len(available)}, or leave it empty for all."
+        )
+    if fsdp < 1 or count % fsdp:
+        raise UsageError(
+            f"config.mesh.fsdp is {fsdp}, which does not divide {count} devices; use one of "
+            f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}."
         )
     if batch is not None and batch % count:
         fitting = max(n for n in range(1, count + 1) if batch % n == 0)
@@ -46,7 +65,14 @@ def mesh(devices: int | None = None, *, batch: int | None = None) -> Mesh:
             f"config.train.batch is {batch}, which {count} devices cannot share evenly. "
             f"Use a multiple of {count}, or config.mesh.devices={fitting}."
         )
-    return Mesh(np.asarray(available[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+    grid = np.asarray(available[:count]).reshape(count // fsdp, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def run_mesh(config: Config, among: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that a config asks for; see `mesh`."""
+    wanted = config.mesh
+    return mesh(wanted.devices, batch=config.train.batch, fsdp=wanted.fsdp, among=among)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -56,23 +82,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def over_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis in equal contiguous blocks, one a device."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def of_state(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of `state` (arrays or abstract), by `RULES`; ValueError for a leaf
-    without a rule.
+    """A sharding for every leaf of `state` (arrays or abstract), by `RULES`. Raises ValueError for
+    a leaf without a rule, UsageError for one that the mesh does not divide; both name it.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        del leaf
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, spec in RULES:
+        for pattern, axis in RULES:
             if re.fullmatch(pattern, name):
-                return NamedSharding(mesh, spec)
+                return NamedSharding(mesh, _spec(name, leaf.shape, axis, mesh.shape[FSDP]))
         raise ValueError(f"No sharding rule covers the state's leaf {name}; add one.")
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _spec(name: str, shape: tuple[int, ...], axis: int | None, parts: int) -> PartitionSpec:
+    if axis is None or parts == 1:
+        return PartitionSpec()
+    if shape[axis] % parts:
+        raise UsageError(
+            f"config.mesh.fsdp is {parts}, which does not divide axis {axis} of {name}, of shape "
+            f"{shape}; use a divisor of {shape[axis]}."
+        )
+    return PartitionSpec(*[FSDP if i == len(shape) + axis else None for i in range(len(shape))])
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

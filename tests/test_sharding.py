@@ -19,6 +19,23 @@ def test_every_leaf_of_the_real_state_has_a_rule_and_is_replicated():
     assert {leaf.spec for leaf in jax.tree.leaves(found)} == {PartitionSpec()}
 
 
+def test_learnt_leaves_are_split_and_one_that_cannot_be_is_named():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
+    mesh = sharding.mesh(2, fsdp=2)
+    fitting = {"params": {"a": {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}}}
+    found = sharding.of_state(fitting, mesh)["params"]["a"]
+    assert found["kernel"].spec == PartitionSpec(None, "fsdp")
+    assert found["bias"].spec == PartitionSpec()
+    odd = {"params": {"a": {"kernel": np.zeros((4, 3))}}}
+    with pytest.raises(UsageError, match=r"fsdp is 2, .* axis -1 of params/a/kernel, of shape"):
+        sharding.of_state(odd, mesh)
+    with pytest.raises(
+        UsageError, match="fsdp is 3, which does not divide 2 devices; use one of 1, 2"
+    ):
+        sharding.mesh(2, fsdp=3)
+
+
 def test_a_leaf_without_a_rule_is_named():
     with pytest.raises(ValueError, match="momentum/w"):
         sharding.of_state({"momentum": {"w": np.zeros(2)}}, sharding.mesh(1))

@@ -96,6 +96,11 @@ class Mesh:
     devices: int | None = option(
         None, "Devices the batch is spread over; empty: all.", runtime=True
     )
+    fsdp: int = option(
+        1,
+        "Devices that share one copy of parameters, teacher and optimizer state.",
+        runtime=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def measure(
     counts the body of a loop once, so with model.unroll=False `flops` and `bytes_accessed` are too
     low. say: told what is going on. Raises UsageError for a mesh that does not fit.
     """
-    mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
+    mesh = sharding.run_mesh(config)
     keep_memory(mesh.devices.flat[0].platform)
     program = build(config)
     batch = sharding.put_batch(random_batch(config), mesh)

@@ -95,7 +95,7 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
 
 
 def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen) -> int:
-    mesh = sharding.mesh(config.mesh.devices, batch=config.train.batch)
+    mesh = sharding.run_mesh(config)
     keep_memory(mesh.devices.flat[0].platform)
     home = workdir if mirror is None else mirror.remote
     checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
