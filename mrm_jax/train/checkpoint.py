@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
@@ -29,21 +27,31 @@ from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import is_remote, located
+from mrm_jax.train.saved import (
+    FACTS,
+    check_version,
+    one_line,
+    read_facts,
+    read_tree,
+    scores_of,
+    set_aside,
+    set_aside_without_facts,
+    steps_in,
+    top_of,
+)
 from mrm_jax.train.workdir import write_text
 from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
-BEST_BY = "eval/student/mIoU"
-"""The score that decides which checkpoint is the best one; `evaluation.pick_by` names the one
-without labels that decides which is picked.
-"""
-
 _UNSCORED = {
     "best": "No checkpoint in {folder} was scored against labels; use picked, last or a step.",
     "picked": "No checkpoint in {folder} has scores without labels; use last or a step.",
 }
 _TREES = ("student", "teacher", "rebuilder", "auxiliary", "training")
-_FACTS = "facts"
+
+
+class DamagedError(RunError):
+    """A checkpoint that cannot be read; `aside` says what can be done without it."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +78,18 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
+        self.damaged = [] if is_remote(self.directory) else set_aside_without_facts(self.directory)
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
-            item_handlers={**handlers, _FACTS: ocp.JsonCheckpointHandler()},
+            item_handlers={**handlers, FACTS: ocp.JsonCheckpointHandler()},
         )
         self._newest: int | None = self._manager.latest_step()
         for step in self._manager.all_steps():
-            self._scores[step] = _scores(_read_facts(self.directory / str(step)))
+            self._scores[step] = scores_of(read_facts(self.directory / str(step)))
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, in steps done."""
@@ -88,12 +97,12 @@ class Checkpoints:
 
     def top(self, which: Literal["best", "picked"]) -> int | None:
         """The checkpoint with the highest score, by labels or without; None before the first."""
-        return _top(self._scores, which)
+        return top_of(self._scores, which)
 
     def is_best(self, facts: Mapping[str, Any]) -> bool:
         """Whether a score in `facts`, by labels or without, beats every checkpoint kept."""
-        for which, score in _scores(facts).items():
-            top = _top(self._scores, which)
+        for which, score in scores_of(facts).items():
+            top = top_of(self._scores, which)
             if top is None or score > self._scores[top][which]:
                 return True
         return False
@@ -111,20 +120,20 @@ class Checkpoints:
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()
         }
-        items[_FACTS] = ocp.args.JsonSave(dict(facts))
+        items[FACTS] = ocp.args.JsonSave(dict(facts))
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
             raise self._failure(step, error) from error
-        self._newest, self._scores[step] = step, _scores(facts)
+        self._newest, self._scores[step] = step, scores_of(facts)
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
         folder = self.directory / str(step)
-        path = folder / _FACTS / "metadata"
-        facts = {**_read_facts(folder), "scores": dict(scores)}
+        path = folder / FACTS / "metadata"
+        facts = {**read_facts(folder), "scores": dict(scores)}
         write_text(path, json.dumps(facts))
-        self._scores[step] = _scores(facts)
+        self._scores[step] = scores_of(facts)
 
     def wait(self) -> None:
         """Returns once the save in the background is complete. Raises RunError if it failed."""
@@ -143,20 +152,35 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state saved at `step`, with the shardings of `like`, and its facts.
 
-        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises RunError if the checkpoint
-        does not fit.
+        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises DamagedError where it
+        cannot be read, RunError where another version wrote it.
         """
+        self.wait()
+        facts = read_facts(self.directory / str(step))
+        check_version(facts, self.directory / str(step))
         wanted = {name: jax.tree.map(_abstract, tree) for name, tree in _split(like).items()}
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**args))
             state = _join({name: found[name] for name in wanted}, like)
         except Exception as error:  # as in save
-            raise RunError(
-                f"The checkpoint {self.directory / str(step)} does not open: {_line(error)} "
-                "Delete this folder to go on from the one before it."
+            raise DamagedError(
+                f"The checkpoint {self.directory / str(step)} does not open: {one_line(error)} "
+                "Restore this folder, or train again in a new one."
             ) from error
-        return state, _read_facts(self.directory / str(step))
+        return state, facts
+
+    def aside(self, step: int) -> str | None:
+        """Renames a damaged checkpoint, so that the one before it is the newest; says so in one
+        line. None, and nothing is done, where there is none before it, or in a bucket."""
+        before = [s for s in steps_in(self.directory) if s < step]
+        if not before or is_remote(self.directory):
+            return None
+        self._manager.close()
+        folder = set_aside(self.directory / str(step))
+        return (
+            f"the checkpoint of step {step} is damaged and now {folder}; step {before[-1]} is used."
+        )
 
     def _prune(self) -> None:
         # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the
@@ -168,11 +192,11 @@ class Checkpoints:
 
     def _failure(self, step: int | None, error: Exception) -> RunError:
         self._scores.pop(-1 if step is None else step, None)
-        good = [s for s in _steps(self.directory) if s != step]
+        good = [s for s in steps_in(self.directory) if s != step]
         rest = f"The last good one is step {good[-1]}." if good else "There is none before it."
         return RunError(
             f"The checkpoint of step {step} could not be saved in {self.directory}: "
-            f"{_line(error)} {rest} Free some space, then give the same command again."
+            f"{one_line(error)} {rest} Free some space, then give the same command again."
         )
 
 
@@ -184,15 +208,16 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     there is none.
     """
     folder = _find(located(path), which)
-    facts = _read_facts(folder)
-    student = _read_tree(folder / "student")
+    facts = read_facts(folder)
+    check_version(facts, folder)
+    student = read_tree(folder / "student")
     if student is None:
         raise UsageError(f"{folder} is not a checkpoint: it has no folder 'student'.")
     return LoadedRun(
         config=from_config_dict(facts["config"]),
         step=int(folder.name),
         student=student,
-        teacher=_read_tree(folder / "teacher"),
+        teacher=read_tree(folder / "teacher"),
         facts=facts,
     )
 
@@ -201,7 +226,7 @@ def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any
     """{"params"} of a checkpoint's Rebuilder, as `load_run` opens networks. Raises UsageError where
     it has none."""
     folder = _find(located(path), which)
-    params = _read_tree(folder / "rebuilder")
+    params = read_tree(folder / "rebuilder")
     if params is None:
         raise UsageError(f"{folder} holds no Rebuilder.")
     return {"params": params}
@@ -223,12 +248,12 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
         saver: Any = ocp.StandardCheckpointer()
         with saver:
             saver.save(step / "student", dict(student))
-        (step / _FACTS).mkdir()
-        (step / _FACTS / "metadata").write_text(json.dumps(dict(facts)))
+        (step / FACTS).mkdir()
+        (step / FACTS / "metadata").write_text(json.dumps(dict(facts)))
         (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)
     except Exception as error:  # as in save
-        raise RunError(f"{path} could not be written: {_line(error)}") from error
+        raise RunError(f"{path} could not be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -243,14 +268,14 @@ def _find(path: Path, which: str | int) -> Path:
     if (path / "student").is_dir() and path.name.isdigit():
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = _steps(folder)
+    steps = steps_in(folder)
     if not steps:
         raise UsageError(f"{path} holds no complete checkpoint.")
     if which == "last":
         return folder / str(steps[-1])
     if which in ("best", "picked"):
-        scores = {step: _scores(_read_facts(folder / str(step))) for step in steps}
-        top = _top(scores, which)
+        scores = {step: scores_of(read_facts(folder / str(step))) for step in steps}
+        top = top_of(scores, which)
         if top is None:
             raise UsageError(_UNSCORED[which].format(folder=folder))
         return folder / str(top)
@@ -260,11 +285,6 @@ def _find(path: Path, which: str | int) -> Path:
         f"There is no checkpoint '{which}' in {folder}; use last, best, picked or one of "
         f"{', '.join(map(str, steps))}."
     )
-
-
-def _steps(folder: Path) -> list[int]:
-    """Complete checkpoints, oldest first: a save in progress has a longer name."""
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
 def _split(state: TrainState) -> dict[str, Any]:
@@ -309,42 +329,3 @@ def _key_data(key: Any) -> Any:
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _read_tree(folder: Path) -> dict[str, Any] | None:
-    """All arrays of one item as numpy; None if the folder does not exist."""
-    if not folder.is_dir():
-        return None
-    handler: Any = ocp.PyTreeCheckpointHandler()  # its annotations want another Path than it takes
-    path = folder if is_remote(folder) else folder.resolve()
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(path).tree)
-    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / _FACTS / "metadata"  # where Orbax's JSON handler writes
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a checkpoint of a run: {path} {_line(error)}") from error
-
-
-def _scores(facts: Mapping[str, Any]) -> dict[str, float]:
-    """What decides: "best" by labels and "picked" without, those that there are."""
-    pick_by = facts["config"].get("evaluation", {}).get("pick_by")
-    given = facts.get("scores", {})
-    found = {"best": given.get(BEST_BY), "picked": given.get(f"select/{pick_by}")}
-    return {which: s for which, s in found.items() if s is not None and not np.isnan(s)}
-
-
-def _top(scores: Mapping[int, Mapping[str, float]], which: str) -> int | None:
-    """The step with the highest score, the earliest of equals; None without any."""
-    scored = {step: given[which] for step, given in sorted(scores.items()) if which in given}
-    return max(scored, key=lambda step: scored[step]) if scored else None
-
-
-def _line(error: Exception) -> str:
-    """What an error says, on one line that ends in a full stop."""
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return (text if len(text) < 300 else text[:297] + "...").rstrip(".") + "."

@@ -20,6 +20,7 @@ from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation import selection
 from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
 from mrm_jax.models.build import build_segmentor
+from mrm_jax.train.saved import STATE_VERSION
 from mrm_jax.train.state import Networks
 from mrm_jax.train.workdir import config_hash
 from mrm_jax.types import TrainState, Unlabelled
@@ -109,6 +110,7 @@ def facts(config: Config, **more: Any) -> dict[str, Any]:
     return {
         "mrm_jax": mrm_jax.__version__,
         "jax": jax.__version__,
+        "state_version": STATE_VERSION,
         "config": asdict(config),
         "config_hash": config_hash(config),
         **more,

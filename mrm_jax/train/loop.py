@@ -32,7 +32,7 @@ from mrm_jax.evaluation.evaluator import Evaluation, document
 from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
-from mrm_jax.train.checkpoint import FOLDER, Checkpoints
+from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.programs import shared
@@ -99,6 +99,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
     keep_memory(mesh.devices.flat[0].platform)
     home = workdir if mirror is None else mirror.remote
     checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
+    for line in checkpoints.damaged:
+        screen.warn(line)
     start = checkpoints.latest() or 0
     weights = load(config) if checkpoints.latest() is None else None
     anchor = frozen_encoder(config, workdir)
@@ -122,7 +124,14 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
     programs = shared(build, structure(config), mesh)
     program = programs.program
     sentinel = Sentinel(config.data.classes.names)
-    state, facts = first_state(config, program, mesh, checkpoints, weights)
+    try:
+        state, facts = first_state(config, program, mesh, checkpoints, weights)
+    except DamagedError:
+        line = checkpoints.aside(start)
+        if line is None:
+            raise
+        screen.warn(line)
+        return _train(config, workdir, mirror, screen)
     if facts["sentinel"]:
         sentinel.remember(facts["sentinel"])
     told = () if weights is None else weights.lines()

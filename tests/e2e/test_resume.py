@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from mrm_jax.train.checkpoint import _read_tree, load_run
+from mrm_jax.train.checkpoint import load_run
+from mrm_jax.train.saved import read_tree
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -99,7 +100,7 @@ def test_sigterm_then_kill_9_then_resume_equals_an_uninterrupted_run_bit_for_bit
     ours, theirs = load_run(workdir), load_run(whole)
     assert (ours.step, theirs.step) == (8, 8)
     for item in ("student", "teacher", "rebuilder", "training"):
-        mine, other = (_read_tree(path / "checkpoints" / "8" / item) for path in (workdir, whole))
+        mine, other = (read_tree(path / "checkpoints" / "8" / item) for path in (workdir, whole))
         assert jax.tree.leaves(mine)
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(a, b)

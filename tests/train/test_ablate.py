@@ -79,9 +79,9 @@ def test_every_arm_is_trained_with_every_seed_once_and_compared(toy, trained):
 def test_a_run_of_a_comparison_equals_the_same_run_alone(toy):
     assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
     toy.train("alone", seed=1)
-    shared = load_run(toy.path / "all" / "dacs" / "seed1").student["params"]["w"]
+    shared = load_run(toy.path / "all" / "dacs" / "seed1").student["params"]["scale"]
     assert shared == toy.weight("last", "alone")
-    assert shared != load_run(toy.path / "all" / "dacs" / "seed0").student["params"]["w"]
+    assert shared != load_run(toy.path / "all" / "dacs" / "seed0").student["params"]["scale"]
 
 
 def test_a_run_that_was_stopped_goes_on(toy, trained, monkeypatch):

@@ -15,7 +15,8 @@ import pytest
 
 from mrm_jax import sharding
 from mrm_jax.config import Classes, Config, Data, Domain, UsageError
-from mrm_jax.train.checkpoint import BEST_BY, FOLDER, Checkpoints, load_run
+from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError, load_run
+from mrm_jax.train.saved import BEST_BY
 from mrm_jax.types import RunError, TrainState
 
 DRAWN = Domain(kind="drawn")
@@ -305,3 +306,78 @@ def test_a_save_cut_short_by_kill_9_is_never_taken_for_a_checkpoint(tmp_path):
     again.restore(1, _like(_state(size=2_000_000)))
     again.close()
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def _two(folder):
+    """A run with checkpoints of steps 1 and 2 below `folder`, and its state."""
+    state = _state()
+    checkpoints = Checkpoints(folder, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, state.replace(step=jnp.int32(step)), _facts())
+    checkpoints.close()
+    return state
+
+
+def _spoil(folder, how):
+    if how == "an item is missing":
+        shutil.rmtree(folder / "student")
+    elif how == "facts are missing":
+        shutil.rmtree(folder / "facts")
+    elif how == "facts are torn":
+        path = folder / "facts" / "metadata"
+        path.write_text(path.read_text()[:20])
+    else:
+        files = [p for p in (folder / "training").rglob("*") if p.is_file() and p.stat().st_size]
+        for path in files:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2] if how == "cut" else b"\0" * len(content))
+
+
+@pytest.mark.parametrize(
+    "how", ["an item is missing", "facts are missing", "facts are torn", "cut", "garbage"]
+)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_is_used(tmp_path, how):
+    state = _two(tmp_path / FOLDER)
+    _spoil(tmp_path / FOLDER / "2", how)
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=3)
+    if checkpoints.damaged:
+        (line,) = checkpoints.damaged
+    else:
+        with pytest.raises(DamagedError, match="does not open"):
+            checkpoints.restore(2, _like(state))
+        line = checkpoints.aside(2)
+        assert "step 1 is used" in line
+        checkpoints = Checkpoints(tmp_path / FOLDER, keep=3)
+    assert "the checkpoint of step 2 is damaged and now" in line
+    assert (tmp_path / FOLDER / "damaged_1_step_2").is_dir()
+    assert checkpoints.latest() == 1
+    assert int(checkpoints.restore(1, _like(state))[0].step) == 1
+    checkpoints.save(2, state.replace(step=jnp.int32(2)), _facts())
+    checkpoints.close()
+    assert load_run(tmp_path).step == 2
+
+
+def test_the_only_checkpoint_is_not_set_aside(tmp_path):
+    state = _two(tmp_path / FOLDER)
+    shutil.rmtree(tmp_path / FOLDER / "1")
+    _spoil(tmp_path / FOLDER / "2", "cut")
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=3)
+    with pytest.raises(DamagedError, match="Restore this folder, or train again in a new one"):
+        checkpoints.restore(2, _like(state))
+    assert checkpoints.aside(2) is None
+    assert (tmp_path / FOLDER / "2").is_dir()
+
+
+@pytest.mark.parametrize(("version", "way"), [(0, "Go on with"), (99, "Install")])
+def test_a_state_of_another_version_is_refused_with_the_reason(tmp_path, version, way):
+    state = _state()
+    checkpoints = Checkpoints(tmp_path / FOLDER, keep=3)
+    facts = {**_facts(), "state_version": version, "mrm_jax": "7.0"}
+    checkpoints.save(1, state, facts)
+    checkpoints.wait()
+    message = f"written by mrm_jax 7.0 with state version {version}; .*{way} that version"
+    with pytest.raises(RunError, match=message) as caught:
+        checkpoints.restore(1, _like(state))
+    assert not isinstance(caught.value, DamagedError)
+    with pytest.raises(RunError, match=message):
+        load_run(tmp_path)

@@ -248,3 +248,27 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_wri
     with pytest.raises(UsageError, match=r"config\.train\.batch is 3.*2 devices"):
         toy.train(train__batch=3)
     assert toy.train(train__batch=2) == 0  # the corrected command may use the same folder
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, monkeypatch, capsys):
+    toy.train("whole")
+
+    def stop(run, done):
+        if done.number == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return real(run, done)
+
+    real = loop._read
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_read", stop)
+        assert toy.train(train__checkpoint_every=1) == 0
+    newest = toy.steps()[-1]
+    for path in (toy.path / "run" / "checkpoints" / str(newest) / "training").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"garbage")
+    capsys.readouterr()
+    assert toy.train(train__checkpoint_every=1) == 0
+    said = capsys.readouterr().out
+    assert f"checkpoint of step {newest} is damaged and now" in said
+    assert "is used." in said
+    assert toy.weight("last") == toy.weight("last", "whole")

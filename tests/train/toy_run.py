@@ -27,7 +27,7 @@ def program(config, poisoned=()):
     def init(key):
         return TrainState(
             step=jnp.int32(0),
-            params={"segmentor": {"w": jnp.ones(())}, "rebuilder": {}},
+            params={"segmentor": {"scale": jnp.ones(())}, "rebuilder": {}},
             batch_stats={},
             teacher_params={},
             teacher_batch_stats={},
@@ -47,7 +47,7 @@ def program(config, poisoned=()):
         momentum = 0.9 * state.opt_state["momentum"] + loss + noise
         new = state.replace(
             step=state.step + 1,
-            params={"segmentor": {"w": state.params["segmentor"]["w"] + momentum}, "rebuilder": {}},
+            params={"segmentor": {"scale": state.params["segmentor"]["scale"] + momentum}, "rebuilder": {}},
             opt_state={"momentum": momentum},
         )
         # As in the real step: one that is not finite leaves the state as it was.
@@ -130,7 +130,7 @@ class Toy:
         return sorted(int(p.name) for p in (self.path / name / FOLDER).iterdir())
 
     def weight(self, which, name="run"):
-        return load_run(self.path / name, which).student["params"]["w"]
+        return load_run(self.path / name, which).student["params"]["scale"]
 
     def lines(self, name="run"):
         """Whole lines of metrics.jsonl without what depends on the clock."""
