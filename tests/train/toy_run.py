@@ -31,7 +31,7 @@ def program(config, poisoned=()):
             batch_stats={},
             teacher_params={},
             teacher_batch_stats={},
-            opt_state={"momentum": jnp.zeros(())},
+            opt_state={"bias": jnp.zeros(())},
             root_key=key,
         )
 
@@ -44,11 +44,11 @@ def program(config, poisoned=()):
         noise = draw(state.root_key, state.step, batch.index).mix[0, 0]
         faulty = jnp.isin(batch.index[0] // config.train.batch, bad)
         loss = jnp.where(faulty, jnp.nan, batch.source.image.mean() / 255)
-        momentum = 0.9 * state.opt_state["momentum"] + loss + noise
+        momentum = 0.9 * state.opt_state["bias"] + loss + noise
         new = state.replace(
             step=state.step + 1,
             params={"segmentor": {"scale": state.params["segmentor"]["scale"] + momentum}, "rebuilder": {}},
-            opt_state={"momentum": momentum},
+            opt_state={"bias": momentum},
         )
         # As in the real step: one that is not finite leaves the state as it was.
         finite = jnp.isfinite(loss)
