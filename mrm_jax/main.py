@@ -27,6 +27,7 @@ VERBS = {
     "ablate": "compare arms over seeds: a table and a plot from one command",
     "prepare": "turn a downloaded data set into one that training reads fast",
     "check": "find what is wrong with a data set, and how to put it right",
+    "doctor": "say whether this machine can run, before hours are spent on finding out",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 

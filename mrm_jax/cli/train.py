@@ -46,6 +46,11 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 def _train(config: Config, folder: Path, mirror: Mirror | None) -> int:
     with workdir.opened(folder, config) as held:
-        from mrm_jax.train.loop import train  # only now: imports jax
+        from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
+        from mrm_jax.train.doctor import require_platform
+        from mrm_jax.train.loop import train
 
+        require_platform(config)
+        if config.train.compile_cache:
+            keep_programs(folder if mirror is None else mirror.remote)
         return train(config, held, mirror)

@@ -57,6 +57,9 @@ class Train:
         2_000, "Steps between checkpoints; the last step is always saved.", runtime=True
     )
     panels_every: int = option(4_000, "Steps between pictures of the views.", runtime=True)
+    compile_cache: bool = option(
+        True, "Keep compiled programs beside the workdir for the next start.", runtime=True
+    )
     optimise: bool = option(
         True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
     )
@@ -95,6 +98,11 @@ class Mesh:
 
     devices: int | None = option(
         None, "Devices the batch is spread over; empty: all.", runtime=True
+    )
+    platform: Literal["any", "cpu", "gpu", "tpu"] = option(
+        "any",
+        "Kind of device that a run must have; any: the CPU only where there is nothing else.",
+        runtime=True,
     )
     fsdp: int = option(
         1,

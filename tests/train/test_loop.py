@@ -272,3 +272,20 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, monkeypatch
     assert f"checkpoint of step {newest} is damaged and now" in said
     assert "is used." in said
     assert toy.weight("last") == toy.weight("last", "whole")
+
+
+def test_a_run_traces_its_step_once(toy, monkeypatch):
+    traces, make = [], loop.build
+
+    def counting(config):
+        program = make(config)
+
+        def step(*arguments):
+            traces.append(1)
+            return program.train_step(*arguments)
+
+        return program._replace(train_step=step)
+
+    monkeypatch.setattr(loop, "build", counting)
+    toy.train()
+    assert len(traces) == 1

@@ -144,7 +144,9 @@ def test_a_resumed_run_reads_no_weights_and_remembers_them(tmp_path, monkeypatch
 
     def once(config):
         asked.append(config.train.init_from)
-        return Start({"params": {"scale": np.float32(5)}}, {"file": "x.npz", "file_sha256": "abc"}, ())
+        return Start(
+            {"params": {"scale": np.float32(5)}}, {"file": "x.npz", "file_sha256": "abc"}, ()
+        )
 
     monkeypatch.setattr(loop, "load", once)
     toy.train(train__steps=6)

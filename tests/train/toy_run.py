@@ -47,7 +47,10 @@ def program(config, poisoned=()):
         momentum = 0.9 * state.opt_state["bias"] + loss + noise
         new = state.replace(
             step=state.step + 1,
-            params={"segmentor": {"scale": state.params["segmentor"]["scale"] + momentum}, "rebuilder": {}},
+            params={
+                "segmentor": {"scale": state.params["segmentor"]["scale"] + momentum},
+                "rebuilder": {},
+            },
             opt_state={"bias": momentum},
         )
         # As in the real step: one that is not finite leaves the state as it was.

@@ -1,0 +1,187 @@
+"""Whether this machine can run: what is installed, which devices JAX really uses, whether they
+compute, where there is room, and what the data's order is.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mrm_jax.config import Config, UsageError
+from mrm_jax.paths import is_remote, names_below
+from mrm_jax.train.compile_cache import NAME
+
+ENOUGH_BYTES = 10 * 2**30
+"""Free disk below which a warning is given: a few checkpoints of a MiT-B5 with its teacher."""
+
+Status = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, how it is, and the way out where it is not well."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def accelerators() -> list[str]:
+    """Device files of accelerators on this machine, whether or not JAX can use them."""
+    patterns = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/kfd")
+    return sorted(path for pattern in patterns for path in glob.glob(pattern))
+
+
+def check_platform(wanted: str, used: str, seen: list[str], environment: str) -> Check:
+    """Whether JAX uses the kind of device that the config wants ("any": the best there is).
+
+    used: JAX's platform; seen: `accelerators()`; environment: the variable JAX_PLATFORMS.
+    """
+    if wanted not in ("any", used):
+        return Check(
+            "backend",
+            "error",
+            f"JAX runs on {used}, config.mesh.platform asks for {wanted}",
+            "install mrm-jax[tpu] or mrm-jax[cuda] and unset JAX_PLATFORMS, or change the config",
+        )
+    if used == "cpu" and wanted == "any" and seen and environment != "cpu":
+        return Check(
+            "backend",
+            "error",
+            f"JAX runs on the CPU, but there is {seen[0]}",
+            "install mrm-jax[cuda] or mrm-jax[tpu]; to train on the CPU all the same, set "
+            "config.mesh.platform=cpu",
+        )
+    return Check("backend", "ok", used)
+
+
+def require_platform(config: Config) -> None:
+    """Raises UsageError where a run would start on another kind of device than is wanted."""
+    import jax
+
+    found = check_platform(
+        config.mesh.platform,
+        jax.default_backend(),
+        accelerators(),
+        os.environ.get("JAX_PLATFORMS", ""),
+    )
+    if found.status == "error":
+        raise UsageError(f"{found.found}; {found.fix}.")
+
+
+def examine(config: Config | None, workdir: Path | None) -> Iterator[Check]:
+    """All checks, one after the other; none raises. Nothing stays in `workdir`."""
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    yield Check("versions", "ok", f"Python {platform.python_version()}, {versions}")
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        yield Check("devices", "error", text, "unset JAX_PLATFORMS, or install what it names")
+        return
+    kinds = sorted({device.device_kind for device in devices})
+    of = f"{len(devices)} x {', '.join(kinds)}, {jax.process_count()} process(es)"
+    yield Check("devices", "ok", f"{of}{_memory(devices[0])}")
+    wanted = config.mesh.platform if config else "any"
+    chosen = os.environ.get("JAX_PLATFORMS", "")
+    yield check_platform(wanted, devices[0].platform, accelerators(), chosen)
+    yield _sum(config)
+    yield _cache()
+    if workdir is not None:
+        yield _room(workdir)
+        yield _writable(workdir)
+    if config is not None:
+        yield _data(config)
+
+
+def _memory(device: Any) -> str:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return f", {limit / 2**30:.1f} GiB each" if limit else ""
+
+
+def _sum(config: Config | None) -> Check:
+    """A sum over all devices of the mesh: whether they reach each other."""
+    import jax
+    import jax.numpy as jnp
+
+    from mrm_jax import sharding
+
+    try:
+        mesh = sharding.mesh() if config is None else sharding.run_mesh(config)
+        row = jax.device_put(jnp.ones(mesh.size), sharding.over_batch(mesh))
+        total = float(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(row))
+    except UsageError as error:
+        return Check("mesh", "error", str(error), "change config.mesh or config.train.batch")
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    if total != mesh.size:
+        return Check("mesh", "error", f"a sum over {mesh.size} devices gave {total}", "reboot them")
+    return Check("mesh", "ok", f"{shape}; a sum over all devices is right")
+
+
+def _cache() -> Check:
+    import jax
+
+    folder = jax.config.read(NAME)
+    return Check("compile cache", "ok", folder or "beside the workdir, when a run starts")
+
+
+def _room(workdir: Path) -> Check:
+    if is_remote(workdir):
+        return Check("disk", "ok", "the workdir is in a bucket")
+    there = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:.1f} GiB free at {there}"
+    if free < ENOUGH_BYTES:
+        fix = "checkpoints of a large network need several GiB: choose another disk"
+        return Check("disk", "warning", text, fix)
+    return Check("disk", "ok", text)
+
+
+def _writable(workdir: Path) -> Check:
+    """Writes a file into the workdir, or into the nearest folder that exists, and removes it."""
+    try:
+        if is_remote(workdir):
+            list(zip(range(1), names_below(workdir), strict=False))
+            target = workdir
+        else:
+            whole = workdir.absolute()
+            target = next(p for p in (whole, *whole.parents) if p.exists())
+        probe = target / f".doctor-{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # file systems and buckets raise unrelated types
+        text = " ".join(str(error).split())
+        return Check("workdir", "error", f"{workdir}: {text}", "choose a folder you can write to")
+    return Check("workdir", "ok", f"{workdir} can be written")
+
+
+def _data(config: Config) -> Check:
+    """Whether the sets open, and a hash of the order in which they are read: equal on all hosts."""
+    from mrm_jax.data.pipeline import TrainingSamples, evaluation_set, sample_index
+
+    try:
+        samples = TrainingSamples(config)
+        examples = evaluation_set(config)
+    except UsageError as error:
+        return Check("data", "error", str(error), "mend it; `check` says more about a set")
+    order = [
+        sample_index(config.seed, domain, len(reader), number)
+        for domain, reader in ((1, samples.source), (2, samples.target))
+        for number in range(64)
+    ]
+    digest = hashlib.sha256(repr(order).encode()).hexdigest()[:12]
+    counts = f"{len(samples.source)} source, {len(samples.target)} target, {len(examples)} scored"
+    return Check("data", "ok", f"{counts}; order {digest} (equal on all hosts)")

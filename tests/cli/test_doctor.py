@@ -1,0 +1,91 @@
+"""`doctor` names what would stop a run, and its way out."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from mrm_jax import main
+from mrm_jax.config import Config, Mesh, UsageError
+from mrm_jax.train import compile_cache, doctor
+
+TINY = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}"
+
+
+def checks(capsys, *words):
+    code = main.run(["doctor", "--json", *words])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return code, {line["name"]: line for line in lines}
+
+
+def test_a_machine_that_can_run_is_told_so_and_nothing_stays_behind(tmp_path, capsys):
+    code, found = checks(capsys, TINY, "--workdir", str(tmp_path / "runs" / "one"))
+    assert code == 0
+    assert {line["status"] for line in found.values()} <= {"ok", "warning"}
+    assert list(found) == [
+        *("versions", "devices", "backend", "mesh", "compile cache", "disk", "workdir", "data")
+    ]
+    assert f"{jax.device_count()} x cpu" in found["devices"]["found"]
+    assert "8 source, 8 target, 3 scored; order" in found["data"]["found"]
+    assert list(tmp_path.iterdir()) == []
+    assert main.run(["doctor"]) == 0
+    assert "ok      mesh: data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "message"),
+    [
+        ("--config.mesh.platform=tpu", "backend", "config.mesh.platform asks for tpu"),
+        ("--config.train.batch=3", "mesh", "config.train.batch is 3"),
+        ("--config.data.target.path=nowhere", "data", "there is no folder nowhere"),
+    ],
+)
+def test_what_would_stop_a_run_is_an_error_with_a_way_out(flag, name, message, capsys):
+    code, found = checks(capsys, TINY, flag)
+    assert code == 1
+    assert found[name]["status"] == "error"
+    assert message in found[name]["found"]
+    assert found[name]["fix"]
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, found = checks(capsys, "--workdir", str(tmp_path / "file" / "run"))
+    assert (code, found["workdir"]["status"]) == (1, "error")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used", "seen", "variable", "status"),
+    [
+        ("any", "cpu", [], "", "ok"),
+        ("any", "cpu", ["/dev/nvidia0"], "", "error"),
+        ("any", "cpu", ["/dev/nvidia0"], "cpu", "ok"),
+        ("cpu", "cpu", ["/dev/nvidia0"], "", "ok"),
+        ("any", "gpu", ["/dev/nvidia0"], "", "ok"),
+        ("tpu", "cpu", [], "", "error"),
+        ("cpu", "gpu", ["/dev/nvidia0"], "", "error"),
+    ],
+)
+def test_the_cpu_beside_an_accelerator_is_an_error_unless_it_was_asked_for(
+    wanted, used, seen, variable, status
+):
+    assert doctor.check_platform(wanted, used, seen, variable).status == status
+
+
+def test_training_refuses_another_kind_of_device(tmp_path):
+    with pytest.raises(UsageError, match="JAX runs on cpu, config.mesh.platform asks for gpu"):
+        doctor.require_platform(Config(mesh=Mesh(platform="gpu")))
+
+
+def test_programs_are_kept_beside_the_workdir_unless_the_user_says_where(tmp_path, monkeypatch):
+    there = jax.config.jax_compilation_cache_dir
+    assert compile_cache.keep_programs(tmp_path / "runs" / "one") == there
+    monkeypatch.delenv(compile_cache.VARIABLE)
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        folder = compile_cache.keep_programs(tmp_path / "runs" / "one")
+        assert folder == str(tmp_path / "runs" / ".jax_cache")
+        assert jax.config.jax_compilation_cache_dir == folder
+    finally:
+        jax.config.update("jax_compilation_cache_dir", there)
