@@ -18,7 +18,7 @@ def keep_programs(workdir: Path) -> str:
     """
     import jax
 
-    there = jax.config.read(NAME)  # the environment variable, if any
+    there = getattr(jax.config, NAME)  # the environment variable, if any
     if there or VARIABLE in os.environ:
         return there or "off"
     folder = os.fspath((workdir if workdir.parent != workdir else workdir / "x").parent / FOLDER)

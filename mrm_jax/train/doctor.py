@@ -134,7 +134,7 @@ def _sum(config: Config | None) -> Check:
 def _cache() -> Check:
     import jax
 
-    folder = jax.config.read(NAME)
+    folder = getattr(jax.config, NAME)
     return Check("compile cache", "ok", folder or "beside the workdir, when a run starts")
 
 
