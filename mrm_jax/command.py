@@ -8,9 +8,11 @@ key before anything of ours runs.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from absl import flags
@@ -35,10 +37,13 @@ def split_config_flags(words: list[str]) -> tuple[list[str], list[str]]:
     return ours, others
 
 
-def load_config(words: list[str]) -> Config | None:
+def load_config(
+    words: list[str], unread: Mapping[str, Any] = MappingProxyType({})
+) -> Config | None:
     """The checked config that `--config` flags ask for, None without any.
 
-    Raises UsageError naming the file, key or value and the nearest right one.
+    unread: dotted fields that the caller has no use for, with what stands for them where they are
+    not set. Raises UsageError naming the file, key or value and the nearest right one.
     """
     if not words:
         return None
@@ -49,7 +54,13 @@ def load_config(words: list[str]) -> Config | None:
         raise
     except Exception as error:
         raise _failed(module, error) from error
-    return from_config_dict(_override(config, [w for w in words if not w.startswith("--config=")]))
+    values = _override(config, [w for w in words if not w.startswith("--config=")])
+    for field, stand_in in unread.items():
+        *groups, name = field.split(".")
+        group = functools.reduce(dict.__getitem__, groups, values)
+        if group[name] is None:
+            group[name] = stand_in
+    return from_config_dict(values)
 
 
 def load_module(words: list[str]) -> tuple[ModuleType, str]:

@@ -28,6 +28,7 @@ VERBS = {
     "prepare": "turn a downloaded data set into one that training reads fast",
     "check": "find what is wrong with a data set, and how to put it right",
     "doctor": "say whether this machine can run, before hours are spent on finding out",
+    "plan": "say what a step needs on devices that are not rented yet",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 
@@ -64,7 +65,8 @@ def run(words: list[str]) -> int:
     parser.check_flags(others)
     arguments = parser.parse_args(others)
     arguments.config_words = config_words  # for a verb that edits them: ablate
-    return module.run(arguments, load_config(config_words))
+    unread = getattr(module, "UNREAD", {})
+    return module.run(arguments, load_config(config_words, unread))
 
 
 def entry() -> None:

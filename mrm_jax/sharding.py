@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.types import Batch
@@ -48,11 +48,19 @@ def mesh(
     (pictures a step) cannot be shared out evenly.
     """
     available = sorted(among or jax.devices(), key=lambda device: (device.process_index, device.id))
-    count = len(available) if devices is None else devices
-    if not 1 <= count <= len(available):
+    shape = _mesh_shape(devices, len(available), available[0].platform, batch, fsdp)
+    grid = np.asarray(available[: shape[0] * shape[1]]).reshape(shape)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _mesh_shape(
+    devices: int | None, available: int, platform: str, batch: int | None, fsdp: int
+) -> tuple[int, int]:
+    count = available if devices is None else devices
+    if not 1 <= count <= available:
         raise UsageError(
-            f"config.mesh.devices is {count}; JAX sees {len(available)} {available[0].platform} "
-            f"device(s). Use 1 to {len(available)}, or leave it empty for all."
+            f"config.mesh.devices is {count}; JAX sees {available} {platform} "
+            f"device(s). Use 1 to {available}, or leave it empty for all."
         )
     if fsdp < 1 or count % fsdp:
         raise UsageError(
@@ -65,8 +73,7 @@ def mesh(
             f"config.train.batch is {batch}, which {count} devices cannot share evenly. "
             f"Use a multiple of {count}, or config.mesh.devices={fitting}."
         )
-    grid = np.asarray(available[:count]).reshape(count // fsdp, fsdp)
-    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+    return count // fsdp, fsdp
 
 
 def run_mesh(config: Config, among: Sequence[Any] | None = None) -> Mesh:
@@ -75,17 +82,25 @@ def run_mesh(config: Config, among: Sequence[Any] | None = None) -> Mesh:
     return mesh(wanted.devices, batch=config.train.batch, fsdp=wanted.fsdp, among=among)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def imagined_mesh(config: Config, available: int) -> AbstractMesh:
+    """The mesh that a config asks for where there were `available` devices; for shapes alone.
+    Raises UsageError as `mesh`."""
+    wanted = config.mesh
+    shape = _mesh_shape(wanted.devices, available, "such", config.train.batch, wanted.fsdp)
+    return AbstractMesh(shape, (DATA, FSDP))
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
+def over_batch(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The leading axis in equal contiguous blocks, one a device."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def of_state(state: Any, mesh: Mesh) -> Any:
+def of_state(state: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A sharding for every leaf of `state` (arrays or abstract), by `RULES`. Raises ValueError for
     a leaf without a rule, UsageError for one that the mesh does not divide; both name it.
     """

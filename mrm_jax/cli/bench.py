@@ -16,6 +16,10 @@ from mrm_jax.config import Config, UsageError
 
 WHATS = ("forward", "backward", "step")
 
+UNREAD = {"model.encoder.weights": "any"}
+"""Fields that a step's time does not depend on, with what stands for them where they are not set.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""

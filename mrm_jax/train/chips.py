@@ -1,0 +1,83 @@
+"""Accelerators as their makers describe them, and slices of them by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from mrm_jax.config import UsageError
+from mrm_jax.options import nearest
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What one chip can do at most: bytes of memory, bfloat16 operations a second (dense), bytes a
+    second from its memory and over its links to other chips of the slice (all of them together)."""
+
+    memory: int
+    flops: float
+    bandwidth: float
+    links: float
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs: v4, v5e, v5p, v6e
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 1638e9, 448e9),
+    # NVIDIA's data sheets, SXM
+    "a100-40": Chip(40 * GIB, 312e12, 1555e9, 600e9),
+    "a100": Chip(80 * GIB, 312e12, 2039e9, 600e9),
+    "h100": Chip(80 * GIB, 989e12, 3350e9, 900e9),
+    "h200": Chip(141 * GIB, 989e12, 4800e9, 900e9),
+}
+TPUS = ("v4", "v5e", "v5p", "v6e")
+
+USABLE = 0.95
+"""Share of a chip's memory that a step may take: the runtime keeps some (v5e: 15.75 of 16 GiB)."""
+
+
+class Slice(NamedTuple):
+    """`devices` devices of a `kind` of chip that train together; `shape` of a TPU slice."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def devices(self) -> int:
+        """How many chips."""
+        return math.prod(self.shape)
+
+    @property
+    def chip(self) -> Chip:
+        """What one of them can do."""
+        return CHIPS[self.kind]
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether libtpu can compile for it."""
+        return self.kind in TPUS
+
+
+def parse(name: str) -> Slice:
+    """`v5e:2x4` (a TPU slice by its shape), `h100:8` (GPUs by their number).
+
+    Raises UsageError for another form, or a kind that has no row in `CHIPS`.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise UsageError(
+            f"--topology is '{name}'; known kinds are {', '.join(CHIPS)}.{nearest(kind, CHIPS)}"
+        )
+    pattern = r"[1-9]\d*(x[1-9]\d*)*" if kind in TPUS else r"[1-9]\d*"
+    if not re.fullmatch(pattern, shape):
+        example = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}.get(kind, f"{kind}:2x4")
+        raise UsageError(
+            f"--topology is '{name}'; write KIND:SHAPE, such as "
+            f"{example if kind in TPUS else f'{kind}:8'}."
+        )
+    return Slice(name, kind, tuple(int(side) for side in shape.split("x")))

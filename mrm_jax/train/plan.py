@@ -1,0 +1,307 @@
+"""What a config's step needs on devices that are not there: memory by part, operations, what goes
+over the links, and the least time that it can take.
+
+For a TPU slice libtpu compiles the very step that training runs, without a TPU; nothing runs. For
+anything else, or without libtpu, the figures are counted on the jaxpr (`estimate`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
+from jax.sharding import AbstractMesh, Mesh
+
+from mrm_jax import sharding
+from mrm_jax.config import Config, UsageError
+from mrm_jax.train.bench import costs
+from mrm_jax.train.chips import GIB, USABLE, Slice
+from mrm_jax.train.estimate import flops, live_bytes
+from mrm_jax.train.programs import Programs
+from mrm_jax.train.step import Program, build
+from mrm_jax.types import Batch, Frozen, Labelled, RunError, TrainState, Unlabelled
+
+Arguments = tuple[TrainState, Any, Frozen, Batch]
+
+PARTS = ("params", "teacher", "optimizer", "frozen", "batch", "temporaries")
+_OF_STATE = {
+    "params": ("params", "batch_stats"),
+    "teacher": ("teacher_params", "teacher_batch_stats"),
+    "optimizer": ("opt_state",),
+}
+
+
+def plan(
+    config: Config,
+    where: Slice,
+    *,
+    level: str = "O1",
+    compiled: bool = True,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The step of `config` on the slice `where`, JSON as it is; bytes and flops are of one device.
+
+    `topology`, `devices`, `batch` (all devices), `fsdp`, `source` ("compiled" by libtpu, or
+    "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by `PARTS`,
+    `flops_per_step` of the products, `bytes_accessed` (XLA, loops counted once; None estimated),
+    `collectives` {kind: {count, bytes}} (likewise), `lower_bound_seconds` with its `bound_by` and
+    `lower_bound_hours` for `train.steps`, `knobs`: options that take less memory, where it does not
+    fit, `compile_seconds`.
+
+    level: XLA's effort, O0 to O3. compiled: False estimates in any case. Raises UsageError for a
+    slice that libtpu does not know or a mesh that does not fit.
+    """
+    config = _spread(config, where, say)
+    mesh, program = _mesh(config, where, compiled), build(config)
+    arguments = abstract(config, program, mesh)
+    parts = _parts(arguments)
+    jaxpr = _one_device(config, mesh.size)
+    counted: dict[str, Any] = {"flops_per_step": flops(jaxpr)}
+    if isinstance(mesh, Mesh):
+        found = _compile(program, mesh, arguments, level, say)
+    else:
+        found = {"source": "estimated", "peak_bytes": sum(parts.values()) + live_bytes(jaxpr)}
+    found = {"bytes_accessed": None, "collectives": None, "compile_seconds": None} | found
+    peak = found.pop("peak_bytes", None) or sum(parts.values()) + found.pop("temporaries")
+    parts["temporaries"] = max(0, peak - sum(parts.values()))
+    fits = peak <= USABLE * where.chip.memory
+    return {
+        "topology": where.name,
+        "devices": mesh.size,
+        "batch": config.train.batch,
+        "fsdp": config.mesh.fsdp,
+        "hbm_bytes": where.chip.memory,
+        "peak_bytes": peak,
+        "fits": fits,
+        "bytes": parts,
+        **counted,
+        **found,
+        **bound(config, where, counted["flops_per_step"], parts, found),
+        "knobs": [] if fits else knobs(config, mesh.size),
+    }
+
+
+def _spread(config: Config, where: Slice, say: Callable[[str], None]) -> Config:
+    """`config` with a batch that the devices can share, at least a picture for each."""
+    wanted = config.mesh.devices or where.devices
+    if config.train.batch % wanted == 0 or config.mesh.devices:
+        return config
+    batch = math.ceil(config.train.batch / wanted) * wanted
+    say(
+        f"{wanted} devices cannot share config.train.batch={config.train.batch}; planned with "
+        f"--config.train.batch={batch}."
+    )
+    return replace(config, train=replace(config.train, batch=batch))
+
+
+def _mesh(config: Config, where: Slice, compiled: bool) -> Mesh | AbstractMesh:
+    """Of libtpu's descriptions of the devices, or without any."""
+    if not compiled or not where.is_tpu or importlib.util.find_spec("libtpu") is None:
+        return sharding.imagined_mesh(config, where.devices)
+    from jax.experimental import topologies
+
+    one = {"chips_per_host_bounds": (1,) * len(where.shape)} if where.devices == 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=where.name, **one)
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(
+            f"--topology is '{where.name}', which libtpu does not know: "
+            f"{str(error).partition(': ')[2]}. --estimate needs no libtpu."
+        ) from error
+    # A v4 chip has two cores, which train as one device but are described apart.
+    return sharding.run_mesh(config, among=list(found.devices)[: where.devices])
+
+
+def abstract(config: Config, program: Program, mesh: Mesh | AbstractMesh) -> Arguments:
+    """What the step is given, as shapes with shardings."""
+    key = jax.random.key_data(jax.random.key(config.seed))
+    state = jax.eval_shape(program.init, key)
+    student = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
+    encoder = {name: tree.get("encoder", {}) for name, tree in student.items()}
+    frozen = jax.eval_shape(lambda tree: program.frozen(config, tree), encoder)
+    copies, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    placed = sharding.of_state(state, mesh)
+    return (
+        jax.tree.map(lambda leaf, place: _shape(leaf.shape, leaf.dtype, place), state, placed),
+        _shape((), np.bool_, copies),
+        jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, copies), frozen),
+        _batch(config, config.train.batch, rows),
+    )
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, place: Any = None) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def _batch(config: Config, size: int, place: Any = None) -> Batch:
+    plane = (size, *config.data.crop)
+    image, label = _shape((*plane, 3), np.uint8, place), _shape(plane, np.uint8, place)
+    return Batch(Labelled(image, label), Unlabelled(image, label), _shape((size,), np.int32, place))
+
+
+def _one_device(config: Config, devices: int) -> Any:
+    """The jaxpr of a step on one device's share of the batch."""
+    share = config.train.batch // devices
+    config = replace(config, train=replace(config.train, batch=share))
+    program = build(config)
+    alone = AbstractMesh((1, 1), (sharding.DATA, sharding.FSDP))
+    state, _, frozen, _ = jax.tree.map(
+        lambda leaf: _shape(leaf.shape, leaf.dtype), abstract(config, program, alone)
+    )
+    traced = jax.make_jaxpr(program.train_step)(state, frozen, _batch(config, share))
+    return dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
+
+
+def _parts(arguments: Arguments) -> dict[str, int]:
+    """Bytes a device of what the step is given."""
+    state, _, frozen, batch = arguments
+    parts = {
+        part: sum(_bytes(getattr(state, field)) for field in fields)
+        for part, fields in _OF_STATE.items()
+    }
+    return {**parts, "frozen": _bytes(frozen), "batch": _bytes(batch)}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _compile(
+    program: Program, mesh: Mesh, arguments: Arguments, level: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What XLA says of the step: `peak_bytes`, or `temporaries` alone where it is too large."""
+    say(f"compiling for {mesh.size} x {mesh.devices.flat[0].device_kind}: minutes for a MiT-B5 ...")
+    began = time.perf_counter()
+    # What is compiled for devices that are not there cannot be read back from the cache.
+    wanted = {"jax_optimization_level": level, "jax_enable_compilation_cache": False}
+    before = {name: jax.config.values[name] for name in wanted}
+    try:
+        _set(wanted)
+        compiled = Programs(program, mesh, optimise=True).step(mesh, arguments)
+    except jax.errors.JaxRuntimeError as error:
+        return {"source": "compiled", "temporaries": too_large(error)}
+    finally:
+        _set(before)
+    found = costs(compiled)
+    return {
+        "source": "compiled",
+        "peak_bytes": found["peak_bytes"],
+        "bytes_accessed": found["bytes_accessed"],
+        "collectives": collectives(compiled.as_text()),
+        "compile_seconds": time.perf_counter() - began,
+    }
+
+
+def _set(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+
+
+_TEMPORARIES = re.compile(r"RESOURCE_EXHAUSTED.*?temporaries \(([\d.]+)([KMG])\)", re.DOTALL)
+
+
+def too_large(error: Exception) -> int:
+    """Bytes of temporaries that libtpu refused; RunError where it failed for another reason."""
+    found = _TEMPORARIES.search(str(error))
+    if found is None:
+        raise RunError(
+            f"The step does not compile: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return int(float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1))
+
+
+_COLLECTIVE = re.compile(
+    r"^ *(?:ROOT )?%\S+ = (.*?) "
+    r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+    re.MULTILINE,
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\w*\[([\d,]*)\]")
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """{kind: {"count", "bytes"}} of the operations between devices in compiled HLO; bytes are those
+    of their results on one device, and a loop's body counts once."""
+    found: dict[str, dict[str, int]] = {}
+    for shapes, kind in _COLLECTIVE.findall(text):
+        row = found.setdefault(kind, {"count": 0, "bytes": 0})
+        row["count"] += 1
+        for _, bits, sides in _ARRAY.findall(shapes):
+            size = math.prod(int(side) for side in sides.split(",") if side)
+            row["bytes"] += size * max(1, int(bits or 8) // 8)
+    return found
+
+
+def bound(
+    config: Config, where: Slice, operations: int, parts: dict[str, int], found: dict[str, Any]
+) -> dict[str, Any]:
+    """The least time of a step: by arithmetic, by memory, over the links; the largest of them."""
+    chip = where.chip
+    moved = found["bytes_accessed"] or sum(parts[part] for part in _OF_STATE)
+    sent = sum(row["bytes"] for row in (found["collectives"] or {}).values())
+    seconds = {
+        "arithmetic": operations / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "links": sent / chip.links,
+    }
+    by = max(seconds, key=lambda name: seconds[name])
+    return {
+        "lower_bound_seconds": seconds[by],
+        "bound_by": by,
+        "lower_bound_hours": seconds[by] * config.train.steps / 3600,
+    }
+
+
+def knobs(config: Config, devices: int) -> list[str]:
+    """Options that take less memory and are not yet set, the first ones at no or little cost."""
+    model, train, method, share = config.model, config.train, config.method, config.mesh.fsdp
+    images = train.batch // devices
+    wider = next((n for n in range(share + 1, devices + 1) if devices % n == 0), None)
+    return [
+        words
+        for words, helps in (
+            ("--config.model.dtype=bfloat16", model.dtype == "float32"),
+            ("--config.model.remat=blocks", model.remat == "none"),
+            ("--config.train.pass_execution=sequential", train.pass_execution == "stacked"),
+            (f"--config.mesh.fsdp={wider}", wider is not None),
+            (f"--config.train.batch={devices}", images > 1),
+            (f"--config.train.microbatches={images}", 1 < images != train.microbatches),
+            ("--config.method.teacher_dtype=bfloat16", method.teacher_dtype == "float32"),
+            ("--config.model.remat=full", model.remat == "blocks"),
+        )
+        if helps
+    ]
+
+
+def text(report: dict[str, Any]) -> str:
+    """A report for people."""
+    how = {
+        "compiled": "compiled by libtpu without that slice; not run",
+        "estimated": "ESTIMATED from the jaxpr; no compiler has seen it",
+    }[report["source"]]
+    rows = [f"{report['topology']}, batch {report['batch']}, fsdp {report['fsdp']}: {how}"]
+    rows += [f"  {part:12}{size / GIB:8.2f} GiB a device" for part, size in report["bytes"].items()]
+    answer = "fits" if report["fits"] else "DOES NOT FIT"
+    rows.append(
+        f"  {'peak':12}{report['peak_bytes'] / GIB:8.2f} GiB of {report['hbm_bytes'] / GIB:.0f}: "
+        f"{answer}"
+    )
+    rows += [f"    less: {knob}" for knob in report["knobs"]]
+    for kind, row in (report["collectives"] or {}).items():
+        rows.append(f"  {kind}: {row['count']}, {row['bytes'] / 2**20:.1f} MiB (loops once)")
+    rows.append(
+        f"  {report['flops_per_step'] / 1e12:.3g} Tflop a step and device; at least "
+        f"{report['lower_bound_seconds']:.3g} s a step by {report['bound_by']} at the chip's peak, "
+        f"{report['lower_bound_hours']:.3g} h for the run. A bound: real steps take longer."
+    )
+    return "\n".join(rows)
