@@ -15,6 +15,7 @@ UNREAD = {"model.encoder.weights": "any"}
 
 QUIET = {
     "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
     # libtpu looks for the machine that it compiles for, and locks itself.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

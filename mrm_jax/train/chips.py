@@ -36,6 +36,15 @@ CHIPS = {
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
+_GPUS = {
+    # kind: (compute capability, multiprocessors, float32 units and bytes of shared memory of each,
+    # of a block at most, bytes of L2, GHz, CUDA's name); CUDA programming guide and data sheets
+    "a100-40": (8, 108, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-40GB"),
+    "a100": (8, 108, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-80GB"),
+    "h100": (9, 132, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H100 80GB HBM3"),
+    "h200": (9, 132, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H200"),
+}
+
 USABLE = 0.95
 """Share of a chip's memory that a step may take: the runtime keeps some (v5e: 15.75 of 16 GiB)."""
 
@@ -59,8 +68,38 @@ class Slice(NamedTuple):
 
     @property
     def is_tpu(self) -> bool:
-        """Whether libtpu can compile for it."""
+        """Whether it is one of Google's."""
         return self.kind in TPUS
+
+    @property
+    def target(self) -> str:
+        """A GPU as XLA has to know it to compile for it (peer: openxla `GpuTargetConfigProto`)."""
+        capability, cores, units, shared, block, cache, clock, name = _GPUS[self.kind]
+        info = {
+            "threads_per_block_limit": 1024,
+            "threads_per_warp": 32,
+            "threads_per_core_limit": 2048,
+            "registers_per_core_limit": 65_536,
+            "registers_per_block_limit": 65_536,
+            "block_dim_limit_x": 2**31 - 1,
+            "block_dim_limit_y": 65_535,
+            "block_dim_limit_z": 65_535,
+            "core_count": cores,
+            "fpus_per_core": units,
+            "shared_memory_per_core": shared,
+            "shared_memory_per_block": 48 * 1024,
+            "shared_memory_per_block_optin": block,
+            "l2_cache_size": cache,
+            "clock_rate_ghz": clock,
+            "memory_bandwidth": int(self.chip.bandwidth),
+            "device_memory_size": self.chip.memory,
+        }
+        fields = " ".join(f"{field}: {value}" for field, value in info.items())
+        return (
+            f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: {capability} }} }} "
+            f'platform_name: "CUDA" device_description_str: "{name}" '
+            "dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 8 }"
+        )
 
 
 def parse(name: str) -> Slice:

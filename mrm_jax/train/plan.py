@@ -1,8 +1,8 @@
 """What a config's step needs on devices that are not there: memory by part, operations, what goes
 over the links, and the least time that it can take.
 
-For a TPU slice libtpu compiles the very step that training runs, without a TPU; nothing runs. For
-anything else, or without libtpu, the figures are counted on the jaxpr (`estimate`).
+Where their compiler is installed (libtpu, JAX's CUDA plugin) it compiles the very step that
+training runs; nothing runs. Without it the figures are counted on the jaxpr (`estimate`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mrm_jax.config import Config, UsageError
 from mrm_jax.train.bench import costs
 from mrm_jax.train.chips import GIB, USABLE, Slice
 from mrm_jax.train.estimate import flops, live_bytes
-from mrm_jax.train.programs import Programs
+from mrm_jax.train.programs import lower
 from mrm_jax.train.step import Program, build
 from mrm_jax.types import Batch, Frozen, Labelled, RunError, TrainState, Unlabelled
 
@@ -49,7 +49,7 @@ def plan(
 ) -> dict[str, Any]:
     """The step of `config` on the slice `where`, JSON as it is; bytes and flops are of one device.
 
-    `topology`, `devices`, `batch` (all devices), `fsdp`, `source` ("compiled" by libtpu, or
+    `topology`, `devices`, `batch` (all devices), `fsdp`, `source` ("compiled" or
     "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by `PARTS`,
     `flops_per_step` of the products, `bytes_accessed` (XLA, loops counted once; None estimated),
     `collectives` {kind: {count, bytes}} (likewise), `lower_bound_seconds` with its `bound_by` and
@@ -57,7 +57,7 @@ def plan(
     fit, `compile_seconds`.
 
     level: XLA's effort, O0 to O3. compiled: False estimates in any case. Raises UsageError for a
-    slice that libtpu does not know or a mesh that does not fit.
+    slice that its compiler does not know or a mesh that does not fit.
     """
     config = _spread(config, where, say)
     mesh, program = _mesh(config, where, compiled), build(config)
@@ -65,13 +65,15 @@ def plan(
     parts = _parts(arguments)
     jaxpr = _one_device(config, mesh.size)
     counted: dict[str, Any] = {"flops_per_step": flops(jaxpr)}
+    found: dict[str, Any] = {"source": "estimated"}
     if isinstance(mesh, Mesh):
         found = _compile(program, mesh, arguments, level, say)
+        parts["temporaries"] = found.pop("temporaries", 0)
     else:
-        found = {"source": "estimated", "peak_bytes": sum(parts.values()) + live_bytes(jaxpr)}
+        parts["temporaries"] = live_bytes(jaxpr)
     found = {"bytes_accessed": None, "collectives": None, "compile_seconds": None} | found
-    peak = found.pop("peak_bytes", None) or sum(parts.values()) + found.pop("temporaries")
-    parts["temporaries"] = max(0, peak - sum(parts.values()))
+    peak = max(sum(parts.values()), found.pop("peak_bytes", 0))
+    parts["temporaries"] += peak - sum(parts.values())
     fits = peak <= USABLE * where.chip.memory
     return {
         "topology": where.name,
@@ -103,18 +105,25 @@ def _spread(config: Config, where: Slice, say: Callable[[str], None]) -> Config:
 
 
 def _mesh(config: Config, where: Slice, compiled: bool) -> Mesh | AbstractMesh:
-    """Of libtpu's descriptions of the devices, or without any."""
-    if not compiled or not where.is_tpu or importlib.util.find_spec("libtpu") is None:
+    """Of descriptions of the devices, where there is a compiler for them, or of nothing."""
+    compiler = ("libtpu",) if where.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if not compiled or not any(importlib.util.find_spec(name) for name in compiler):
         return sharding.imagined_mesh(config, where.devices)
     from jax.experimental import topologies
 
-    one = {"chips_per_host_bounds": (1,) * len(where.shape)} if where.devices == 1 else {}
+    if where.is_tpu:
+        one = {"chips_per_host_bounds": (1,) * len(where.shape)} if where.devices == 1 else {}
+        name, more = where.name, one
+    else:
+        name, more = "", {"target_config": where.target, "topology": f"1x1x{where.devices}"}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=where.name, **one)
+        found = topologies.get_topology_desc(
+            platform="tpu" if where.is_tpu else "cuda", topology_name=name, **more
+        )
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
-            f"--topology is '{where.name}', which libtpu does not know: "
-            f"{str(error).partition(': ')[2]}. --estimate needs no libtpu."
+            f"--topology is '{where.name}', for which {compiler[0]} does not compile: "
+            f"{str(error).partition(': ')[2]}. --estimate needs no compiler."
         ) from error
     # A v4 chip has two cores, which train as one device but are described apart.
     return sharding.run_mesh(config, among=list(found.devices)[: where.devices])
@@ -180,15 +189,18 @@ def _bytes(tree: Any) -> int:
 def _compile(
     program: Program, mesh: Mesh, arguments: Arguments, level: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What XLA says of the step: `peak_bytes`, or `temporaries` alone where it is too large."""
-    say(f"compiling for {mesh.size} x {mesh.devices.flat[0].device_kind}: minutes for a MiT-B5 ...")
+    """What XLA says of the step: `peak_bytes`, or only its `temporaries` where it is too large."""
+    device = mesh.devices.flat[0]
+    say(f"compiling for {mesh.size} x {device.device_kind}: minutes for a MiT-B5 ...")
     began = time.perf_counter()
     # What is compiled for devices that are not there cannot be read back from the cache.
     wanted = {"jax_optimization_level": level, "jax_enable_compilation_cache": False}
     before = {name: jax.config.values[name] for name in wanted}
     try:
         _set(wanted)
-        compiled = Programs(program, mesh, optimise=True).step(mesh, arguments)
+        compiled = lower(program, mesh, arguments).compile(
+            compiler_options=_OPTIONS[device.platform]
+        )
     except jax.errors.JaxRuntimeError as error:
         return {"source": "compiled", "temporaries": too_large(error)}
     finally:
@@ -201,6 +213,13 @@ def _compile(
         "collectives": collectives(compiled.as_text()),
         "compile_seconds": time.perf_counter() - began,
     }
+
+
+_OPTIONS: dict[str, dict[str, Any] | None] = {
+    "tpu": None,
+    # Both try kernels on the device to choose one.
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 
 
 def _set(values: dict[str, Any]) -> None:
@@ -286,14 +305,14 @@ def knobs(config: Config, devices: int) -> list[str]:
 def text(report: dict[str, Any]) -> str:
     """A report for people."""
     how = {
-        "compiled": "compiled by libtpu without that slice; not run",
+        "compiled": "compiled for these devices without them; not run",
         "estimated": "ESTIMATED from the jaxpr; no compiler has seen it",
     }[report["source"]]
     rows = [f"{report['topology']}, batch {report['batch']}, fsdp {report['fsdp']}: {how}"]
-    rows += [f"  {part:12}{size / GIB:8.2f} GiB a device" for part, size in report["bytes"].items()]
+    rows += [f"  {part:12}{size / GIB:8.3f} GiB a device" for part, size in report["bytes"].items()]
     answer = "fits" if report["fits"] else "DOES NOT FIT"
     rows.append(
-        f"  {'peak':12}{report['peak_bytes'] / GIB:8.2f} GiB of {report['hbm_bytes'] / GIB:.0f}: "
+        f"  {'peak':12}{report['peak_bytes'] / GIB:8.3f} GiB of {report['hbm_bytes'] / GIB:.0f}: "
         f"{answer}"
     )
     rows += [f"    less: {knob}" for knob in report["knobs"]]

@@ -28,19 +28,24 @@ class Programs:
         self._step: Any = None
 
     def step(self, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
-        """The latched step: (state, finite, frozen, batch) -> (state, finite, metrics); `state` is
-        donated.
-        """
-
-        def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
-            new, metrics = self.program.train_step(state, frozen, batch)
-            kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
-            return kept, finite & metrics["finite"], metrics
-
+        """The latched step, compiled; see `lower`."""
         if self._step is None:
-            step = sharding.jit_step(latched, arguments[0], mesh, carried=1)
-            self._step = step.lower(*arguments).compile(compiler_options=self._options)
+            lowered = lower(self.program, mesh, arguments)
+            self._step = lowered.compile(compiler_options=self._options)
         return self._step
+
+
+def lower(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
+    """The latched step, lowered for `arguments`, which may be abstract: (state, finite, frozen,
+    batch) -> (state, finite, metrics); `state` is donated.
+    """
+
+    def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
+        new, metrics = program.train_step(state, frozen, batch)
+        kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
+        return kept, finite & metrics["finite"], metrics
+
+    return sharding.jit_step(latched, arguments[0], mesh, carried=1).lower(*arguments)
 
 
 @functools.lru_cache(maxsize=1)  # runs of one structure come in a row
