@@ -86,7 +86,7 @@ def plan(
         "bytes": parts,
         **counted,
         **found,
-        **bound(config, where, counted["flops_per_step"], parts, found),
+        **bound(config, where, counted["flops_per_step"], parts, found["collectives"]),
         "knobs": [] if fits else knobs(config, mesh.size),
     }
 
@@ -262,16 +262,24 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def bound(
-    config: Config, where: Slice, operations: int, parts: dict[str, int], found: dict[str, Any]
+    config: Config,
+    where: Slice,
+    operations: int,
+    parts: dict[str, int],
+    traffic: dict[str, dict[str, int]] | None,
 ) -> dict[str, Any]:
-    """The least time of a step: by arithmetic, by memory, over the links; the largest of them."""
-    chip = where.chip
-    moved = found["bytes_accessed"] or sum(parts[part] for part in _OF_STATE)
-    sent = sum(row["bytes"] for row in (found["collectives"] or {}).values())
+    """The least time of a step, by arithmetic, by memory or over the links, whichever is longest.
+
+    Memory: what the step is given is read once, the state and the temporaries are also written.
+    XLA's own count is no bound, since it includes what stays on the chip.
+    """
+    both = sum(parts[part] for part in (*_OF_STATE, "temporaries"))
+    moved = 2 * both + parts["frozen"] + parts["batch"]
+    sent = sum(row["bytes"] for row in (traffic or {}).values())
     seconds = {
-        "arithmetic": operations / chip.flops,
-        "memory": moved / chip.bandwidth,
-        "links": sent / chip.links,
+        "arithmetic": operations / where.chip.flops,
+        "memory": moved / where.chip.bandwidth,
+        "links": sent / where.chip.links,
     }
     by = max(seconds, key=lambda name: seconds[name])
     return {

@@ -168,19 +168,19 @@ def test_a_batch_that_the_devices_cannot_share_is_enlarged_and_that_is_said():
 def test_the_bound_is_the_slowest_of_arithmetic_memory_and_links():
     chip = chips.CHIPS["h100"]
     made = config("--config.train.steps=3600")
-    bytes_ = dict.fromkeys(plan.PARTS, 0)
-    nothing = {"bytes_accessed": None, "collectives": None}
+    parts = dict.fromkeys(plan.PARTS, 0)
     where = chips.parse("h100:4")
-    found = plan.bound(made, where, int(chip.flops), bytes_, nothing)
-    assert found == {
+    assert plan.bound(made, where, int(chip.flops), parts, None) == {
         "lower_bound_seconds": 1.0,
         "bound_by": "arithmetic",
         "lower_bound_hours": 1.0,
     }
-    moved = {"bytes_accessed": 2 * chip.bandwidth, "collectives": None}
-    assert plan.bound(made, where, int(chip.flops), bytes_, moved)["bound_by"] == "memory"
+    # Frozen weights are read, parameters read and written.
+    parts |= {"params": int(chip.bandwidth), "frozen": int(chip.bandwidth / 2)}
+    found = plan.bound(made, where, int(chip.flops), parts, None)
+    assert (found["bound_by"], found["lower_bound_seconds"]) == ("memory", pytest.approx(2.5))
     sent = {"all-reduce": {"count": 1, "bytes": int(3 * chip.links)}}
-    found = plan.bound(made, where, 0, bytes_, {**moved, "collectives": sent})
+    found = plan.bound(made, where, int(chip.flops), parts, sent)
     assert (found["bound_by"], found["lower_bound_seconds"]) == ("links", 3.0)
 
 
