@@ -60,7 +60,7 @@ class MultiRes(nn.Module):
 
     def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
         """See `Network`. The detail maps are those of one crop, or without an offset of all crops:
-        first the first crop of every picture, then the second."""
+        first those of the first picture, row by row, then of the second."""
         image = jnp.asarray(image)
         size = (image.shape[1], image.shape[2])
         context = self.encoder(resize(image, (size[0] // 2, size[1] // 2)), mode)
@@ -68,7 +68,8 @@ class MultiRes(nn.Module):
         if offset is None:
             corners, _ = self._grid(size)
             crops = [image[:, y : y + height, x : x + width] for y, x in corners]
-            detail = jnp.concatenate(crops)
+            # Crops of a picture stay beside each other, and so on its device.
+            detail = jnp.stack(crops, axis=1).reshape(-1, height, width, image.shape[-1])
         else:
             detail = crop(image, offset, (height, width))
         return {"context": context, "detail": self.encoder(detail, mode)}
@@ -118,8 +119,9 @@ class MultiRes(nn.Module):
     def _averaged(self, logits: jax.Array, size: Size, canvas: Size) -> jax.Array:
         """Logits f[B, *canvas, K] of a picture of `size` from those of all its crops."""
         corners, extent = self._grid(size)
-        batch, tile = logits.shape[0] // len(corners), (logits.shape[1], logits.shape[2])
-        total = jnp.zeros((batch, *canvas, logits.shape[-1]), logits.dtype)
+        logits = logits.reshape(-1, len(corners), *logits.shape[1:])
+        batch, _, *tile, classes = logits.shape
+        total = jnp.zeros((batch, *canvas, classes), logits.dtype)
         count = np.zeros((1, *canvas, 1))
         for i, corner in enumerate(corners):
             place: list[slice] = [slice(None)]
@@ -129,7 +131,7 @@ class MultiRes(nn.Module):
                 last = corner[axis] + extent[axis] == size[axis]
                 start = canvas[axis] - tile[axis] if last else corner[axis] // self.stride
                 place.append(slice(start, start + tile[axis]))
-            total = total.at[tuple(place)].add(logits[i * batch : (i + 1) * batch])
+            total = total.at[tuple(place)].add(logits[:, i])
             count[tuple(place)] += 1
         return total / jnp.asarray(count, total.dtype)
 

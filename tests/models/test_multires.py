@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrm_jax import sharding
 from mrm_jax.config import Config, Model, MultiRes, detail_crop
 from mrm_jax.models import multires
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.models.layers import BatchNorm
 from mrm_jax.recipes import DECODERS, ENCODERS
+from mrm_jax.train.plan import collectives
 
 STRIDE = 4
 
@@ -114,7 +117,7 @@ def test_crops_run_as_one_batch_and_their_overlaps_are_averaged():
         def __call__(self, features: Sequence[jax.Array], mode: str) -> jax.Array:
             maps = features[-1]
             seen.append(maps.shape)
-            number = jnp.arange(maps.shape[0]) // 2
+            number = jnp.arange(maps.shape[0]) % 9
             return jnp.broadcast_to(number.reshape(-1, 1, 1, 1), (*maps.shape[:3], 2)) * 1.0
 
     model = multires.MultiRes(Means(), Numbered(), Channels(100.0), STRIDE, (16, 16))
@@ -124,6 +127,17 @@ def test_crops_run_as_one_batch_and_their_overlaps_are_averaged():
     assert (out[0, 0], out[0, 7], out[7, 0], out[7, 7]) == (0, 2, 6, 8)
     assert out[0, 2] == (0 + 1) / 2
     assert out[3, 3] == (0 + 1 + 3 + 4) / 4
+
+
+def test_crops_of_a_picture_stay_on_its_device():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
+    rows = sharding.over_batch(sharding.mesh(2))
+    apply = partial(network().apply, {}, mode="pseudo")
+    slid = jax.jit(lambda image: apply(image).logits["main"], in_shardings=rows, out_shardings=rows)
+    text = slid.lower(jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)).compile().as_text()
+    assert "num_partitions=2" in text
+    assert collectives(text) == {}
 
 
 def test_a_transform_meets_the_features_of_both_scales_and_needs_a_crop():
