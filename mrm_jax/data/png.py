@@ -33,7 +33,7 @@ def decode(content: bytes) -> np.ndarray | None:
     row = 1 + width * channels
     try:
         inflated = isal_zlib.decompress(_pixels(content), bufsize=height * row)
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]
         raise ValueError(str(error)) from error
     if len(inflated) != height * row:
         raise ValueError(f"it holds {len(inflated)} of {height * row} bytes")
