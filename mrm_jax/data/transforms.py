@@ -138,7 +138,7 @@ def is_varied(label: np.ndarray, max_ratio: float) -> bool:
     if held >= max_ratio * counted:
         return False
     if counted - held < max_ratio * counted:  # no other class can be as large as that
-        return held < counted
+        return bool(held < counted)
     counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [IGNORE], [0, IGNORE])
     return bool(np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum())
 
