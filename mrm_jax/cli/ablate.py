@@ -80,14 +80,22 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             print("python -m mrm_jax.main train " + " ".join(map(shlex.quote, words)))
         return 0
     if arguments.share:
-        return work(own_first(jobs, *map(int, arguments.share.split("/"))))
+        return _work(config, workdir, own_first(jobs, *map(int, arguments.share.split("/"))))
     _remember(workdir, arms, jobs)
     code = (
-        work(jobs)
+        _work(config, workdir, jobs)
         if arguments.jobs == 1
         else share(_again(arguments), jobs, arguments.jobs, workdir)
     )
     return max(code, _tables(workdir))
+
+
+def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
+    if config.train.compile_cache:
+        from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
+
+        keep_programs(workdir)
+    return work(jobs)
 
 
 def _tables(workdir: Path) -> int:

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from mrm_jax import main
+from mrm_jax.cli import ablate
 from mrm_jax.config import Config, Mesh, UsageError
 from mrm_jax.train import compile_cache, doctor
 
@@ -89,3 +90,17 @@ def test_programs_are_kept_beside_the_workdir_unless_the_user_says_where(tmp_pat
         assert jax.config.jax_compilation_cache_dir == folder
     finally:
         jax.config.update("jax_compilation_cache_dir", there)
+
+
+def test_the_runs_of_a_comparison_share_one_folder_of_programs_unless_that_is_off(
+    tmp_path, monkeypatch
+):
+    kept = []
+    monkeypatch.setattr(ablate, "work", lambda jobs: 0)
+    monkeypatch.setattr(ablate, "_tables", lambda workdir: 0)
+    monkeypatch.setattr(compile_cache, "keep_programs", kept.append)
+    words = ["ablate", TINY, "--workdir", str(tmp_path / "all"), "--arm", "dacs"]
+    assert main.run([*words, "--seeds", "2"]) == 0
+    assert kept == [tmp_path / "all"]
+    assert main.run([*words, "--seeds", "2", "--config.train.compile_cache=false"]) == 0
+    assert len(kept) == 1
