@@ -27,6 +27,7 @@ from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import is_remote, located
+from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
     FACTS,
     check_version,
@@ -78,7 +79,7 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
-        self.damaged = [] if is_remote(self.directory) else set_aside_without_facts(self.directory)
+        self.damaged = hosts.from_main(self._set_aside)
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -88,8 +89,12 @@ class Checkpoints:
             item_handlers={**handlers, FACTS: ocp.JsonCheckpointHandler()},
         )
         self._newest: int | None = self._manager.latest_step()
+        hosts.same(f"the newest checkpoint in {self.directory}", self._newest)
         for step in self._manager.all_steps():
             self._scores[step] = scores_of(read_facts(self.directory / str(step)))
+
+    def _set_aside(self) -> list[str]:
+        return [] if is_remote(self.directory) else set_aside_without_facts(self.directory)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, in steps done."""
@@ -130,9 +135,9 @@ class Checkpoints:
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
         folder = self.directory / str(step)
-        path = folder / FACTS / "metadata"
         facts = {**read_facts(folder), "scores": dict(scores)}
-        write_text(path, json.dumps(facts))
+        if hosts.is_main():
+            write_text(folder / FACTS / "metadata", json.dumps(facts))
         self._scores[step] = scores_of(facts)
 
     def wait(self) -> None:
@@ -176,7 +181,8 @@ class Checkpoints:
         before = [s for s in steps_in(self.directory) if s < step]
         if not before or is_remote(self.directory):
             return None
-        self._manager.close()
+        if hosts.count() == 1:  # the others may still be reading it
+            self._manager.close()
         folder = set_aside(self.directory / str(step))
         return (
             f"the checkpoint of step {step} is damaged and now {folder}; step {before[-1]} is used."
@@ -245,7 +251,12 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
     step = temporary.resolve() / FOLDER / "0"
     try:
         step.mkdir(parents=True)
-        saver: Any = ocp.StandardCheckpointer()
+        # By this process alone, however many there are.
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix="network"
+        )
+        saver: Any = ocp.StandardCheckpointer(multiprocessing_options=alone)
         with saver:
             saver.save(step / "student", dict(student))
         (step / FACTS).mkdir()

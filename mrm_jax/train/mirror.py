@@ -14,23 +14,29 @@ from pathlib import Path
 
 from mrm_jax.config import UsageError
 from mrm_jax.paths import names_below
+from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import RunError
 
 CHECKPOINTS = "checkpoints"
 
 
 class Mirror:
-    """`local` holds the small files of the run in `remote`."""
+    """`local` holds the small files of the run in `remote`, to which they are brought unless it is
+    another host's to write (`keep` False).
+    """
 
-    def __init__(self, remote: Path, local: Path) -> None:
-        self.remote, self.local = remote, local
+    def __init__(self, remote: Path, local: Path, *, keep: bool = True) -> None:
+        self.remote, self.local, self._keep = remote, local, keep
         self._sent: dict[str, tuple[int, int]] = {}
 
-    def pull(self) -> None:
-        """Brings the small files here. Raises UsageError where the bucket cannot be read."""
+    def pull(self, folder: str = "") -> None:
+        """Brings the small files here, or those of one folder of the run. Raises UsageError where
+        they cannot be read.
+        """
         try:
             for name in names_below(self.remote):
-                if name.partition("/")[0] == CHECKPOINTS or not name:
+                first = name.partition("/")[0]
+                if first == CHECKPOINTS or not name or folder not in ("", first):
                     continue
                 path = self.local / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,7 @@ class Mirror:
 
     def push(self) -> None:
         """Brings what has changed there. Raises RunError where it cannot be written."""
-        for path in sorted(self.local.rglob("*")):
+        for path in sorted(self.local.rglob("*")) if self._keep else ():
             name = path.relative_to(self.local).as_posix()
             if path.is_dir() or path.name.startswith(".") or self._sent.get(name) == _state(path):
                 continue
@@ -64,6 +70,17 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def following(remote: Path) -> Iterator[Mirror]:
+    """What a host other than the first has of the run's folder, for as long as the context is open:
+    a folder of its own, which goes when it closes, with the run's frozen encoder if there is one.
+    """
+    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
+        mirror = Mirror(remote, Path(folder), keep=False)
+        mirror.pull(FROZEN)
+        yield mirror
 
 
 @contextmanager

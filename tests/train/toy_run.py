@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.evaluation import protocols
-from mrm_jax.evaluation.evaluator import Evaluation
+from mrm_jax.evaluation.scores import Evaluation
 from mrm_jax.main import load_config
 from mrm_jax.train import hooks, loop, programs, workdir
 from mrm_jax.train.checkpoint import FOLDER, load_run
