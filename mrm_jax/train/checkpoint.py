@@ -129,6 +129,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
+            if hosts.lost(error):
+                raise
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, scores_of(facts)
 
@@ -146,6 +148,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # as in save
+            if hosts.lost(error):
+                raise
             raise self._failure(self._newest, error) from error
 
     def close(self) -> None:
@@ -169,6 +173,8 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**args))
             state = _join({name: found[name] for name in wanted}, like)
         except Exception as error:  # as in save
+            if hosts.lost(error):
+                raise
             raise DamagedError(
                 f"The checkpoint {self.directory / str(step)} does not open: {one_line(error)} "
                 "Restore this folder, or train again in a new one."

@@ -17,32 +17,22 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
-import threading
-import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote
+from mrm_jax.train.watch import AGAIN, LastWords, Watch, is_loss, line_of
 from mrm_jax.train.workdir import LOCK
 
 _T = TypeVar("_T")
 
 JOIN_SECONDS = 300
 """How long a host waits for the others at the start."""
-POLL_SECONDS = 1.0
-LINGER_SECONDS = 10.0
-"""How long host 0, which runs the service, waits at a failure for the others to have read why."""
 _FOREVER_MS = 10**9  # whoever waits is ended by the watch, not by a timeout
-_AGAIN = "Give the same command on every host again: it goes on from the last checkpoint."
-_LOST = re.compile(r"gloo|nccl|connection|socket|peer|unavailable|deadline|aborted", re.IGNORECASE)
-"""What a collective says that lost its other end; the back ends raise many types."""
 
 
 def found(config: Config, environment: Mapping[str, str] | None = None) -> dict[str, Any] | None:
@@ -103,15 +93,15 @@ def joined(config: Config) -> Iterator[None]:
     if wanted is None:
         yield
         return
-    words = _LastWords()
+    words = LastWords()
     _join(config, wanted, words)
     import jax
 
-    watch = _Watch(config, words)
-    _Watch.running = watch
+    watch = Watch(config, words)
+    Watch.running = watch
     words.set(
-        f"host {watch.index} of {watch.count} ended without a word of its own: it was killed, or "
-        f"JAX ended it since another host is gone. {_AGAIN}"
+        f"Host {watch.index} of {watch.count} ended without a word of its own: it was killed, or "
+        f"JAX ended it since another host is gone. {AGAIN}"
     )
     watch.start()
     try:
@@ -122,16 +112,16 @@ def joined(config: Config) -> Iterator[None]:
     watch.stop()
     jax.distributed.shutdown()
     words.set("")
-    _Watch.running = None
+    Watch.running = None
 
 
-def _join(config: Config, wanted: dict[str, Any], words: _LastWords) -> None:
+def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> None:
     import jax
 
     from mrm_jax.types import RunError
 
     words.set(
-        f"the hosts did not find each other within {JOIN_SECONDS} s: start the same command on all "
+        f"The hosts did not find each other within {JOIN_SECONDS} s: start the same command on all "
         "of them, or set config.mesh.hosts=off."
     )
     if hasattr(jax.config, "jax_enable_preemption_service"):
@@ -147,19 +137,19 @@ def _join(config: Config, wanted: dict[str, Any], words: _LastWords) -> None:
     except Exception as error:  # sockets, metadata servers and JAX raise unrelated types
         words.set("")
         raise RunError(
-            f"The hosts could not be joined: {_line(error)} Set config.mesh.coordinator, "
+            f"The hosts could not be joined: {line_of(error)} Set config.mesh.coordinator, "
             "process_count and process_index, or config.mesh.hosts=off for this machine alone."
         ) from error
 
 
 def index() -> int:
     """Which host this is; 0 where there is one."""
-    return 0 if _Watch.running is None else _Watch.running.index
+    return 0 if Watch.running is None else Watch.running.index
 
 
 def count() -> int:
     """How many hosts there are."""
-    return 1 if _Watch.running is None else _Watch.running.count
+    return 1 if Watch.running is None else Watch.running.count
 
 
 def is_main() -> bool:
@@ -167,10 +157,16 @@ def is_main() -> bool:
     return index() == 0
 
 
+def lost(error: BaseException) -> bool:
+    """Whether `error` says that another host is gone, not that something is wrong here."""
+    return Watch.running is not None and is_loss(error)
+
+
 def beat(step: int, doing: str) -> None:
-    """Notes that this host has got on: `config.mesh.patience` counts from the last change."""
-    if _Watch.running is not None:
-        _Watch.running.progress = (step, doing)
+    """Notes that this host has got on: `config.mesh.patience` counts from the last call. All hosts
+    go through the same ones, but within an evaluation."""
+    if Watch.running is not None:
+        Watch.running.beat(step, doing)
 
 
 _rounds = itertools.count()
@@ -182,7 +178,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
     Where one raises all raise: that host its error, the others a RunError that tells it. So they
     stay in step.
     """
-    watch = _Watch.running
+    watch = Watch.running
     if watch is None:
         return [make()]
     from mrm_jax.types import RunError  # only now: imports jax
@@ -193,7 +189,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
     except Exception as raised:
         error = raised
     number = next(_rounds)
-    said = json.dumps([value, None if error is None else _line(error)])
+    said = json.dumps([value, None if error is None else line_of(error)])
     watch.client.key_value_set(f"mrm_jax_round/{number}/{watch.index}", said)
     told = [
         json.loads(watch.client.blocking_key_value_get(f"mrm_jax_round/{number}/{h}", _FOREVER_MS))
@@ -250,132 +246,3 @@ def check_shared(folder: Path) -> None:
             )
 
     together(see)
-
-
-class _LastWords:
-    """A line that appears on stderr when this process ends, however it ends: kill -9 leaves no time
-    to print, and JAX ends a process whose host 0 is gone by an abort."""
-
-    def __init__(self) -> None:
-        shell = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
-        self._shell = subprocess.Popen(
-            ["sh", "-c", shell], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-
-    def set(self, line: str) -> None:
-        """What is to appear instead of the line before; "": nothing."""
-        with suppress(OSError):
-            assert self._shell.stdin is not None
-            self._shell.stdin.write(f"mrm_jax: {line}\n" if line else "\n")
-            self._shell.stdin.flush()
-
-
-class _Watch(threading.Thread):
-    """Tells the others how far this host is, and ends this process when one of them has ended, is
-    silent for `mesh.heartbeat` s, or when nobody gets on for `mesh.patience` s."""
-
-    running: _Watch | None = None
-
-    def __init__(self, config: Config, words: _LastWords) -> None:
-        import jax
-        from jax._src import distributed  # the key-value store has no public name
-
-        super().__init__(daemon=True)
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self.client: Any = distributed.global_state.client
-        self.progress: tuple[int, str] = (0, "starting")
-        self._serves = distributed.global_state.service is not None
-        self._words, self._over, self._dying = words, threading.Event(), threading.Lock()
-        self._heartbeat, self._patience = config.mesh.heartbeat, config.mesh.patience
-        self._seen: dict[int, tuple[str, float]] = {}
-        self._moved: dict[int, tuple[list[Any], float]] = {}
-
-    def run(self) -> None:
-        """The thread: a look at everybody every `POLL_SECONDS`."""
-        for tick in itertools.count():
-            if self._over.wait(POLL_SECONDS):
-                return
-            try:
-                said = json.dumps([tick, *self.progress])
-                self.client.key_value_set(f"mrm_jax/{self.index}", said, allow_overwrite=True)
-                beats = dict(self.client.key_value_dir_get("mrm_jax/"))
-                ends = dict(self.client.key_value_dir_get("mrm_jax_end/"))
-            except Exception as error:
-                self._die(f"Host 0 cannot be reached any more ({_line(error)}) {_AGAIN}")
-            if line := self._ended(ends) or self._silent(beats) or self._stuck(beats):
-                self._die(line)
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._over.set()
-        self.join()
-
-    def _ended(self, ends: Mapping[str, str]) -> str | None:
-        for name, line in sorted(ends.items()):
-            if line and int(name.rpartition("/")[2]) != self.index:
-                return f"Host {name.rpartition('/')[2]} has ended: {line}"
-        return None
-
-    def _silent(self, beats: Mapping[str, str]) -> str | None:
-        now = time.monotonic()
-        for host in range(self.count):
-            said = beats.get(f"mrm_jax/{host}", "")
-            before, since = self._seen.setdefault(host, (said, now))
-            if said != before:
-                self._seen[host] = said, now
-            elif now - since > self._heartbeat:
-                return f"Host {host} has been silent for {self._heartbeat} s. {_AGAIN}"
-        return None
-
-    def _stuck(self, beats: Mapping[str, str]) -> str | None:
-        now = time.monotonic()
-        for host in range(self.count):
-            moved = json.loads(beats.get(f"mrm_jax/{host}", '[0, 0, "starting"]'))[1:]
-            if host not in self._moved or moved != self._moved[host][0]:
-                self._moved[host] = moved, now
-        if any(now - since <= self._patience for _, since in self._moved.values()):
-            return None
-        least = min(step for (step, _), _ in self._moved.values())
-        behind = [f"{h} ({what})" for h, ((step, what), _) in self._moved.items() if step == least]
-        return (
-            f"Nothing has moved for {self._patience} s; host {', '.join(behind[:4])} is at step "
-            f"{least}. {_AGAIN}"
-        )
-
-    def end(self, error: BaseException) -> NoReturn:
-        """Ends the process as the command line would, after telling the others why."""
-        from mrm_jax.types import RunError
-
-        line, code = _line(error), 1
-        if isinstance(error, UsageError):
-            code = 2
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
-            line = "it was stopped."
-        elif not isinstance(error, RunError):
-            if _LOST.search(line):
-                time.sleep(3 * POLL_SECONDS)  # the thread may know why
-                line = f"Another host was lost: {line} {_AGAIN}"
-            else:
-                traceback.print_exception(error)
-        self._die(line, code=code, cause=line)
-
-    def _die(self, line: str, *, code: int = 1, cause: str = "") -> NoReturn:
-        self._dying.acquire()  # for good: the other thread has nothing to add
-        self._words.set("")
-        sys.stdout.flush()
-        print(f"mrm_jax: {line}", file=sys.stderr, flush=True)
-        with suppress(Exception):
-            self.client.key_value_set(f"mrm_jax_end/{self.index}", cause, allow_overwrite=True)
-            # With this process may go the service where the others read why.
-            until = time.monotonic() + LINGER_SECONDS * self._serves
-            while time.monotonic() < until and len(self._gone()) < self.count:
-                time.sleep(POLL_SECONDS / 4)
-        os._exit(code)
-
-    def _gone(self) -> list[Any]:
-        return self.client.key_value_dir_get("mrm_jax_end/")
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) < 300 else text[:297] + "...").rstrip(".") + "."

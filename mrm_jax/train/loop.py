@@ -234,7 +234,7 @@ def _catch_up(run: Run) -> None:
 
 def _read(run: Run, done: Done) -> None:
     """Waits for a step's metrics, checks them and logs them where they are due."""
-    hosts.beat(done.number, "computing")
+    hosts.beat(done.number + len(run.unread), "computing")
     values = jax.device_get(done.metrics)
     wish = int(values.pop("wish"))
     run.stopping |= wish == STOP
