@@ -32,6 +32,8 @@ _T = TypeVar("_T")
 
 JOIN_SECONDS = 300
 """How long a host waits for the others at the start."""
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+"""What JAX reads of Slurm."""
 _FOREVER_MS = 10**9  # whoever waits is ended by the watch, not by a timeout
 
 
@@ -39,16 +41,15 @@ def found(config: Config, environment: Mapping[str, str] | None = None) -> dict[
     """What `jax.distributed.initialize` is to be given, {} where it sees the cluster by itself;
     None where this process trains alone.
 
-    Raises UsageError for a `config.mesh` that names part of the hosts.
+    Raises UsageError for a `config.mesh` that names part of the hosts, or a count of Slurm's that
+    is none.
     """
     mesh, environment = config.mesh, os.environ if environment is None else environment
     if mesh.hosts == "off":
         return None
     if mesh.hosts == "explicit" or mesh.coordinator is not None:
         return _explicit(config)
-    # Under srun, not in the batch script around it, which is one process.
-    slurm = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-    return {} if slurm or _on_cloud_tpu(environment) else None
+    return {} if _in_slurm_step(environment) or _on_cloud_tpu(environment) else None
 
 
 def _explicit(config: Config) -> dict[str, Any] | None:
@@ -74,6 +75,18 @@ def _explicit(config: Config) -> dict[str, Any] | None:
     }
 
 
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    # Under srun, not in the batch script around it, which is one process.
+    if any(name not in environment for name in _SLURM):
+        return False
+    tasks = environment["SLURM_NTASKS"]
+    if not tasks.isdigit():
+        raise UsageError(
+            f"SLURM_NTASKS is '{tasks}', not a number; start by srun, or set config.mesh.hosts=off."
+        )
+    return int(tasks) > 1
+
+
 def _on_cloud_tpu(environment: Mapping[str, str]) -> bool:
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     allowed = environment.get("JAX_PLATFORMS", "")
@@ -94,7 +107,9 @@ def joined(config: Config) -> Iterator[None]:
         yield
         return
     words = LastWords()
-    _join(config, wanted, words)
+    if not _join(config, wanted, words):
+        yield
+        return
     import jax
 
     watch = Watch(config, words)
@@ -115,8 +130,10 @@ def joined(config: Config) -> Iterator[None]:
     Watch.running = None
 
 
-def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> None:
+def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
+    """Whether there are others."""
     import jax
+    from jax._src.distributed import global_state
 
     from mrm_jax.types import RunError
 
@@ -131,8 +148,8 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> None:
         jax.distributed.initialize(
             **wanted,
             initialization_timeout=JOIN_SECONDS,
-            # After ours, which says which host it is.
-            heartbeat_timeout_seconds=config.mesh.heartbeat + 30,
+            # Late enough for ours to come first, which say which host it is.
+            heartbeat_timeout_seconds=3 * config.mesh.heartbeat,
         )
     except Exception as error:  # sockets, metadata servers and JAX raise unrelated types
         words.set("")
@@ -140,6 +157,10 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> None:
             f"The hosts could not be joined: {line_of(error)} Set config.mesh.coordinator, "
             "process_count and process_index, or config.mesh.hosts=off for this machine alone."
         ) from error
+    several = (global_state.num_processes or 1) > 1
+    if not several:
+        words.set("")
+    return several
 
 
 def index() -> int:

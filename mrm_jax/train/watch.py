@@ -55,14 +55,15 @@ class Watch(threading.Thread):
     running: Watch | None = None
 
     def __init__(self, config: Config, words: LastWords) -> None:
-        import jax
-        from jax._src import distributed  # the key-value store has no public name
+        # The key-value store has no public name. Not jax.process_index(), which would wait for the
+        # others' devices before anybody watches.
+        from jax._src.distributed import global_state as joined
 
         super().__init__(daemon=True)
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self.client: Any = distributed.global_state.client
+        self.index, self.count = joined.process_id, joined.num_processes or 1
+        self.client: Any = joined.client
         self._progress: tuple[int, int, str] = (0, 0, "starting")
-        self._serves = distributed.global_state.service is not None
+        self._serves = joined.service is not None
         self._words, self._over, self._dying = words, threading.Event(), threading.Lock()
         self._heartbeat, self._patience = config.mesh.heartbeat, config.mesh.patience
         self._seen: dict[int, tuple[str, float]] = {}
@@ -144,9 +145,9 @@ class Watch(threading.Thread):
 
     def _die(self, line: str, *, code: int = 1, cause: str = "") -> NoReturn:
         self._dying.acquire()  # for good: the other thread has nothing to add
-        self._words.set("")
-        sys.stdout.flush()
         print(f"mrm_jax: {line}", file=sys.stderr, flush=True)
+        self._words.set("")  # only now: JAX may abort at any moment
+        sys.stdout.flush()
         with suppress(Exception):
             self.client.key_value_set(f"mrm_jax_end/{self.index}", cause, allow_overwrite=True)
             # With this process may go the service where the others read why.

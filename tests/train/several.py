@@ -3,12 +3,14 @@ run as a program of its own.
 
     python several.py FOLDER
 
-Writes FOLDER/ended.json: for every scenario what each process printed and its exit code. The
-processes are forked after the imports, which cost more than the runs.
+Writes FOLDER/<chain>.json: for every scenario what each process printed and its exit code. The
+processes are forked after the imports, which cost more than the runs, and the chains of runs, each
+in a workdir of its own, run side by side.
 """
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -24,7 +26,9 @@ from mrm_jax.train import loop
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run
 
-OFTEN = ("--config.train.checkpoint_every=2", "--config.mesh.heartbeat=4")
+OFTEN = ("--config.train.checkpoint_every=2", "--config.mesh.heartbeat=5")
+SEED = 0
+"""Of the steps at which the process that trains alone is killed."""
 
 
 def free_port():
@@ -90,6 +94,15 @@ def fail():
     raise UsageError("town/7.png is cut off")
 
 
+def without_pictures(patch):
+    """The labelled pictures are not on this host."""
+
+    def missing(config):
+        raise UsageError("config.data.evaluation.path is camera: there is no such folder")
+
+    patch.setattr(loop, "evaluation_set", missing)
+
+
 def child(words, log, fault):
     """The command line in a process of its own; returns its id."""
     process = os.fork()
@@ -101,7 +114,7 @@ def child(words, log, fault):
     Toy(Path(log), patch)
     if fault:
         fault(patch)
-    sys.argv = ["mrm_jax", f"--config={TINY}", *words]
+    sys.argv = ["mrm_jax", *words]
     try:
         main.entry()
     except SystemExit as end:
@@ -110,19 +123,23 @@ def child(words, log, fault):
         os._exit(end.code)
 
 
-class Scenarios:
-    def __init__(self, folder):
-        self.folder, self.ended = folder, {}
+class Chain:
+    """Runs in the workdir FOLDER/<name>, one after the other."""
 
-    def start(self, name, run, words, faults):
-        """One process a fault, on the workdir `run`; waits for all."""
+    def __init__(self, folder, name):
+        self.folder, self.name, self.ended = folder, name, {}
+
+    def start(self, name, words, faults, verb="train"):
+        """One process a fault; waits for all."""
         began, count = time.time(), len(faults)
         where = [f"--config.mesh.coordinator=127.0.0.1:{free_port()}"] if count > 1 else []
         logs = [self.folder / f"{name}.{index}" for index in range(count)]
         processes = [
             child(
                 [
-                    f"--workdir={self.folder / run}",
+                    verb,
+                    f"--config={TINY}",
+                    f"--workdir={self.folder / self.name}",
                     *OFTEN,
                     *where,
                     f"--config.mesh.process_count={count}",
@@ -134,40 +151,82 @@ class Scenarios:
             )
             for index, (log, fault) in enumerate(zip(logs, faults, strict=True))
         ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in processes]
-        time.sleep(0.1)  # last words come after the end
+        ends = {}
+        while len(ends) < count:
+            process, status = os.wait()
+            ends[process] = os.waitstatus_to_exitcode(status)
+            for other in set(processes) - set(ends):
+                os.kill(other, signal.SIGCONT)  # a frozen one lasts for ever
+        time.sleep(0.5)  # last words come after the end
+        codes = [ends[process] for process in processes]
         self.ended[name] = [
             [code, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text()]
             for code, log in zip(codes, logs, strict=True)
         ]
         print(name, codes, f"{time.time() - began:.1f} s", file=sys.stderr)
 
-    def pair(self, name, run, *words, faults=(None, None)):
-        self.start(name, run, ["--config.mesh.fsdp=2", *words], faults)
+    def pair(self, name, *words, faults=(None, None), **more):
+        self.start(name, ["--config.mesh.fsdp=2", *words], faults, **more)
 
-    def one(self, name, run, *words, fault=None):
-        self.start(name, run, words, (fault,))
+    def one(self, name, *words, fault=None):
+        self.start(name, words, (fault,))
+
+
+def whole(chain):
+    chain.pair("doctor", verb="doctor")
+    chain.pair("whole")
+    chain.pair("finished already")
+
+
+def killed(chain):
+    """One process is killed; the other ends by itself; both start again."""
+    chain.pair("first killed", faults=(at_step(3, me(signal.SIGKILL)), None))
+    chain.pair("second killed", faults=(None, while_saving(4, me(signal.SIGKILL))))
+    chain.pair("both killed", faults=(at_step(5, me(signal.SIGKILL)),) * 2)
+    chain.pair("goes on")
+
+
+def hung(chain):
+    wedged = at_batch(4, lambda: time.sleep(999))
+    chain.pair("wedged", "--config.mesh.patience=8", faults=(None, wedged))
+    chain.pair("second frozen", faults=(None, at_step(4, me(signal.SIGSTOP))))
+    chain.pair("first frozen", faults=(at_step(4, me(signal.SIGSTOP)), None))
+
+
+def told(chain):
+    chain.pair("asked to stop", faults=(None, at_step(2, me(signal.SIGTERM))))
+    chain.pair("no pictures there", faults=(None, without_pictures))
+    chain.pair("cut off picture", faults=(None, at_batch(5, fail)))
+    chain.one("on one")
+
+
+def alone(chain):
+    chain.one("alone")
+
+
+def killed_alone(chain):
+    steps = random.Random(SEED).choices(range(1, 6), k=3)
+    for count, step in enumerate(sorted(steps)):
+        how = while_saving if step % 2 == 0 and count else at_step
+        chain.one(f"killed alone {count}", fault=how(step, me(signal.SIGKILL)))
+    chain.one("goes on alone")
+
+
+CHAINS = (whole, killed, hung, told, alone, killed_alone)
 
 
 def play(folder):
-    s = Scenarios(folder)
-    s.pair("whole", "whole")
-    # One process is killed; the other ends by itself; both start again.
-    s.pair("first killed", "a", faults=(at_step(3, me(signal.SIGKILL)), None))
-    s.pair("second killed", "a", faults=(None, while_saving(4, me(signal.SIGKILL))))
-    s.pair("both killed", "a", faults=(at_step(5, me(signal.SIGKILL)),) * 2)
-    s.pair("goes on", "a")
-    s.pair(
-        "wedged",
-        "b",
-        "--config.mesh.patience=4",
-        faults=(None, at_batch(4, lambda: time.sleep(999))),
-    )
-    s.pair("frozen", "b", faults=(None, at_step(4, me(signal.SIGSTOP))))
-    s.pair("asked to stop", "c", faults=(None, at_step(2, me(signal.SIGTERM))))
-    s.pair("cut off picture", "c", faults=(None, at_batch(5, fail)))
-    s.one("on one", "c")
-    (folder / "ended.json").write_text(json.dumps(s.ended))
+    processes = set()
+    for chain in CHAINS:
+        if process := os.fork():
+            processes.add(process)
+            continue
+        played = Chain(folder, chain.__name__)
+        chain(played)
+        (folder / f"{chain.__name__}.json").write_text(json.dumps(played.ended))
+        os._exit(0)
+    for process in processes:
+        assert os.waitpid(process, 0)[1] == 0
 
 
 if __name__ == "__main__":
