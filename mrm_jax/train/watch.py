@@ -141,11 +141,13 @@ class Watch(threading.Thread):
                 line = f"Another host, or the way to it, was lost: {line} {AGAIN}"
             else:
                 traceback.print_exception(error)
+                line = f"{type(error).__name__}: {line}"
         self._die(line, code=code, cause=line)
 
     def _die(self, line: str, *, code: int = 1, cause: str = "") -> NoReturn:
         self._dying.acquire()  # for good: the other thread has nothing to add
-        print(f"mrm_jax: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"mrm_jax: {line}\n")  # whole, where hosts share a terminal
+        sys.stderr.flush()
         self._words.set("")  # only now: JAX may abort at any moment
         sys.stdout.flush()
         with suppress(Exception):
