@@ -126,7 +126,7 @@ def joined(config: Config) -> Iterator[None]:
         watch.end(error)
     watch.stop()
     jax.distributed.shutdown()
-    words.set("")
+    words.close()
     Watch.running = None
 
 
@@ -152,14 +152,14 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
             heartbeat_timeout_seconds=3 * config.mesh.heartbeat,
         )
     except Exception as error:  # sockets, metadata servers and JAX raise unrelated types
-        words.set("")
+        words.close()
         raise RunError(
             f"The hosts could not be joined: {line_of(error)} Set config.mesh.coordinator, "
             "process_count and process_index, or config.mesh.hosts=off for this machine alone."
         ) from error
     several = (global_state.num_processes or 1) > 1
     if not several:
-        words.set("")
+        words.close()
     return several
 
 

@@ -1,4 +1,4 @@
-"""What ends a process that trains with others, when one of them is gone or all stand still, and what
+"""What ends a process that trains with others when one of them is gone or all stand still, and what
 it says then.
 
 JAX's own heartbeats find a process that is gone, too, and end all others by an abort. This watch is
@@ -41,10 +41,21 @@ class LastWords:
         )
 
     def set(self, line: str) -> None:
-        """What is to appear instead of the line before; "": nothing."""
+        """What is to appear instead of the line before."""
+        self._write(f"mrm_jax: {line}\n")
+
+    def close(self) -> None:
+        """Nothing is to appear any more."""
+        self._write("\n")
+        with suppress(OSError, subprocess.TimeoutExpired):
+            assert self._shell.stdin is not None
+            self._shell.stdin.close()
+            self._shell.wait(POLL_SECONDS)
+
+    def _write(self, text: str) -> None:
         with suppress(OSError):
             assert self._shell.stdin is not None
-            self._shell.stdin.write(f"mrm_jax: {line}\n" if line else "\n")
+            self._shell.stdin.write(text)
             self._shell.stdin.flush()
 
 
@@ -148,14 +159,15 @@ class Watch(threading.Thread):
         self._dying.acquire()  # for good: the other thread has nothing to add
         sys.stderr.write(f"mrm_jax: {line}\n")  # whole, where hosts share a terminal
         sys.stderr.flush()
-        self._words.set("")  # only now: JAX may abort at any moment
+        self._words.close()  # only now: JAX may abort at any moment
         sys.stdout.flush()
         with suppress(Exception):
             self.client.key_value_set(f"mrm_jax_end/{self.index}", cause, allow_overwrite=True)
             # With this process may go the service where the others read why.
-            until = time.monotonic() + LINGER_SECONDS * self._serves
-            while time.monotonic() < until and len(self._gone()) < self.count:
+            until = time.monotonic() + LINGER_SECONDS
+            while self._serves and time.monotonic() < until and len(self._gone()) < self.count:
                 time.sleep(POLL_SECONDS / 4)
+            time.sleep(self._serves * POLL_SECONDS / 2)  # for the last of them to be out
         os._exit(code)
 
     def _gone(self) -> list[Any]:

@@ -1,5 +1,5 @@
-"""Two steps of one global batch each on several meshes; run as a program of its own, since a process
-has one number of devices.
+"""Two steps of one global batch each on several meshes; run as a program of its own, since a
+process has one number of devices.
 
     python many_devices.py FOLDER CONFIG ADDRESS INDEX     one of two processes, of 2 fake devices
     python many_devices.py FOLDER CONFIG                   afterwards, one process of 8

@@ -1,5 +1,5 @@
-"""Runs of the toy by one and by two real processes, each with one fake device, stopped in every way;
-run as a program of its own.
+"""Runs of the toy by one and by two real processes of one device each, stopped in every way; run as
+a program of its own.
 
     python several.py FOLDER
 
@@ -26,7 +26,7 @@ from mrm_jax.train import loop
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run
 
-OFTEN = ("--config.train.checkpoint_every=2", "--config.mesh.heartbeat=5")
+OFTEN = ("--config.train.checkpoint_every=2", "--config.mesh.heartbeat=10")
 SEED = 0
 """Of the steps at which the process that trains alone is killed."""
 
@@ -186,11 +186,15 @@ def killed(chain):
     chain.pair("goes on")
 
 
-def hung(chain):
-    wedged = at_batch(4, lambda: time.sleep(999))
-    chain.pair("wedged", "--config.mesh.patience=8", faults=(None, wedged))
-    chain.pair("second frozen", faults=(None, at_step(4, me(signal.SIGSTOP))))
-    chain.pair("first frozen", faults=(at_step(4, me(signal.SIGSTOP)), None))
+def wedged(chain):
+    sleeps = at_batch(4, lambda: time.sleep(999))
+    chain.pair("wedged", "--config.mesh.patience=15", faults=(None, sleeps))
+
+
+def frozen(chain):
+    soon = "--config.mesh.heartbeat=5"
+    chain.pair("first frozen", soon, faults=(at_step(3, me(signal.SIGSTOP)), None))
+    chain.pair("second frozen", soon, faults=(None, at_step(4, me(signal.SIGSTOP))))
 
 
 def told(chain):
@@ -212,7 +216,7 @@ def killed_alone(chain):
     chain.one("goes on alone")
 
 
-CHAINS = (whole, killed, hung, told, alone, killed_alone)
+CHAINS = (frozen, killed, wedged, whole, told, alone, killed_alone)
 
 
 def play(folder):

@@ -78,7 +78,7 @@ def test_losses_and_gradients_are_those_of_one_device(found, mesh):
         np.testing.assert_allclose(other[name], one[name], rtol=0, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", (ONE, *OTHERS[:-1]))
+@pytest.mark.parametrize("mesh", [ONE, *OTHERS[:-1]])
 def test_a_run_of_two_processes_goes_on_on_other_devices_with_the_losses_it_would_have_had(
     found, mesh
 ):
