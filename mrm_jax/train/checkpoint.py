@@ -26,10 +26,11 @@ from flax import serialization
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import check_checkpoints, is_remote, located
 from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
     FACTS,
+    adopt,
     check_version,
     one_line,
     read_facts,
@@ -94,7 +95,10 @@ class Checkpoints:
             self._scores[step] = scores_of(read_facts(self.directory / str(step)))
 
     def _set_aside(self) -> list[str]:
-        return [] if is_remote(self.directory) else set_aside_without_facts(self.directory)
+        if is_remote(self.directory):
+            adopt(self.directory)
+            return []
+        return set_aside_without_facts(self.directory)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, in steps done."""
@@ -276,6 +280,7 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
 
 
 def _find(path: Path, which: str | int) -> Path:
+    check_checkpoints(path)
     if path.is_file() and path.suffix in FORMATS:
         raise UsageError(
             f"{path} is a file of weights; make a folder of it by convert --from {path} --to DIR."

@@ -35,7 +35,7 @@ from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, shared
-from mrm_jax.train.run import Done, Run, alarm, evaluate, facts, save
+from mrm_jax.train.run import Done, Run, alarm, evaluate, facts, push, save
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
@@ -75,7 +75,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
     examples = evaluation_set(config)
     _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     if start >= config.train.steps:
-        screen.say(f"All {start} steps are done already; writing {workdir / 'report.html'} again.")
+        screen.say(f"All {start} steps are done already; writing {home / 'report.html'} again.")
         checkpoints.close()
         _report(workdir)
         return 0
@@ -141,17 +141,20 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
         state=state,
         good=good,
     )
+    push(run)  # a run killed before its first checkpoint is known by its config all the same
     with contextlib.closing(writer):
         if start and not known["scores"] and start % config.train.eval_every == 0:
             checkpoints.score(start, evaluate(run, start))  # it was asked to stop before
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
-        screen.say(f"report: {_report(workdir)}")
+        _report(workdir)
+        screen.say(f"report: {home / 'report.html'}")
     return code
 
 
-def _report(workdir: Path) -> Path | None:
-    return hooks.write_report(workdir) if hosts.is_main() else None
+def _report(workdir: Path) -> None:
+    if hosts.is_main():
+        hooks.write_report(workdir)
 
 
 def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:
@@ -313,4 +316,5 @@ def _between(run: Run, number: int, batch: Batch) -> None:
         if hosts.is_main():
             hooks.save_views(run.config, run.workdir, number, views)
     run.writer.flush()
+    push(run)
     run.pace.pause(time.perf_counter() - began)

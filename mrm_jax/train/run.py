@@ -24,7 +24,7 @@ from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.step import Program
 from mrm_jax.train.writer import Writer
-from mrm_jax.types import Batch, Frozen, TrainState, Unlabelled
+from mrm_jax.types import Batch, Frozen, RunError, TrainState, Unlabelled
 
 
 class Done(NamedTuple):
@@ -102,10 +102,20 @@ def alarm(run: Run, number: int, kind: str, alarms: dict[str, str]) -> None:
 def save(run: Run, number: int, scores: dict[str, float]) -> None:
     """Begins the checkpoint of step `number`, with the scores of its evaluation, if any."""
     hosts.beat(number, "saving")
+    push(run)  # first: a checkpoint without the lines before it would leave a gap
     run.checkpoints.save(number, run.state, facts(run, scores))
-    if run.mirror is not None:
-        run.writer.flush()
+
+
+def push(run: Run) -> None:
+    """Brings the small files of a run in a bucket there; one that does not answer now costs no
+    steps: it is asked again at the next save and at the end."""
+    if run.mirror is None:
+        return
+    run.writer.flush()
+    try:
         run.mirror.push()
+    except RunError as error:
+        run.screen.warn(str(error))
 
 
 def facts(run: Run, scores: dict[str, float]) -> dict[str, Any]:
