@@ -30,14 +30,13 @@ from mrm_jax.paths import check_checkpoints, is_remote, located
 from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
     FACTS,
-    adopt,
     check_version,
+    made_ready,
     one_line,
     read_facts,
     read_tree,
     scores_of,
     set_aside,
-    set_aside_without_facts,
     steps_in,
     top_of,
 )
@@ -80,7 +79,7 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
-        self.damaged = hosts.from_main(self._set_aside)
+        self.damaged = hosts.from_main(lambda: made_ready(self.directory))
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -93,12 +92,6 @@ class Checkpoints:
         hosts.same(f"the newest checkpoint in {self.directory}", self._newest)
         for step in self._manager.all_steps():
             self._scores[step] = scores_of(read_facts(self.directory / str(step)))
-
-    def _set_aside(self) -> list[str]:
-        if is_remote(self.directory):
-            adopt(self.directory)
-            return []
-        return set_aside_without_facts(self.directory)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, in steps done."""
@@ -133,8 +126,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
-            if hosts.lost(error):
-                raise
+            hosts.raise_loss(error)
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, scores_of(facts)
 
@@ -152,8 +144,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # as in save
-            if hosts.lost(error):
-                raise
+            hosts.raise_loss(error)
             raise self._failure(self._newest, error) from error
 
     def close(self) -> None:
@@ -177,8 +168,7 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**args))
             state = _join({name: found[name] for name in wanted}, like)
         except Exception as error:  # as in save
-            if hosts.lost(error):
-                raise
+            hosts.raise_loss(error)
             raise DamagedError(
                 f"The checkpoint {self.directory / str(step)} does not open: {one_line(error)} "
                 "Restore this folder, or train again in a new one."

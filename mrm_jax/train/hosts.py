@@ -178,9 +178,10 @@ def is_main() -> bool:
     return index() == 0
 
 
-def lost(error: BaseException) -> bool:
-    """Whether `error` says that another host is gone, not that something is wrong here."""
-    return Watch.running is not None and is_loss(error)
+def raise_loss(error: Exception) -> None:
+    """Raises `error` where it says that another host is gone, not that something is wrong here."""
+    if Watch.running is not None and is_loss(error):
+        raise error
 
 
 def beat(step: int, doing: str) -> None:

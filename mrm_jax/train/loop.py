@@ -20,6 +20,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.mirror import Mirror
-from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, shared
+from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, Programs, shared
 from mrm_jax.train.run import Done, Run, alarm, evaluate, facts, push, save
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.start import first_state, frozen_encoder, load
@@ -95,12 +96,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
     try:
         state, known = first_state(config, program, mesh, checkpoints, weights)
     except DamagedError as error:
-        line = checkpoints.aside(start)
-        if line is None:
-            raise
-        if hosts.count() > 1:  # others may have read their part of it
-            raise RunError(f"On host {hosts.index()} {line}") from error
-        screen.warn(line)
+        screen.warn(_set_aside(checkpoints, start, error))
         return _train(config, workdir, mirror, screen)
     if known["sentinel"]:
         sentinel.remember(known["sentinel"])
@@ -109,16 +105,15 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
         screen.say(line)
     frozen = jax.device_put(program.frozen(config, anchor), sharding.replicated(mesh))
     good = jax.device_put(np.True_, sharding.replicated(mesh))
-    screen.say("compiling the step ...")
     hosts.beat(start, "compiling")
-    began = time.perf_counter()
-    step = programs.step(mesh, (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh))))
-    seconds = time.perf_counter() - began
-    screen.say(f"compiled the step in {seconds:.1f} s")
-    begun_with = {"weights": known["weights"]} if known["weights"] else {}
+    fed = Fed(first, sharding.put_wish(GO_ON, mesh))
+    step, seconds = _compiled(programs, mesh, (state, good, frozen, fed), screen)
+    begun_with = hooks.device_facts(mesh, start)
+    if known["weights"]:
+        begun_with["weights"] = known["weights"]
     if sampler:
         begun_with["rare_class_sampling"] = sampler.facts(config.data.classes.names)
-    folders.begin(workdir, config, {**hooks.device_facts(mesh, start), **begun_with})
+    folders.begin(workdir, config, begun_with)
     writer = Writer(workdir, step=start)
     writer.write(start, {"perf/compile_seconds": seconds})
     run = Run(
@@ -150,6 +145,29 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
         _report(workdir)
         screen.say(f"report: {home / 'report.html'}")
     return code
+
+
+def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
+    """Sets the checkpoint of `step` aside for the one before it; says so in a line. Raises `error`
+    where there is none, RunError where other hosts may have read their part of it."""
+    line = checkpoints.aside(step)
+    if line is None:
+        raise error
+    if hosts.count() > 1:
+        raise RunError(f"On host {hosts.index()} {line} Give the same command again.") from error
+    return line
+
+
+def _compiled(
+    programs: Programs, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...], screen: Screen
+) -> tuple[Any, float]:
+    """The step, and the seconds that it took to compile."""
+    screen.say("compiling the step ...")
+    began = time.perf_counter()
+    step = programs.step(mesh, arguments)
+    seconds = time.perf_counter() - began
+    screen.say(f"compiled the step in {seconds:.1f} s")
+    return step, seconds
 
 
 def _report(workdir: Path) -> None:

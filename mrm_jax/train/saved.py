@@ -60,6 +60,14 @@ def adopt(directory: Path) -> None:
                 (marked / _MARK).write_text("")
 
 
+def made_ready(directory: Path) -> list[str]:
+    """Lets Orbax open what is in `directory`; a line for each checkpoint that was set aside."""
+    if is_remote(directory):
+        adopt(directory)
+        return []
+    return set_aside_without_facts(directory)
+
+
 def set_aside(folder: Path) -> Path:
     """Renames a checkpoint that cannot be used, unless another host just did; returns its new
     name."""

@@ -98,7 +98,7 @@ def test_one_host_agrees_with_itself():
     assert hosts.together(lambda: 7) == [7]
     assert hosts.from_main(lambda: 7) == 7
     hosts.same("x", {"a": 1})
-    assert not hosts.lost(RuntimeError("Gloo: connection reset by peer"))
+    hosts.raise_loss(RuntimeError("Gloo: connection reset by peer"))
     hosts.beat(3, "reading")
 
 
@@ -137,6 +137,13 @@ def test_values_of_all_hosts_are_known_to_all_and_old_ones_forgotten(with_other)
     assert hosts.together(lambda: "ours") == ["ours", "theirs"]
     assert hosts.from_main(lambda: "ours") == "ours"
     assert list(store.said) == ["mrm_jax_round/1/0"]
+
+
+def test_an_error_that_speaks_of_a_lost_peer_is_not_taken_for_a_full_disk(with_other):
+    with_other("[0, null]")
+    hosts.raise_loss(OSError("no space left on device"))
+    with pytest.raises(RuntimeError, match="Gloo"):
+        hosts.raise_loss(RuntimeError("Gloo all-reduce failed: connection reset by peer"))
 
 
 def test_an_error_of_one_host_is_raised_on_all(with_other):
