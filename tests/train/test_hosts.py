@@ -178,6 +178,52 @@ def test_a_workdir_that_another_host_does_not_see_is_refused_on_all(tmp_path, mo
             hosts.check_shared(tmp_path / "elsewhere")
 
 
+@pytest.fixture
+def looks(monkeypatch):
+    """A watch of host 0 of two with a clock: (method, second, what it sees) -> what it says."""
+    clock = [0.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    config = Config(mesh=Mesh(heartbeat=60, patience=1800))
+    looking = watch.Watch(config, watch.LastWords.__new__(watch.LastWords))
+    looking.index, looking.count = 0, 2
+
+    def look(method, second, seen):
+        clock[0] = second
+        return getattr(looking, method)(seen)
+
+    return look
+
+
+def beats(first, second):
+    return {"mrm_jax/0": first, "mrm_jax/1": second}
+
+
+def test_a_host_that_is_silent_for_the_heartbeat_is_named(looks):
+    assert looks("_silent", 0, {}) is None
+    assert looks("_silent", 59, beats("[1]", "[1]")) is None
+    assert looks("_silent", 118, beats("[2]", "[1]")) is None
+    line = looks("_silent", 120, beats("[3]", "[1]"))
+    assert line == f"Host 1 has been silent for 60 s. {watch.AGAIN}"
+
+
+def test_hosts_of_which_none_gets_on_for_the_patience_end_and_the_last_is_named(looks):
+    ahead, behind = '[8, 5, 2, "computing"]', '[8, 5, 1, "reading"]'
+    assert looks("_stuck", 0, {}) is None
+    assert looks("_stuck", 100, beats(ahead, behind)) is None
+    # Ticks alone are no progress; one host that gets on is enough.
+    assert looks("_stuck", 1800, beats('[9, 5, 2, "computing"]', behind)) is None
+    assert looks("_stuck", 1850, beats(ahead, '[9, 5, 1, "evaluating 3/9"]')) is None
+    line = looks("_stuck", 3700, beats(ahead, '[9, 5, 1, "evaluating 3/9"]'))
+    assert line == (
+        f"Nothing has moved for 1800 s; last comes host 1 (evaluating 3/9) at step 5. {watch.AGAIN}"
+    )
+
+
+def test_the_end_of_another_host_is_passed_on_and_an_end_without_cause_is_not(looks):
+    assert looks("_ended", 0, {"mrm_jax_end/0": "mine.", "mrm_jax_end/1": ""}) is None
+    assert looks("_ended", 0, {"mrm_jax_end/1": "theirs."}) == "Host 1 has ended: theirs."
+
+
 def test_the_last_words_appear_when_a_process_is_killed_and_not_when_they_are_taken_back():
     program = (
         "import os, sys\n"
