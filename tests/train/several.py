@@ -103,6 +103,19 @@ def without_pictures(patch):
     patch.setattr(loop, "evaluation_set", missing)
 
 
+def slurm_task(index):
+    """What srun tells each of two tasks on this machine."""
+
+    def install(patch):
+        patch.setenv("SLURM_JOB_ID", str(os.getppid()))  # from which JAX takes the port
+        patch.setenv("SLURM_STEP_NODELIST", "localhost")
+        patch.setenv("SLURM_NTASKS", "2")
+        for name in ("SLURM_PROCID", "SLURM_LOCALID"):
+            patch.setenv(name, str(index))
+
+    return install
+
+
 def child(words, log, fault):
     """The command line in a process of its own; returns its id."""
     process = os.fork()
@@ -129,10 +142,14 @@ class Chain:
     def __init__(self, folder, name):
         self.folder, self.name, self.ended = folder, name, {}
 
-    def start(self, name, words, faults, verb="train"):
-        """One process a fault; waits for all."""
-        began, count = time.time(), len(faults)
-        where = [f"--config.mesh.coordinator=127.0.0.1:{free_port()}"] if count > 1 else []
+    def start(self, name, words, faults, *, verb="train", explicit=True):
+        """One process a fault, told of each other by flags where `explicit`; waits for all."""
+        began, count, port = time.time(), len(faults), free_port()
+        where = [
+            f"--config.mesh.coordinator=127.0.0.1:{port}",
+            f"--config.mesh.process_count={count}",
+            "--config.mesh.process_index={}",
+        ]
         logs = [self.folder / f"{name}.{index}" for index in range(count)]
         processes = [
             child(
@@ -141,9 +158,7 @@ class Chain:
                     f"--config={TINY}",
                     f"--workdir={self.folder / self.name}",
                     *OFTEN,
-                    *where,
-                    f"--config.mesh.process_count={count}",
-                    f"--config.mesh.process_index={index}",
+                    *(word.format(index) for word in where if explicit),
                     *words,
                 ],
                 log,
@@ -169,11 +184,12 @@ class Chain:
         self.start(name, ["--config.mesh.fsdp=2", *words], faults, **more)
 
     def one(self, name, *words, fault=None):
-        self.start(name, words, (fault,))
+        self.start(name, words, (fault,), explicit=False)
 
 
 def whole(chain):
-    chain.pair("doctor", verb="doctor")
+    tasks = (slurm_task(0), slurm_task(1))
+    chain.pair("doctor", faults=tasks, verb="doctor", explicit=False)
     chain.pair("whole")
     chain.pair("finished already")
 

@@ -157,7 +157,7 @@ def test_the_run_of_two_goes_on_in_one(folder, ended):
     assert read_facts(folder / "told" / "checkpoints" / "6")["state_version"]
 
 
-def test_doctor_sums_over_both_hosts_and_compares_their_data(ended):
+def test_doctor_finds_the_tasks_of_slurm_sums_over_both_and_compares_their_data(ended):
     for end in ended["doctor"]:
         assert end.code == 0, end.err
         assert "mesh: data 1 x fsdp 2; a sum over all devices is right" in end.out
