@@ -8,6 +8,7 @@ the global batch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,11 @@ def mesh(
     """
     available = sorted(among or jax.devices(), key=lambda device: (device.process_index, device.id))
     shape = _mesh_shape(devices, len(available), available[0].platform, batch, fsdp)
+    if math.prod(shape) < len(available) and available[-1].process_index:
+        raise UsageError(
+            f"config.mesh.devices is {devices}; several hosts use all of their {len(available)} "
+            "devices: leave it empty."
+        )
     grid = np.asarray(available[: shape[0] * shape[1]]).reshape(shape)
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -134,6 +140,43 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(target, np.asarray(x)), batch
     )
+
+
+def put_wish(wish: int, mesh: Mesh) -> jax.Array:
+    """i32[devices] with this process's `wish` in the entries of its devices."""
+    mine = np.full(len(mesh.local_devices), wish, np.int32)
+    return jax.make_array_from_process_local_data(over_batch(mesh), mine)
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """`tree` as numpy on every host; to be called by all of them."""
+    return jax.device_get(_everywhere(tree, mesh))
+
+
+def local(tree: Any, mesh: Mesh) -> Any:
+    """`tree` with all of it on this host's own devices, for programs that only this host runs; to
+    be called by all of them. As it is where there is one.
+    """
+    if len(mesh.local_devices) == mesh.size:
+        return tree
+    here = np.asarray(mesh.local_devices).reshape(-1, 1)
+    target = replicated(Mesh(here, (DATA, FSDP), axis_types=mesh.axis_types))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_single_device_arrays(
+            leaf.shape, target, [shard.data for shard in leaf.addressable_shards]
+        ),
+        _everywhere(tree, mesh),
+    )
+
+
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+    if all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:

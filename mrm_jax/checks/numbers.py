@@ -14,6 +14,7 @@ _COUNTS = (
         for n in ("steps", "batch", "microbatches", "log_every", "eval_every", "checkpoint_every")
     ),
     *("train.panels_every", "train.keep"),
+    *(f"mesh.{n}" for n in ("process_count", "heartbeat", "patience")),
     *(f"evaluation.{n}" for n in ("batch", "limit", "window", "stride")),
     *(f"data.{n}.count" for n in ("source", "target", "evaluation")),
     *(f"model.encoder.{n}" for n in ("dims", "depths", "heads", "sr_ratios", "strides")),

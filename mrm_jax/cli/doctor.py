@@ -18,7 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Prints a line a check; exit code 1 where one is an error. With `--config` also the mesh and
-    the data of that run."""
+    the data of that run, and all of its hosts, which start alike; each prints its own lines."""
+    from mrm_jax.train import hosts
+
+    with hosts.joined(config or Config()):
+        return _print(arguments, config)
+
+
+def _print(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.train.doctor import examine
 
     failed = False

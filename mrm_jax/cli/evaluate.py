@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     )
 
     from mrm_jax.data.pipeline import evaluation_set
-    from mrm_jax.evaluation.evaluator import document, evaluate_networks
+    from mrm_jax.evaluation.evaluator import evaluate_networks
+    from mrm_jax.evaluation.scores import document
     from mrm_jax.models.build import build_segmentor
     from mrm_jax.train.console import Screen
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote, located
-from mrm_jax.train import workdir
+from mrm_jax.train import hosts, workdir
 
 if TYPE_CHECKING:
     from mrm_jax.train.mirror import Mirror
@@ -33,24 +33,39 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if config is None:
         raise UsageError("train needs a config: add --config FILE, say configs/quickstart.py.")
     try:
-        if not is_remote(arguments.workdir):
-            return _train(config, arguments.workdir, None)
-        from mrm_jax.train.mirror import mirrored
-
-        with mirrored(arguments.workdir) as mirror:
-            return _train(config, mirror.local, mirror)
+        with hosts.joined(config):
+            return _with_workdir(config, arguments.workdir)
     except KeyboardInterrupt:
         print("stopped before the first step or for the second time; nothing more was saved.")
         return 1
 
 
-def _train(config: Config, folder: Path, mirror: Mirror | None) -> int:
-    with workdir.opened(folder, config) as held:
-        from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
-        from mrm_jax.train.doctor import require_platform
-        from mrm_jax.train.loop import train
+def _with_workdir(config: Config, path: Path) -> int:
+    """Trains in `path` where this is the only host or the first, and along with it elsewhere."""
+    hosts.same("config.", workdir.fixed(config))
+    if not hosts.is_main():
+        from mrm_jax.train.mirror import following
 
-        require_platform(config)
-        if config.train.compile_cache:
-            keep_programs(folder if mirror is None else mirror.remote)
-        return train(config, held, mirror)
+        hosts.check_shared(path)
+        with following(path) as mirror:
+            return _train(config, mirror.local, mirror)
+    if is_remote(path):
+        from mrm_jax.train.mirror import mirrored
+
+        with mirrored(path) as mirror, workdir.opened(mirror.local, config) as held:
+            hosts.check_shared(path)
+            return _train(config, held, mirror)
+    with workdir.opened(path, config) as held:
+        hosts.check_shared(path)
+        return _train(config, held, None)
+
+
+def _train(config: Config, folder: Path, mirror: Mirror | None) -> int:
+    from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
+    from mrm_jax.train.doctor import require_platform
+    from mrm_jax.train.loop import train
+
+    require_platform(config)
+    if config.train.compile_cache:
+        keep_programs(folder if mirror is None else mirror.remote)
+    return train(config, folder, mirror)

@@ -109,6 +109,26 @@ class Mesh:
         "Devices that share one copy of parameters, teacher and optimizer state.",
         runtime=True,
     )
+    hosts: Literal["auto", "off", "explicit"] = option(
+        "auto",
+        "Processes that train together: as Slurm or Cloud TPU started them (auto), this one alone "
+        "(off), or as the next three fields say (explicit; auto too where coordinator is given).",
+        runtime=True,
+    )
+    coordinator: str | None = option(
+        None, "HOST:PORT at which the others reach process 0.", runtime=True
+    )
+    process_count: int | None = option(None, "How many processes there are.", runtime=True)
+    process_index: int | None = option(None, "Which of them this is, from 0.", runtime=True)
+    heartbeat: int = option(
+        60, "Seconds of silence after which a host counts as dead and all end.", runtime=True
+    )
+    patience: int = option(
+        1800,
+        "Seconds without a step, picture or file on any host after which all end; more than the "
+        "longest compilation.",
+        runtime=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ there is one compilation for every pair of sizes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding
 from mrm_jax.config import Config, UsageError, evaluation_domain, smallest_picture
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
-from mrm_jax.evaluation import protocols
 from mrm_jax.evaluation.inference import classify, predict
+from mrm_jax.evaluation.scores import Counts, Evaluation, scored
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.sharding import over_batch
 from mrm_jax.types import IGNORE, Tree
@@ -59,67 +58,6 @@ class Example(Protocol):
     def label(self) -> np.ndarray:
         """Train ids u8[H,W]."""
         ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one network under `protocol`, as shares of 1.
-
-    `confusion` i64[K,K]: rows truth, columns prediction, in train-id order; `iou` f64[K], NaN where
-    neither truth nor prediction has the class; `mean_iou` over the classes counted, NaN left out;
-    `also`: the protocol's further means by name.
-    `seconds` holds reading and compilation.
-    """
-
-    protocol: protocols.Protocol
-    classes: tuple[str, ...]
-    confusion: np.ndarray
-    iou: np.ndarray
-    mean_iou: float
-    pixel_accuracy: float
-    also: dict[str, float]
-    seconds: float
-
-    def metrics(self) -> dict[str, float]:
-        """Names of metrics.jsonl (below `eval/<network>/`) and values; classes that never occurred
-        are left out.
-        """
-        named = {
-            f"IoU/{name}": value for name, value in self.per_class().items() if value is not None
-        }
-        return {"mIoU": self.mean_iou, **self.also, "pixel_accuracy": self.pixel_accuracy, **named}
-
-    def per_class(self) -> dict[str, float | None]:
-        """IoU of every class the network tells apart, None where neither truth nor prediction has
-        it.
-        """
-        return {name: _finite(value) for name, value in zip(self.classes, self.iou, strict=True)}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON values, as evaluation.json holds it."""
-        return {
-            "protocol": self.protocol.as_dict(),
-            "classes_counted": list(self.protocol.classes_counted),
-            "mIoU": _finite(self.mean_iou),
-            **{name: _finite(value) for name, value in self.also.items()},
-            "pixel_accuracy": _finite(self.pixel_accuracy),
-            "IoU": self.per_class(),
-            "confusion": self.confusion.tolist(),
-            "seconds": round(self.seconds, 3),
-        }
-
-
-def document(found: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
-    """What evaluation.json holds: the first network's scores, the others' under their names.
-
-    `protocol.network` names the first. `facts` (JSON values, such as the step) stand beside them.
-    """
-    (_, first), *others = found.items()
-    return {**facts, **first.as_dict(), **{name: other.as_dict() for name, other in others}}
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def fit(image: np.ndarray, box: tuple[int, int] | None) -> np.ndarray:
@@ -188,15 +126,31 @@ def evaluate_networks(
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> dict[str, Evaluation]:
-    """Scores of several sets of variables of one `model` ("student", "teacher") on `examples`, each
-    of which is read once.
+    """Scores of several sets of variables of one `model` ("student", "teacher") on `examples`;
+    see `count`.
+    """
+    start = time.perf_counter()
+    how = {"progress": progress, "on_prediction": on_prediction}
+    counts = count(config, model, networks, examples, **how)
+    return scored(config, counts, time.perf_counter() - start)
+
+
+def count(
+    config: Config,
+    model: nn.Module,
+    networks: Mapping[str, Tree],
+    examples: Sequence[Example],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    on_prediction: Callable[[str, str, np.ndarray], None] | None = None,
+) -> Counts:
+    """What `networks` predict for `examples`, each of which is read once.
 
     networks: name to {"params", "batch_stats"} of the segmentor. progress(done, total) is called
     with numbers of pictures; on_prediction(network, name, ids u8[H,W]) with every prediction at its
     label's size, in no particular order. Raises UsageError for a label that is neither a class nor
     255, or of another size than its picture.
     """
-    start = time.perf_counter()
     classes = len(config.data.classes.names)
     totals = {name: _Total(np.zeros((classes, classes), np.int64)) for name in networks}
     inputs: set[tuple[int, int]] = set()
@@ -221,33 +175,7 @@ def evaluate_networks(
             if progress is not None:
                 progress(done, len(examples))
         sums = {name: total.finish() for name, total in totals.items()}
-    seconds = time.perf_counter() - start
-    result = {}
-    for name, confusion in sums.items():
-        protocol = protocols.describe(
-            config, network=name, pictures=done, input_sizes=inputs, label_sizes=labels
-        )
-        result[name] = _evaluation(config, confusion, protocol, seconds)
-    return result
-
-
-def _evaluation(
-    config: Config, confusion: np.ndarray, protocol: protocols.Protocol, seconds: float
-) -> Evaluation:
-    found = counting.scores(confusion, protocols.counted(config))
-    return Evaluation(
-        protocol=protocol,
-        classes=config.data.classes.names,
-        confusion=confusion,
-        iou=found.iou,
-        mean_iou=found.mean_iou,
-        pixel_accuracy=found.pixel_accuracy,
-        also={
-            name: counting.scores(confusion, protocols.train_ids(config, tuple(names))).mean_iou
-            for name, *names in config.evaluation.also
-        },
-        seconds=seconds,
-    )
+    return Counts(sums, done, inputs, labels)
 
 
 def evaluate(

@@ -27,16 +27,16 @@ from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import check_checkpoints, is_remote, located
+from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
     FACTS,
-    adopt,
     check_version,
+    made_ready,
     one_line,
     read_facts,
     read_tree,
     scores_of,
     set_aside,
-    set_aside_without_facts,
     steps_in,
     top_of,
 )
@@ -79,11 +79,7 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
-        if is_remote(self.directory):
-            adopt(self.directory)
-            self.damaged = []
-        else:
-            self.damaged = set_aside_without_facts(self.directory)
+        self.damaged = hosts.from_main(lambda: made_ready(self.directory))
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -93,6 +89,7 @@ class Checkpoints:
             item_handlers={**handlers, FACTS: ocp.JsonCheckpointHandler()},
         )
         self._newest: int | None = self._manager.latest_step()
+        hosts.same(f"the newest checkpoint in {self.directory}", self._newest)
         for step in self._manager.all_steps():
             self._scores[step] = scores_of(read_facts(self.directory / str(step)))
 
@@ -129,15 +126,16 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
+            hosts.raise_loss(error)
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, scores_of(facts)
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
         folder = self.directory / str(step)
-        path = folder / FACTS / "metadata"
         facts = {**read_facts(folder), "scores": dict(scores)}
-        write_text(path, json.dumps(facts))
+        if hosts.is_main():
+            write_text(folder / FACTS / "metadata", json.dumps(facts))
         self._scores[step] = scores_of(facts)
 
     def wait(self) -> None:
@@ -146,6 +144,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # as in save
+            hosts.raise_loss(error)
             raise self._failure(self._newest, error) from error
 
     def close(self) -> None:
@@ -169,6 +168,7 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**args))
             state = _join({name: found[name] for name in wanted}, like)
         except Exception as error:  # as in save
+            hosts.raise_loss(error)
             raise DamagedError(
                 f"The checkpoint {self.directory / str(step)} does not open: {one_line(error)} "
                 "Restore this folder, or train again in a new one."
@@ -181,7 +181,8 @@ class Checkpoints:
         before = [s for s in steps_in(self.directory) if s < step]
         if not before or is_remote(self.directory):
             return None
-        self._manager.close()
+        if hosts.count() == 1:  # the others may still be reading it
+            self._manager.close()
         folder = set_aside(self.directory / str(step))
         return (
             f"the checkpoint of step {step} is damaged and now {folder}; step {before[-1]} is used."
@@ -250,7 +251,12 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
     step = temporary.resolve() / FOLDER / "0"
     try:
         step.mkdir(parents=True)
-        saver: Any = ocp.StandardCheckpointer()
+        # By this process alone, however many there are.
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix="network"
+        )
+        saver: Any = ocp.StandardCheckpointer(multiprocessing_options=alone)
         with saver:
             saver.save(step / "student", dict(student))
         (step / FACTS).mkdir()

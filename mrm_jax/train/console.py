@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from mrm_jax.evaluation.evaluator import Evaluation
+from mrm_jax.evaluation.scores import Evaluation
 from mrm_jax.types import TrainState
 
 _PASSES = (
@@ -37,9 +37,9 @@ _SHOWN = (
 class Screen:
     """Prints; `with` it, so that a terminal is left in order whatever happens."""
 
-    def __init__(self, steps: int, console: Console | None = None):
+    def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False):
         # soft_wrap in `say` leaves lines whole in log files, however narrow rich thinks they are.
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, quiet=quiet)
         self._steps = steps
         columns = (
             TextColumn("step"),

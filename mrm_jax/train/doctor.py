@@ -1,5 +1,6 @@
 """Whether this machine can run: what is installed, which devices JAX really uses, whether they
-compute, where there is room, and what the data's order is.
+compute, where there is room, and what the data's order is. On several hosts (`hosts.joined`) each
+looks at its own machine, and the sum and the order are those of all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote, names_below
+from mrm_jax.train import hosts
 from mrm_jax.train.compile_cache import NAME
 
 ENOUGH_BYTES = 10 * 2**30
@@ -80,7 +82,8 @@ def require_platform(config: Config) -> None:
 
 
 def examine(config: Config | None, workdir: Path | None) -> Iterator[Check]:
-    """All checks, one after the other; none raises. Nothing stays in `workdir`."""
+    """All checks, one after the other; none raises. Nothing stays in `workdir`. To be called by all
+    hosts."""
     import jax
 
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -94,7 +97,7 @@ def examine(config: Config | None, workdir: Path | None) -> Iterator[Check]:
         return
     kinds = sorted({device.device_kind for device in devices})
     of = f"{len(devices)} x {', '.join(kinds)}, {jax.process_count()} process(es)"
-    yield Check("devices", "ok", f"{of}{_memory(devices[0])}")
+    yield Check("devices", "ok", f"{of}{_memory(jax.local_devices()[0])}")
     wanted = config.mesh.platform if config else "any"
     chosen = os.environ.get("JAX_PLATFORMS", "")
     yield check_platform(wanted, devices[0].platform, accelerators(), chosen)
@@ -121,8 +124,8 @@ def _sum(config: Config | None) -> Check:
 
     try:
         mesh = sharding.mesh() if config is None else sharding.run_mesh(config)
-        row = jax.device_put(jnp.ones(mesh.size), sharding.over_batch(mesh))
-        total = float(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(row))
+        row = sharding.put_wish(1, mesh)
+        total = int(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(row))
     except UsageError as error:
         return Check("mesh", "error", str(error), "change config.mesh or config.train.batch")
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -169,19 +172,41 @@ def _writable(workdir: Path) -> Check:
 
 
 def _data(config: Config) -> Check:
-    """Whether the sets open, and a hash of the order in which they are read: equal on all hosts."""
+    """Whether the sets open, and a hash of the order in which they are read, compared with that of
+    all other hosts."""
+    try:
+        text, digest = _order(config)
+    except UsageError as error:
+        text, digest = str(error), None
+    digests = hosts.together(lambda: digest)
+    if digest is None:
+        return Check("data", "error", text, "mend it; `check` says more about a set")
+    other = next((host for host, found in enumerate(digests) if found != digest), None)
+    if other is not None:
+        return Check(
+            "data",
+            "error",
+            f"{text}; order {digest} here and {digests[other] or 'none'} on host {other}",
+            "give all hosts the same data, config and versions",
+        )
+    equal = f", equal on {len(digests)} hosts" if len(digests) > 1 else ""
+    return Check("data", "ok", f"{text}; order {digest}{equal}")
+
+
+def _order(config: Config) -> tuple[str, str]:
+    """Sizes of the sets, and a hash of what the first samples are: names, crops and flips of drawn
+    and read pictures alike. Raises UsageError where a set does not open."""
     from mrm_jax.data.pipeline import TrainingSamples, evaluation_set, sample_index
 
-    try:
-        samples = TrainingSamples(config)
-        examples = evaluation_set(config)
-    except UsageError as error:
-        return Check("data", "error", str(error), "mend it; `check` says more about a set")
+    samples = TrainingSamples(config)
+    examples = evaluation_set(config)
     order = [
         sample_index(config.seed, domain, len(reader), number)
         for domain, reader in ((1, samples.source), (2, samples.target))
         for number in range(64)
     ]
-    digest = hashlib.sha256(repr(order).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr(order).encode())
+    for name, value in samples(0).items():
+        digest.update(name.encode() + value.tobytes())
     counts = f"{len(samples.source)} source, {len(samples.target)} target, {len(examples)} scored"
-    return Check("data", "ok", f"{counts}; order {digest} (equal on all hosts)")
+    return counts, digest.hexdigest()[:12]

@@ -4,6 +4,8 @@ memory.
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +19,10 @@ import numpy as np
 import mrm_jax
 from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
-from mrm_jax.evaluation import selection
-from mrm_jax.evaluation.evaluator import Evaluation, evaluate_networks
+from mrm_jax.evaluation import evaluator, selection
+from mrm_jax.evaluation.scores import Counts, Evaluation, scored
 from mrm_jax.models.build import build_segmentor
+from mrm_jax.train import hosts
 from mrm_jax.train.saved import STATE_VERSION
 from mrm_jax.train.state import Networks
 from mrm_jax.train.workdir import config_hash
@@ -46,33 +49,45 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Scores of student and teacher under the protocol of `config`.
 
-    Writes predictions for a few of the pictures, with their ground truth, as one PNG,
-    `views/evaluation_<n>.png`.
+    Every host counts on its share of the pictures. Predictions for a few of host 0's, with their
+    ground truth, are written as one PNG, `views/evaluation_<n>.png`. state: with all of its arrays
+    on this host (`sharding.local`).
     """
     from mrm_jax.report.panels import evaluation_panel
 
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
-    places = np.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).astype(int)
-    shown = [examples[place] for place in places]
-    names = {example.name for example in shown}
-    kept: dict[str, dict[str, np.ndarray]] = {}
+    began = time.perf_counter()
+    mine = examples[hosts.index() :: hosts.count()]
 
-    def keep(network: str, name: str, ids: np.ndarray) -> None:
-        if name in names:
-            kept.setdefault(network, {})[name] = ids
+    def progress(done: int, total: int) -> None:
+        hosts.beat(step, f"evaluating {done}/{total}")
 
-    found = evaluate_networks(config, model, networks(state), examples, on_prediction=keep)
-    predictions = {net: [ids[example.name] for example in shown] for net, ids in kept.items()}
-    if shown:
-        evaluation_panel(
-            shown,
-            predictions["student"],
-            config.data.classes,
-            workdir / VIEWS / f"evaluation_{step:07d}.png",
-            teacher=predictions.get("teacher"),
-            title=_title(f"Evaluation, step {step}", config.data.evaluation),
-        )
-    return found
+    def count() -> list[Any]:
+        places = np.linspace(0, len(mine) - 1, min(SHOWN, len(mine))).astype(int)
+        shown = [mine[place] for place in places] if hosts.is_main() else []
+        names = {example.name for example in shown}
+        kept: dict[str, dict[str, np.ndarray]] = {}
+
+        def keep(network: str, name: str, ids: np.ndarray) -> None:
+            if name in names:
+                kept.setdefault(network, {})[name] = ids
+
+        how = {"progress": progress, "on_prediction": keep if shown else None}
+        counts = evaluator.count(config, model, networks(state), mine, **how)
+        predictions = {net: [ids[example.name] for example in shown] for net, ids in kept.items()}
+        if shown:
+            evaluation_panel(
+                shown,
+                predictions["student"],
+                config.data.classes,
+                workdir / VIEWS / f"evaluation_{step:07d}.png",
+                teacher=predictions.get("teacher"),
+                title=_title(f"Evaluation, step {step}", config.data.evaluation),
+            )
+        return counts.as_json()
+
+    counts = functools.reduce(operator.add, map(Counts.from_json, hosts.together(count)))
+    return scored(config, counts, time.perf_counter() - began)
 
 
 def select(

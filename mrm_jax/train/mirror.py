@@ -18,24 +18,29 @@ from pathlib import Path
 
 from mrm_jax.config import UsageError
 from mrm_jax.paths import check_checkpoints, names_below, renamed_in_errors, what_is_wrong
+from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import RunError
 
 CHECKPOINTS = "checkpoints"
 
 
 class Mirror:
-    """`local` holds the small files of the run in `remote`."""
+    """`local` holds the small files of the run in `remote`, to which they are brought unless it is
+    another host's to write (`keep` False).
+    """
 
-    def __init__(self, remote: Path, local: Path) -> None:
-        self.remote, self.local = remote, local
+    def __init__(self, remote: Path, local: Path, *, keep: bool = True) -> None:
+        self.remote, self.local, self._keep = remote, local, keep
         self._sent: dict[str, tuple[int, int]] = {}
 
-    def pull(self) -> None:
-        """Brings the small files here; of a checkpoint, its name. Raises UsageError where the
-        bucket cannot be read or written."""
+    def pull(self, only: str = "") -> None:
+        """Brings the small files here, or those of one folder of the run; of a checkpoint, its
+        name. Raises UsageError where they cannot be read."""
         try:
             for name in names_below(self.remote):
                 folder, _, rest = name.partition("/")
+                if only not in ("", folder):
+                    continue
                 if folder == CHECKPOINTS:  # by which a folder is known to hold a run
                     (self.local / folder / rest.partition("/")[0]).mkdir(
                         parents=True, exist_ok=True
@@ -49,6 +54,9 @@ class Mirror:
             pass  # a new folder
         except Exception as error:  # buckets raise many unrelated types
             raise UsageError(f"{self.remote} cannot be read: {what_is_wrong(error)}.") from error
+
+    def check_writable(self) -> None:
+        """Raises UsageError where nothing can be written there."""
         try:
             probe = self.remote / f".probe-{uuid.uuid4().hex}"
             probe.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ class Mirror:
 
     def push(self) -> None:
         """Brings what has changed there. Raises RunError where it cannot be written."""
-        for path in sorted(self.local.rglob("*")):
+        for path in sorted(self.local.rglob("*")) if self._keep else ():
             name = path.relative_to(self.local).as_posix()
             if path.is_dir() or path.name.startswith(".") or self._sent.get(name) == _state(path):
                 continue
@@ -81,6 +89,18 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
+def following(remote: Path) -> Iterator[Mirror]:
+    """What a host other than the first has of the run's folder, for as long as the context is open:
+    a folder of its own, which goes when it closes, with the run's frozen encoder if there is one.
+    """
+    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
+        mirror = Mirror(remote, Path(folder), keep=False)
+        mirror.pull(FROZEN)
+        with renamed_in_errors(mirror.local, remote):
+            yield mirror
+
+
+@contextmanager
 def mirrored(remote: Path) -> Iterator[Mirror]:
     """A mirror of a run's folder in a bucket, for as long as the context is open; what is new in it
     is brought there at the end, or else stays here.
@@ -94,6 +114,7 @@ def mirrored(remote: Path) -> Iterator[Mirror]:
     mirror.local.mkdir()
     try:
         mirror.pull()
+        mirror.check_writable()
     except UsageError:
         shutil.rmtree(place)
         raise

@@ -25,11 +25,11 @@ from mrm_jax.config import Config, UsageError
 from mrm_jax.train.bench import costs
 from mrm_jax.train.chips import GIB, USABLE, Slice
 from mrm_jax.train.estimate import flops, live_bytes
-from mrm_jax.train.programs import lower
+from mrm_jax.train.programs import Fed, lower
 from mrm_jax.train.step import Program, build
 from mrm_jax.types import Batch, Frozen, Labelled, RunError, TrainState, Unlabelled
 
-Arguments = tuple[TrainState, Any, Frozen, Batch]
+Arguments = tuple[TrainState, Any, Frozen, Fed]
 
 PARTS = ("params", "teacher", "optimizer", "frozen", "batch", "temporaries")
 _OF_STATE = {
@@ -142,7 +142,7 @@ def abstract(config: Config, program: Program, mesh: Mesh | AbstractMesh) -> Arg
         jax.tree.map(lambda leaf, place: _shape(leaf.shape, leaf.dtype, place), state, placed),
         _shape((), np.bool_, copies),
         jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, copies), frozen),
-        _batch(config, config.train.batch, rows),
+        Fed(_batch(config, config.train.batch, rows), _shape((mesh.size,), np.int32, rows)),
     )
 
 
@@ -171,12 +171,12 @@ def _one_device(config: Config, devices: int) -> Any:
 
 def _parts(arguments: Arguments) -> dict[str, int]:
     """Bytes a device of what the step is given."""
-    state, _, frozen, batch = arguments
+    state, _, frozen, fed = arguments
     parts = {
         part: sum(_bytes(getattr(state, field)) for field in fields)
         for part, fields in _OF_STATE.items()
     }
-    return {**parts, "frozen": _bytes(frozen), "batch": _bytes(batch)}
+    return {**parts, "frozen": _bytes(frozen), "batch": _bytes(fed.batch)}
 
 
 def _bytes(tree: Any) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,19 @@ from mrm_jax import sharding
 from mrm_jax.config import Config
 from mrm_jax.train.step import Program
 from mrm_jax.types import Batch, Frozen, TrainState
+
+GO_ON, STOP, FAILED = 0, 1, 2
+"""What a host wishes of a step: that it is one of many, that it is the last, or, where its pictures
+could not be read, that it changes nothing. All hosts get the highest as the metric `wish`, and so
+do the same after the same step.
+"""
+
+
+class Fed(NamedTuple):
+    """What a step is given besides the state: the batch, and each host's wish, i32[devices]."""
+
+    batch: Batch
+    wishes: jax.Array
 
 
 class Programs:
@@ -36,14 +49,17 @@ class Programs:
 
 
 def lower(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
-    """The latched step, lowered for `arguments`, which may be abstract: (state, finite, frozen,
-    batch) -> (state, finite, metrics); `state` is donated.
+    """The latched step, lowered for `arguments`, which may be abstract: (state, good, frozen, fed)
+    -> (state, good, metrics); `state` is donated. After a step that is not finite or that failed,
+    none changes the state.
     """
 
-    def latched(state: TrainState, finite: jax.Array, frozen: Frozen, batch: Batch) -> Any:
-        new, metrics = program.train_step(state, frozen, batch)
-        kept = jax.tree.map(lambda ours, theirs: jnp.where(finite, ours, theirs), new, state)
-        return kept, finite & metrics["finite"], metrics
+    def latched(state: TrainState, good: jax.Array, frozen: Frozen, fed: Fed) -> Any:
+        new, metrics = program.train_step(state, frozen, fed.batch)
+        wish = fed.wishes.max()
+        good &= wish < FAILED
+        kept = jax.tree.map(lambda ours, theirs: jnp.where(good, ours, theirs), new, state)
+        return kept, good & metrics["finite"], {**metrics, "wish": wish}
 
     return sharding.jit_step(latched, arguments[0], mesh, carried=1).lower(*arguments)
 

@@ -60,10 +60,22 @@ def adopt(directory: Path) -> None:
                 (marked / _MARK).write_text("")
 
 
+def made_ready(directory: Path) -> list[str]:
+    """Lets Orbax open what is in `directory`; a line for each checkpoint that was set aside."""
+    if is_remote(directory):
+        adopt(directory)
+        return []
+    return set_aside_without_facts(directory)
+
+
 def set_aside(folder: Path) -> Path:
-    """Renames a checkpoint that cannot be used; returns its new name."""
+    """Renames a checkpoint that cannot be used, unless another host just did; returns its new
+    name."""
     number = next(n for n in itertools.count(1) if not _damaged_name(folder, n).exists())
-    return folder.rename(_damaged_name(folder, number))
+    try:
+        return folder.rename(_damaged_name(folder, number))
+    except FileNotFoundError:
+        return _damaged_name(folder, max(1, number - 1))
 
 
 def _damaged_name(folder: Path, number: int) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config, UsageError
+from mrm_jax.train import hosts
 from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint, lines
 from mrm_jax.train.step import Program
@@ -57,10 +58,12 @@ def load(config: Config) -> Start | None:
     with the option to change.
     """
     path, weights = config.train.init_from, config.model.encoder.weights
-    if path is None:
-        return None if weights is None else _read(config, weights, ENCODER_WEIGHTS)
-    start = _read(config, path, INIT_FROM)
-    unread = () if weights is None else (f"{ENCODER_WEIGHTS} is not read: {INIT_FROM}.",)
+    given, field = (weights, ENCODER_WEIGHTS) if path is None else (path, INIT_FROM)
+    if given is None:
+        return None
+    start = _read(config, given, field)
+    hosts.same("the weights' ", start.fingerprint)
+    unread = (f"{ENCODER_WEIGHTS} is not read: {INIT_FROM}.",) if path and weights else ()
     return replace(start, notes=(*unread, *start.notes))
 
 
@@ -86,6 +89,7 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
                 f"{missing[0]}; the frozen encoder of the feature distance has to be whole."
             )
         tree = start.variables
+        hosts.same("the frozen encoder's ", start.fingerprint)
         save_network(folder, tree, {"config": asdict(config), "weights": start.fingerprint})
     return {name: tree.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
 

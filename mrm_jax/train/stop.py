@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
+"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person, or another host that was."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ from mrm_jax.paths import is_remote
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
-_LOCK = ".lock"
+LOCK = ".lock"
+"""File of a run's folder that the process which trains there holds."""
 _CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
@@ -71,9 +72,13 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 def config_hash(config: Config) -> str:
     """First 16 hex digits of the SHA-256 over all fields that change results."""
+    return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """Dotted names and JSON values of the fields that change results."""
     free = runtime_fields()
-    fixed = {k: v for k, v in flatten(config).items() if k not in free}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+    return {name: value for name, value in flatten(config).items() if name not in free}
 
 
 @contextmanager
@@ -88,7 +93,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / _LOCK, "w")  # noqa: SIM115 - held open for as long as the run
+        lock = open(path / LOCK, "w")  # noqa: SIM115 - held open for as long as the run
     except OSError as error:
         raise UsageError(f"--workdir {path} cannot be written: {error.strerror}.") from error
     with lock:
@@ -115,7 +120,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
 def held(path: Path) -> Iterator[None]:
     """Makes the folder `path` and holds it against other processes for a moment."""
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / _LOCK, "w") as lock:
+    with open(path / LOCK, "w") as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -127,7 +132,7 @@ def _take_back(path: Path, *, new: bool) -> None:
     with suppress(OSError):  # other things came there meanwhile: they stay
         if (path / _CHECKPOINTS).exists():
             (path / _CHECKPOINTS).rmdir()
-        (path / _LOCK).unlink()
+        (path / LOCK).unlink()
         if new:
             path.rmdir()
 
@@ -145,7 +150,7 @@ def check(path: Path, config: Config) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--workdir {path} is a file; give a folder.")
     entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if not entries - {_LOCK, _CHECKPOINTS, FROZEN}:
+    if not entries - {LOCK, _CHECKPOINTS, FROZEN}:
         # A start that failed or is under way leaves no more than an empty folder there.
         started = path / _CHECKPOINTS
         if not started.exists() or not any(started.iterdir()):

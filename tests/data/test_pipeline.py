@@ -74,12 +74,14 @@ def test_more_steps_change_nothing_of_the_first_ones():
     _equal(pipeline.train_batches(_config()), longer)
 
 
+@pytest.mark.parametrize("rare_class", [False, True])
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_read_contiguous_blocks_of_the_batch_of_one_host(hosts):
-    whole = pipeline.train_batches(_config())
+def test_hosts_read_contiguous_blocks_of_the_batch_of_one_host(hosts, rare_class):
+    rare = options.RareClass(rare_class, min_share=0.01, on_missing="warn")
+    config = _config(rare_class=rare)
+    whole = pipeline.train_batches(config)
     parts = [
-        pipeline.train_batches(_config(), process_index=h, process_count=hosts)
-        for h in range(hosts)
+        pipeline.train_batches(config, process_index=h, process_count=hosts) for h in range(hosts)
     ]
     for batch, *blocks in zip(whole, *parts, strict=True):
         for array, *pieces in zip(_arrays(batch), *map(_arrays, blocks), strict=True):

@@ -1,11 +1,16 @@
-"""One step of one global batch on several meshes of 8 fake devices; run as a program of its own,
-since a process has one number of devices.
+"""Two steps of one global batch each on several meshes; run as a program of its own, since a
+process has one number of devices.
 
-    python many_devices.py OUT.npz CONFIG
+    python many_devices.py FOLDER CONFIG ADDRESS INDEX     one of two processes, of 2 fake devices
+    python many_devices.py FOLDER CONFIG                   afterwards, one process of 8
+
+Writes FOLDER/found.<processes>.npz. The first step starts from fresh weights, the second from the
+checkpoint that the two processes wrote between them.
 """
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +18,13 @@ import numpy as np
 from mrm_jax import recipes, sharding
 from mrm_jax.command import load_config
 from mrm_jax.config import Encoder
-from mrm_jax.train.bench import random_batch
+from mrm_jax.data.pipeline import train_batches
+from mrm_jax.train import hooks, hosts
+from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.step import build
 
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))
+PAIR = "two processes"
 
 
 def config(tiny):
@@ -28,34 +36,70 @@ def config(tiny):
     train = replace(made.train, batch=8, pass_execution="stacked")
     made = replace(made, data=replace(made.data, crop=(32, 32)), train=train)
     made = recipes.apply(made, "daformer,mrm=true")
+    rare = replace(made.data.rare_class, min_share=0.01, on_missing="warn")
+    made = replace(made, data=replace(made.data, rare_class=rare))
     distance = replace(made.method.feature_distance, classes=())
     mrm = replace(made.method.mrm, grid=(4, 4))
     return replace(made, method=replace(made.method, feature_distance=distance, mrm=mrm))
 
 
-def main(out, tiny):
-    made = config(tiny)
-    program = build(made)
+def batches(made, mesh):
+    """The first two, each read where it is needed."""
+    rows = {"process_index": hosts.index(), "process_count": hosts.count()}
+    both = train_batches(replace(made, train=replace(made.train, steps=2)), **rows)
+    return [sharding.put_batch(batch, mesh) for batch in both]
+
+
+def flat(tree, name, mesh):
+    leaves = jax.tree_util.tree_leaves_with_path(sharding.gathered(tree, mesh))
+    return {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
+
+
+def two_steps(made, program, mesh, checkpoints):
+    """What both steps were given and what they gave, as flat arrays."""
+    key = jax.random.key_data(jax.random.key(1))
+    state = sharding.init(program.init, key, mesh)
+    encoder = sharding.gathered(state.params["segmentor"]["encoder"], mesh)
+    encoder = {"params": jax.tree.map(lambda leaf: leaf * 0.9, encoder), "batch_stats": {}}
+    frozen = jax.device_put(program.frozen(made, encoder), sharding.replicated(mesh))
+    first, second = batches(made, mesh)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
     found = {}
-    for devices, fsdp in MESHES:
-        mesh = sharding.mesh(devices, batch=8, fsdp=fsdp)
-        key = jax.random.key_data(jax.random.key(1))
-        state = sharding.init(program.init, key, mesh)
-        encoder = {"params": state.params["segmentor"]["encoder"], "batch_stats": {}}
-        encoder = jax.tree.map(lambda leaf: np.asarray(leaf) * 0.9, encoder)
-        frozen = jax.device_put(program.frozen(made, encoder), sharding.replicated(mesh))
-        batch = sharding.put_batch(random_batch(made), mesh)
-        step = sharding.jit_step(program.train_step, state, mesh)
-        lowered = step.lower(state, frozen, batch).compile(sharding.quick(mesh))
-        after, metrics = lowered(state, frozen, batch)
-        name = f"{devices}x{fsdp}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(after.opt_state):
-            found[f"{name}:{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
-        for key, value in metrics.items():
-            found[f"{name}:metric/{key}"] = np.asarray(value)
-        kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]
-        found[f"{name}:held"] = np.asarray(kernel.addressable_shards[0].data.shape)
-    np.savez(out, **found)
+    for number, batch in enumerate((first, second)):
+        found |= flat(batch, f"batch/{number}", mesh)
+        draws = jax.jit(program.draw)(state.root_key, number, batch.index)
+        found |= flat(draws, f"draws/{number}", mesh)
+    step = sharding.jit_step(program.train_step, state, mesh)
+    compiled = step.lower(state, frozen, first).compile(sharding.quick(mesh))
+    after, metrics = compiled(state, frozen, first)
+    found |= flat(after.opt_state, "moments", mesh) | flat(metrics, "metric", mesh)
+    kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]
+    found["held"] = np.asarray(kernel.addressable_shards[0].data.shape)
+    if hosts.count() > 1:
+        checkpoints.save(1, after, hooks.facts(made, scores={}))
+        checkpoints.wait()
+    after, _ = checkpoints.restore(1, like)
+    _, metrics = compiled(after, frozen, second)
+    return found | flat(metrics, "resumed/metric", mesh)
+
+
+def main(folder, tiny, address=None, index="0"):
+    made = config(tiny)
+    ours = replace(made.mesh, coordinator=address, heartbeat=30)
+    if address is not None:
+        ours = replace(ours, process_count=2, process_index=int(index))
+    with hosts.joined(replace(made, mesh=ours)):
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
+        program, found = build(made), {}
+        meshes = {PAIR: (4, 2)} if hosts.count() > 1 else {f"{d}x{f}": (d, f) for d, f in MESHES}
+        for name, (devices, fsdp) in meshes.items():
+            mesh = sharding.mesh(devices, batch=8, fsdp=fsdp)
+            arrays = two_steps(made, program, mesh, checkpoints)
+            found |= {f"{name}:{key}": value for key, value in arrays.items()}
+        if hosts.is_main():
+            np.savez(Path(folder) / f"found.{hosts.count()}.npz", **found)
 
 
 if __name__ == "__main__":

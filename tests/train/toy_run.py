@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.evaluation import protocols
-from mrm_jax.evaluation.evaluator import Evaluation
+from mrm_jax.evaluation.scores import Evaluation
 from mrm_jax.main import load_config
 from mrm_jax.train import hooks, loop, programs, workdir
 from mrm_jax.train.checkpoint import FOLDER, load_run
@@ -27,7 +27,10 @@ def program(config, poisoned=()):
     def init(key):
         return TrainState(
             step=jnp.int32(0),
-            params={"segmentor": {"scale": jnp.ones(())}, "rebuilder": {}},
+            params={
+                "segmentor": {"scale": jnp.ones(()), "kernel": jnp.arange(4.0)},
+                "rebuilder": {},
+            },
             batch_stats={},
             teacher_params={},
             teacher_batch_stats={},
@@ -45,12 +48,10 @@ def program(config, poisoned=()):
         faulty = jnp.isin(batch.index[0] // config.train.batch, bad)
         loss = jnp.where(faulty, jnp.nan, batch.source.image.mean() / 255)
         momentum = 0.9 * state.opt_state["bias"] + loss + noise
+        moved = {name: leaf + momentum for name, leaf in state.params["segmentor"].items()}
         new = state.replace(
             step=state.step + 1,
-            params={
-                "segmentor": {"scale": state.params["segmentor"]["scale"] + momentum},
-                "rebuilder": {},
-            },
+            params={"segmentor": moved, "rebuilder": {}},
             opt_state={"bias": momentum},
         )
         # As in the real step: one that is not finite leaves the state as it was.
