@@ -61,6 +61,7 @@ def domain(listing: str) -> config.Domain:
         labels="labels",
         label_suffix=".png",
         listing=f"splits/{listing}.txt",
+        split=listing,  # of the set that `prepare camvid` writes
         raw_ids=labels.CAMVID_IDS,
         resize=(256, 192),
     )

@@ -94,6 +94,7 @@ BAD = [
         "source_only has no teacher to agree with; use infomax",
     ),
     ({"train": {"batch": 4, "microbatches": 3}}, "which does not divide config.train.batch 4"),
+    ({"data": {"source": {"split": "dusk"}}}, "drawn scenes have train and val"),
     ({"data": {"crop": 512}}, "config.data.crop is 512; it must be a tuple"),
     ({"data": {"crop": (512,)}}, "config.data.crop is (512,); it must have 2 entries."),
     ({"data": {"source": {"kind": "folder"}}}, "config.data.source.labels is empty"),

@@ -38,6 +38,10 @@ def check_data(config: Config) -> None:
             domain.kind != "drawn" or (domain.size[0] >= 32 and domain.size[1] >= 64),
             f"config.data.{name}.size is {domain.size}; drawn scenes need at least (32, 64).",
         )
+        require(
+            domain.kind != "drawn" or domain.split in ("train", "val"),
+            f"config.data.{name}.split is '{domain.split}'; drawn scenes have train and val.",
+        )
     window, step = config.evaluation.window, config.evaluation.stride
     require(
         config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),

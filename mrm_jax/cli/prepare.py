@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,14 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         made = prepare(
             chosen, arguments.root.expanduser(), arguments.to, options, say=say, progress=progress
         )
+    except KeyboardInterrupt:
+        print("stopped; what is finished stays, and the same command goes on from there.")
+        return 1
+    except BrokenExecutor as error:
+        raise RunError(
+            "A process that wrote records was ended, say for lack of memory; give the same command "
+            "with fewer --workers."
+        ) from error
     except OSError as error:
         where = error.filename or arguments.to
         raise RunError(

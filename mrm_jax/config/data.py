@@ -41,7 +41,9 @@ class Domain:
         (), "For labels stored as RGB colours: a colour's raw id is its place in this list."
     )
     listing: str | None = option(
-        None, "Text file below `path` with one stem a line: only these are used."
+        None,
+        "Text file below `path` with one stem a line: only these are used. A prepared set has "
+        "splits instead.",
     )
     raw_ids: tuple[tuple[int, ...], ...] = option(
         (), "Raw label ids of every class; empty: train ids are stored."

@@ -21,6 +21,7 @@ import numpy as np
 from mrm_jax.config import UsageError
 from mrm_jax.data import datasets, manifest, records, shards
 from mrm_jax.data.shards import Job, Pair
+from mrm_jax.data.tree import size_of
 
 PICTURES_A_SHARD = 512
 SAMPLED = 3
@@ -118,7 +119,7 @@ def _jobs(
     for split, located in found.items():
         native = data_set.splits[split].native or options.resize == "native"
         box = options.resize if isinstance(options.resize, tuple) else located.domain.resize
-        pairs = _pairs(data_set, located, options.skip_broken, say)
+        pairs, left_out = _pairs(data_set, located, options.skip_broken, say)
         count = options.shards or -(-len(pairs) // PICTURES_A_SHARD)
         count = max(1, min(count, len(pairs)))
         for i in range(count):
@@ -132,6 +133,7 @@ def _jobs(
                     resize=None if native else box,
                     codec=options.codec,
                     skip_broken=options.skip_broken,
+                    left_out=left_out if i == 0 else {},
                     source="",
                 )
             )
@@ -144,9 +146,9 @@ def _pairs(
     located: datasets.Located,
     skip_broken: bool,
     say: Callable[[str], None],
-) -> list[Pair]:
-    """The pictures of a split with their labels. Raises UsageError for what `skip_broken` would
-    leave out: repeated stems and missing labels.
+) -> tuple[list[Pair], dict[str, str]]:
+    """The pictures of a split with their labels, and those that are left out with the reason.
+    Raises UsageError for what `skip_broken` would leave out: repeated stems and missing labels.
     """
     where = f"{data_set.name} {located.split}"
     broken = {stem: "occurs twice" for stem in located.repeated}
@@ -160,20 +162,26 @@ def _pairs(
         )
     if broken:
         say(f"{where}: {len(broken)} pictures are left out, as '{next(iter(broken))}'.")
-    return [
+    pairs = [
         Pair(stem, picture, located.labels.get(stem), data_set.odd.get(stem.split("/")[-1], ""))
         for stem, picture in located.pictures.items()
         if stem not in broken
     ]
+    return pairs, broken
 
 
 def _source(data_set: datasets.DataSet, jobs: list[Job]) -> str:
-    """A hash of what the set is made from: names, label tables and options; 16 hex digits."""
-    facts = [
-        (job.file, job.resize, job.codec, job.domain.raw_ids, job.domain.label_suffix)
-        + tuple((pair.stem, pair.label is not None) for pair in job.pairs)
-        for job in jobs
-    ]
+    """A hash of what the set is made from: names and sizes of files, how labels are stored, and
+    options; 16 hex digits."""
+    facts = []
+    for job in jobs:
+        stored = job.domain
+        ids = (stored.raw_ids, stored.ignored_ids, stored.label_colours, stored.label_suffix)
+        files = [
+            (pair.stem, size_of(pair.picture), pair.label and size_of(pair.label))
+            for pair in job.pairs
+        ]
+        facts.append((job.file, job.resize, job.codec, ids, files))
     text = json.dumps([manifest.FORMAT, data_set.name, data_set.classes.names, facts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

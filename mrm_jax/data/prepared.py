@@ -33,7 +33,7 @@ class Records:
         self._folder, self._split = located(domain.path or ""), domain.split
         self.manifest = manifest.load(self._folder, field=f"{field}.path")
         split = self.manifest.split(domain.split, field=field)
-        _check_resize(self.manifest, split, domain, field)
+        _check_resize(split, domain, field)
         self._files = tuple(str(_at_hand(self._folder, shard)) for shard in split.shards)
         self._known = manifest.load_known(self._folder, domain.split, field=f"{field}.path")
         missing = [file for file in self._files if not Path(file).is_file()]
@@ -41,17 +41,9 @@ class Records:
             raise UsageError(
                 f"{field}.path: {missing[0]} is missing; prepare the set again or copy all of it."
             )
-        self._places = range(len(self._known.names))
-        if domain.listing:
-            wanted = files.chosen(
-                {name: i for i, name in enumerate(self._known.names)},
-                self._folder / domain.listing,
-                field=field,
-            )
-            self._places = tuple(wanted.values())
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._known.names)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to loader processes.
@@ -65,11 +57,11 @@ class Records:
 
     def name(self, index: int) -> str:
         """The stem."""
-        return self._known.names[self._places[index]]
+        return self._known.names[index]
 
     def native_size(self, index: int) -> tuple[int, int]:
         """(height, width) px of the picture before it was resized."""
-        height, width = self._known.sizes[self._places[index]]
+        height, width = self._known.sizes[index]
         return int(height), int(width)
 
     def image(self, index: int) -> np.ndarray:
@@ -77,12 +69,11 @@ class Records:
         return self._read(index, Stored.image)
 
     def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
-        place = self._places[index]
         try:
-            return take(Stored(self._source[place]))
+            return take(Stored(self._source[index]))
         except Exception as error:  # the reader of records raises unrelated types
             raise files.UnreadableError(
-                f"record {place} of split {self._split} in {self._folder} cannot be read "
+                f"record {index} of split {self._split} in {self._folder} cannot be read "
                 f"({error}); prepare the set again."
             ) from error
 
@@ -112,13 +103,11 @@ class RecordsLabelled(Records):
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes
         i64[N,2])."""
-        places = np.asarray(self._places)
-        stored = self._known.counts[places]
-        counts = np.zeros((len(places), self._classes), np.int64)
-        for class_id, pixels in enumerate(stored.T):
+        counts = np.zeros((len(self), self._classes), np.int64)
+        for class_id, pixels in enumerate(self._known.counts.T):
             if self._table[class_id] < 255:
                 counts[:, self._table[class_id]] += pixels
-        return counts, self._known.sizes[places]
+        return counts, self._known.sizes
 
 
 def _at_hand(folder: Path, shard: manifest.Shard) -> Path:
@@ -155,9 +144,7 @@ def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np
     return table
 
 
-def _check_resize(
-    made: manifest.Manifest, split: manifest.Split, domain: Domain, field: str
-) -> None:
+def _check_resize(split: manifest.Split, domain: Domain, field: str) -> None:
     """Raises UsageError where pictures were resized to another box than the config asks for."""
     stored, wanted = split.resize, domain.resize
     if stored is None or (wanted is not None and sorted(stored) == sorted(wanted)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 @dataclass(frozen=True)
 class Job:
     """A shard to write: `pairs` in order, how their labels are stored (`domain`) and how they are
-    to be stored."""
+    to be stored. `left_out`: pictures of the split that are in no shard, and why."""
 
     file: str
     split: str
@@ -45,6 +45,7 @@ class Job:
     resize: tuple[int, int] | None
     codec: str
     skip_broken: bool
+    left_out: Mapping[str, str]
     source: str
 
 
@@ -56,7 +57,7 @@ def write(job: Job, to: Path) -> Iterator[None]:
     )
 
     temporary = to / f".{job.file}.{os.getpid()}"
-    names, sizes, counts, skipped = [], [], [], {}
+    names, sizes, counts, skipped = [], [], [], dict(job.left_out)
     written = 0
     try:
         # One record a group: each can be read alone, which is how training reads. What is stored is
@@ -126,10 +127,15 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
 
 def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
     """Why a picture is left out; raises `error` where that was not asked for."""
-    known = isinstance(error, files.UnreadableError) and pair.odd and "must be equal" in str(error)
-    if not known and not job.skip_broken:
+    differs = "must be equal" in str(error)
+    if differs and pair.odd:
+        return pair.odd
+    if not job.skip_broken:
         raise UsageError(f"{error} Correct it, or leave such pictures out by --skip_broken.")
-    return pair.odd if known else "cannot be used"
+    if differs:
+        return "its label has another size"
+    unreadable = isinstance(error, files.UnreadableError)
+    return "cannot be read" if unreadable else "its label holds an unknown id"
 
 
 def note_file(to: Path, job: Job) -> Path:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 from mrm_jax.config import UsageError
 from mrm_jax.paths import is_remote, names_below
@@ -58,6 +58,14 @@ class Member:
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.member}"
+
+
+def size_of(file: File) -> int:
+    """Bytes of a file, or of a member once it is unpacked."""
+    if isinstance(file, Member):
+        return _opened(str(file.archive), os.getpid()).getinfo(file.member).file_size
+    stat_of: Any = file
+    return stat_of.stat().st_size
 
 
 @functools.lru_cache(maxsize=16)

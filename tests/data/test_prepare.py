@@ -257,16 +257,20 @@ def _twice(root):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoil", "message", "why"),
     [
-        (_odd_size, r"00002\.png is 40 x 80 px, its label .* 48 x 80 px"),
-        (_cut, r"00002\.png is cut off"),
-        (_unknown, r"00002\.png: label id 77"),
-        (_unlabelled, r"'00002' has no label"),
-        (_twice, r"'00002' occurs twice"),
+        (
+            _odd_size,
+            r"00002\.png is 40 x 80 px, its label .* 48 x 80 px",
+            "its label has another size",
+        ),
+        (_cut, r"00002\.png is cut off", "cannot be read"),
+        (_unknown, r"00002\.png: label id 77", "its label holds an unknown id"),
+        (_unlabelled, r"'00002' has no label", "has no label"),
+        (_twice, r"'00002' occurs twice", "occurs twice"),
     ],
 )
-def test_a_broken_picture_stops_it_by_name_or_is_left_out_and_listed(tmp_path, spoil, message):
+def test_a_broken_picture_stops_it_by_name_or_is_left_out_and_listed(tmp_path, spoil, message, why):
     downloads.gta(tmp_path / "raw")
     spoil(tmp_path / "raw")
     with pytest.raises(UsageError, match=f"(?s){message}.*--skip_broken"):
@@ -274,6 +278,7 @@ def test_a_broken_picture_stops_it_by_name_or_is_left_out_and_listed(tmp_path, s
     assert not manifest.is_prepared(tmp_path / "to")
     stored = made("gta", tmp_path / "raw", tmp_path / "other", skip_broken=True)
     assert stored.splits["train"].count == 2
+    assert dict(stored.splits["train"].skipped) == {"00002": why}
     pictures = sources.open_pictures(
         Domain(path=str(tmp_path / "other"), resize=(1280, 720)), field=FIELD
     )
@@ -298,6 +303,9 @@ def test_other_options_and_other_folders_are_refused_and_nothing_is_lost(tmp_pat
     before = content(tmp_path / "to")
     with pytest.raises(UsageError, match="prepared from other files or with other options"):
         made("gta", tmp_path / "raw", tmp_path / "to", codec="jpeg95")
+    downloads.save_palette(tmp_path / "raw/labels/00001.png", np.full((48, 80), 7))
+    with pytest.raises(UsageError, match="prepared from other files or with other options"):
+        made("gta", tmp_path / "raw", tmp_path / "to")
     with pytest.raises(UsageError, match="holds other things"):
         made("gta", tmp_path / "raw", tmp_path / "raw")
     assert content(tmp_path / "to") == before

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toys import CONFIG, NAMES, Example, examples, forward, network
 
+from mrm_jax import sharding
 from mrm_jax.data.transforms import resize_image
 from mrm_jax.evaluation.evaluator import evaluate, evaluate_networks
 from mrm_jax.ops.normalise import normalise
@@ -76,9 +77,8 @@ def test_variables_spread_over_two_devices_give_the_same_scores():
         pytest.skip("needs two devices; conftest asks for them where the platform is a CPU")
     cfg, model, variables = network(batch=2)
     pictures = examples(*MIXED)
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    spread = jax.device_put(variables, everywhere)
+    mesh = sharding.mesh(batch=2, devices=2)
+    spread = jax.device_put(variables, sharding.replicated(mesh))
     expected = evaluate(cfg, model, variables, pictures).confusion
     with jax.transfer_guard("disallow"):
         found = evaluate(cfg, model, spread, pictures).confusion

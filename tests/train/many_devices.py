@@ -4,11 +4,7 @@ since a process has one number of devices.
     python many_devices.py OUT.npz CONFIG
 """
 
-import os
 import sys
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 from dataclasses import replace
 
 import jax

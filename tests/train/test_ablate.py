@@ -239,7 +239,8 @@ NOT_COMPILED = (
     *["method.contrast.temperature", "method.mim.weight", "method.mim.ratio"],
     *["optimizer.learning_rate", "optimizer.decoder_multiplier", "optimizer.weight_decay"],
     *["optimizer.warmup", "train.steps", "train.init_from", "train.log_every", "train.eval_every"],
-    *["train.checkpoint_every", "train.panels_every", "train.keep", "evaluation.*", "mesh.*"],
+    *["train.checkpoint_every", "train.panels_every", "train.keep", "train.compile_cache"],
+    *["evaluation.*", "mesh.*"],
 )
 
 

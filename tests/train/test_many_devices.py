@@ -19,7 +19,12 @@ def found(tmp_path_factory):
     subprocess.run(
         [sys.executable, program, out, ROOT / "configs/tiny.py"],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
         timeout=600,
     )
     return dict(np.load(out))
