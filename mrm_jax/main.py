@@ -17,6 +17,7 @@ from absl import flags
 from mrm_jax.command import load_config, split_config_flags
 from mrm_jax.config import UsageError
 from mrm_jax.options import nearest
+from mrm_jax.paths import of_bucket, what_is_wrong
 
 VERBS = {
     "train": "train a network, or go on where the workdir stopped",
@@ -34,7 +35,7 @@ VERBS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.partition(' ')[2]}: {message}.")
+        raise UsageError(f"{self.prog.partition(' ')[2]}: {message.rstrip('.')}.")
 
     def check_flags(self, words: list[str]) -> None:
         """Raises UsageError for an unknown flag, before argparse misses what it stood for."""
@@ -78,13 +79,16 @@ def entry() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        if type(error).__name__ != "RunError":
+        if of_bucket(error):
+            code = _complain(f"A bucket could not be read or written: {what_is_wrong(error)}.", 1)
+        elif type(error).__name__ == "RunError":
+            code = _complain(error, 1)
+        else:
             raise
-        code = _complain(error, 1)
     sys.exit(code)
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
     print(f"mrm_jax: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 

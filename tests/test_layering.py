@@ -22,9 +22,9 @@ ALLOWED = {
     "ops": {"config", "types"},
     "models": {"config", "types", "rngs", "ops"},
     "uda": {"config", "types", "rngs", "ops", "models"},
-    "convert": {"config", "types"},
+    "convert": {"config", "types", "paths"},
     "data": {"config", "types", "paths"},
-    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data"},
+    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths"},
     "report": {"config", "types", "options", "data", "arms"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
@@ -35,7 +35,7 @@ ALLOWED = {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
         *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths"),
     },
-    "main": {"config", "options", "command", "cli"},
+    "main": {"config", "options", "command", "cli", "paths"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}

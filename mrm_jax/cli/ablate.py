@@ -17,13 +17,14 @@ from mrm_jax.arms import Arm
 from mrm_jax.command import load_config, load_module
 from mrm_jax.config import Config, UsageError
 from mrm_jax.options import nearest
+from mrm_jax.paths import is_remote, located
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.jobs import Job, own_first, share, work
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs")
+    parser.add_argument("--workdir", required=True, type=located, help="folder of all runs")
     parser.add_argument(
         "--arms", action="append", default=[], metavar="SET,...", help="sets in the config's ARMS"
     )
@@ -59,6 +60,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Trains what is missing and writes ablation.{json,md,svg,html} into the workdir; exit code 1
     where a run failed. Raises UsageError before anything is trained."""
     workdir = arguments.workdir
+    if is_remote(workdir) and not arguments.list:
+        raise UsageError(
+            f"--workdir {workdir}: a comparison is kept on this machine. --list prints commands "
+            "that train its runs in the bucket; for the tables, copy them here and give their "
+            "folder."
+        )
     if arguments.tables:
         return _tables(workdir)
     if config is None:

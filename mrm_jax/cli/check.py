@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mrm_jax.cli.prepare import data_set, names
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
+from mrm_jax.paths import local
 
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
@@ -23,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("data_set", metavar="DATASET", help=f"one of {', '.join(names())}")
     parser.add_argument(
-        "--from", dest="root", type=Path, required=True, help="the download, or a prepared set"
+        "--from", dest="root", type=local, required=True, help="the download, or a prepared set"
     )
-    parser.add_argument("--to", type=Path, help="folder for the report; default: check-DATASET")
+    parser.add_argument("--to", type=local, help="folder for the report; default: check-DATASET")
     parser.add_argument("--fast", action="store_true", help="read 100 pictures of each split only")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.report.check import write_check
     from mrm_jax.types import RunError
 
-    root = arguments.root.expanduser()
+    root = arguments.root
     chosen = data_set(arguments.data_set, config)
     to = arguments.to or Path(f"check-{arguments.data_set}")
     progress = functools.partial(progress_bar, "pictures", lines=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrm_jax.config import Classes, Config, Data, Domain, Method, Model, UsageError
+from mrm_jax.paths import local, located
 
 if TYPE_CHECKING:
     from mrm_jax.convert.network import Network
@@ -30,15 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=located,
         required=True,
         metavar="PATH",
         help="weights: .pth, .pt, .bin, .safetensors or .npz; with --to_torch a run or checkpoint",
     )
-    parser.add_argument("--to", type=Path, metavar="DIR", help="new folder for the network")
+    parser.add_argument("--to", type=local, metavar="DIR", help="new folder for the network")
     parser.add_argument(
         "--to_torch",
-        type=Path,
+        type=local,
         metavar="FILE",
         help="write PyTorch's names to this .pth, .safetensors or .npz instead",
     )

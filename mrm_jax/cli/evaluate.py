@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
-from mrm_jax.paths import located
+from mrm_jax.paths import located, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,5 +185,5 @@ def _write(folder: Path, values: dict) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
     return path

@@ -16,6 +16,7 @@ from mrm_jax.cli.evaluate import (
 )
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
+from mrm_jax.paths import located, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", metavar="PATH", help="pictures, folders (searched below), or patterns"
     )
     add_checkpoint_arguments(parser)
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument(
+        "--to", type=located, required=True, metavar="DIR", help="folder of results"
+    )
     parser.add_argument("--network", choices=NETWORKS, default="student", help="default: student")
     parser.add_argument(
         "--resize",
@@ -84,9 +87,9 @@ def _predict_all(
     unreadable, warned = [], 0
     try:
         to.mkdir(parents=True, exist_ok=True)
-        table = (to / TABLE).open("w", newline="", encoding="utf-8")
+        table = (to / TABLE).open("w", encoding="utf-8")
     except OSError as error:
-        raise RunError(f"--to {to} cannot be written: {error.strerror}.") from error
+        raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     with table, progress_bar("pictures", len(jobs)) as advance:
         rows = csv.writer(table)
         rows.writerow(["name", "picture", "height", "width", *config.data.classes.names])

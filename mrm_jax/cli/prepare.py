@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
 from mrm_jax.options import nearest
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import local
 
 if TYPE_CHECKING:
     from mrm_jax.data.datasets import DataSet
@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("data_set", metavar="DATASET", help=f"one of {', '.join(names())}")
     parser.add_argument(
-        "--from", dest="root", type=Path, required=True, help="the download: a folder, or archives"
+        "--from", dest="root", type=local, required=True, help="the download: a folder, or archives"
     )
-    parser.add_argument("--to", type=located, required=True, help="new folder for the prepared set")
+    parser.add_argument("--to", type=local, required=True, help="new folder for the prepared set")
     parser.add_argument(
         "--resize",
         help="LONGxSHORT px, or native; default: that of the recipes. Only splits that are trained "
@@ -76,11 +76,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.data.prepare import Options, prepare
     from mrm_jax.types import RunError
 
-    if is_remote(arguments.to):
-        raise UsageError(
-            f"--to {arguments.to}: records are written where a file can be renamed; prepare into a "
-            "local folder and copy it there, say with gcloud storage cp -r."
-        )
     chosen = data_set(arguments.data_set, config)
     options = Options(
         resize=_box(arguments.resize),
@@ -97,9 +92,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        made = prepare(
-            chosen, arguments.root.expanduser(), arguments.to, options, say=say, progress=progress
-        )
+        made = prepare(chosen, arguments.root, arguments.to, options, say=say, progress=progress)
     except KeyboardInterrupt:
         print("stopped; what is finished stays, and the same command goes on from there.")
         return 1

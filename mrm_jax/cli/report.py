@@ -11,7 +11,7 @@ from mrm_jax.paths import is_remote, located
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the verb takes."""
-    parser.add_argument("--workdir", required=True, help="Folder of a run.")
+    parser.add_argument("--workdir", required=True, type=located, help="Folder of a run.")
 
 
 def run(arguments: argparse.Namespace, config: Any) -> int:
@@ -20,16 +20,15 @@ def run(arguments: argparse.Namespace, config: Any) -> int:
     del config
     from mrm_jax.report.html import write_report
 
-    try:
-        if is_remote(arguments.workdir):
-            from mrm_jax.train.mirror import mirrored
+    workdir = arguments.workdir
+    if not workdir.is_dir():
+        raise UsageError(f"--workdir {workdir}: there is no such folder.")
+    if is_remote(workdir):
+        from mrm_jax.train.mirror import mirrored
 
-            with mirrored(located(arguments.workdir)) as mirror:
-                name = write_report(mirror.local).name
-            path = f"{arguments.workdir}/{name}"
-        else:
-            path = write_report(arguments.workdir)
-    except FileNotFoundError as error:
-        raise UsageError(f"--workdir {arguments.workdir}: there is no such folder.") from error
+        with mirrored(workdir) as mirror:
+            path = workdir / write_report(mirror.local).name
+    else:
+        path = write_report(workdir)
     print(f"report: {path}")
     return 0

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import UsageError
+from mrm_jax.paths import at_hand, located
 
 FORMATS = {
     ".pth": "PyTorch",
@@ -58,20 +59,25 @@ def read(path: str | Path) -> WeightFile:
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
     no such file, not what its name says, cut short, in need of code, without tensors, not finite.
     """
-    path = Path(path)
-    open_file = _OPENERS[_format(path)]
-    found, more = open_file(path)
-    tensors, unwrapped, meta = _unwrap(path, found)
-    _check_finite(path, tensors)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    path = located(path)
+    _check_place(path)
+    with at_hand(path) as file:
+        open_file = _OPENERS[_format(file)]
+        found, more = open_file(file)
+        tensors, unwrapped, meta = _unwrap(file, found)
+        _check_finite(file, tensors)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return WeightFile(path, tensors, unwrapped, {**more, **meta}, digest)
+
+
+def _check_place(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a file.")
 
 
 def _format(path: Path) -> str:
     """The format that the name promises; UsageError if the first bytes show another one."""
-    if not path.is_file():
-        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a file.")
     wanted = FORMATS.get(path.suffix)
     if wanted is None:
         raise UsageError(

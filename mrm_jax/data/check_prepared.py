@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain, UsageError
-from mrm_jax.data import manifest
+from mrm_jax.data import manifest, sources
 from mrm_jax.data.check import (
     SAMPLED,
     SHOWN,
@@ -74,7 +74,7 @@ def _record(pictures: Records, index: int, show: bool) -> Seen:
     try:
         name = pictures.name(index)
         if isinstance(pictures, RecordsLabelled):
-            image, label = pictures.pair(index)
+            image, label = sources.read_pair(pictures, index)
         else:
             image, label = pictures.image(index), None
     except UsageError as error:

@@ -24,7 +24,7 @@ import numpy as np
 
 from mrm_jax.config import Domain
 from mrm_jax.data import files, sources
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import is_remote, located, states_below
 
 FORMAT = 1
 THREADS = 4  # Decoding and counting leave Python's lock; more threads than that wait for the disk.
@@ -150,8 +150,11 @@ def _content(pictures: sources.LabelledPictures, domain: Domain) -> str:
 
         return _hash((FORMAT, DRAWN_VERSION, sources.DRAWN_SEED))
     names = [pictures.name(index) for index in range(len(pictures))]
-    if is_remote(domain.path or ""):  # a bucket would be asked for every file
-        return _hash((FORMAT, names))
+    root = located(domain.path or "")
+    if is_remote(root):  # which would be asked once a file
+        known = dict(states_below(root))
+        states = [known[path.relative_to(root).as_posix()] for path in pictures.label_files]
+        return _hash((FORMAT, names, states))
     stats = [path.stat() for path in pictures.label_files]
     facts = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]
     return _hash((FORMAT, facts))

@@ -20,6 +20,7 @@ from PIL import Image
 from mrm_jax.config import UsageError
 from mrm_jax.data import polygons
 from mrm_jax.data.tree import ANY, File, match, walk
+from mrm_jax.paths import what_is_wrong
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings that count as a picture, in lower case."""
@@ -40,7 +41,7 @@ def _content(path: File) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UnreadableError(f"{path} cannot be opened: {error.strerror}.") from error
+        raise UnreadableError(f"{path} cannot be opened: {what_is_wrong(error)}.") from error
     if not content:
         raise UnreadableError(f"{path} is empty; fetch it again.")
     # OpenCV fills a JPEG that was cut off with grey and says nothing.

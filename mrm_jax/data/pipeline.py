@@ -133,15 +133,16 @@ class TrainingSamples:
 
 def _read_source(
     pictures: sources.LabelledPictures, box: tuple[int, int] | None, index: int
-) -> tuple[np.ndarray, np.ndarray]:
-    return transforms.fit_source(*sources.read_pair(pictures, index), box)
+) -> tuple[transforms.Picture, np.ndarray]:
+    return transforms.fit_source(*sources.open_pair(pictures, index), box)
 
 
 def _read_target(
     pictures: sources.Pictures, domain: Domain, index: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[transforms.Picture, np.ndarray]:
     native = pictures.native_size(index)
-    return transforms.fit_target(pictures.image(index), domain.resize, domain.margins, native)
+    picture = sources.open_picture(pictures, index)
+    return transforms.fit_target(picture, domain.resize, domain.margins, native)
 
 
 def _cache_bytes(domain: Domain, data: Data) -> int:

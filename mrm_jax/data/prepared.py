@@ -15,6 +15,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, manifest
 from mrm_jax.data.records import Stored
+from mrm_jax.data.transforms import Picture
 from mrm_jax.paths import is_remote, located
 
 Taken = TypeVar("Taken")
@@ -68,6 +69,10 @@ class Records:
         """RGB u8[H,W,3] as it is stored."""
         return self._read(index, Stored.image)
 
+    def picture(self, index: int) -> Picture:
+        """`image`, of which parts are decoded when they are asked for, where the codec allows."""
+        return self._read(index, Stored.picture)
+
     def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
         try:
             return take(Stored(self._source[index]))
@@ -89,16 +94,20 @@ class RecordsLabelled(Records):
                 "no labels."
             )
         self._classes = len(classes.names)
-        self._table = _by_name(self.manifest.classes.names, classes.names, field)
+        stored = self.manifest.classes.names
+        self._table, self._same = _by_name(stored, classes.names, field), stored == classes.names
 
     def label(self, index: int) -> np.ndarray:
         """Train ids u8[H,W] as stored, 255 where the config has no such class."""
-        return cv2.LUT(self._read(index, Stored.label), self._table)
+        return self._mapped(self._read(index, Stored.label))
 
-    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label of one record, which is read once."""
-        image, label = self._read(index, lambda stored: (stored.image(), stored.label()))
-        return image, cv2.LUT(label, self._table)
+    def pair(self, index: int) -> tuple[Picture, np.ndarray]:
+        """`picture` and `label` of one record, which is read once."""
+        image, label = self._read(index, lambda stored: (stored.picture(), stored.label()))
+        return image, self._mapped(label)
+
+    def _mapped(self, label: np.ndarray) -> np.ndarray:
+        return label if self._same else cv2.LUT(label, self._table)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes

@@ -14,11 +14,16 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from mrm_jax.data import jpeg, png
+from mrm_jax.data.transforms import Picture
+
 CODECS = ("png", "jpeg95")
-"""png keeps every pixel; jpeg95 is a JPEG of quality 95 with colours at half resolution."""
+"""png keeps every pixel; jpeg95 is a JPEG of quality 95 with colours at half resolution, and with
+restart intervals, so that `jpeg` decodes parts of it."""
 
 # Of the filters and strategies of PNG, run lengths over differences to the row above decode
-# fastest at a size that is not far from the smallest: docs/data.md has the figures.
+# fastest at a size that is not far from the smallest: docs/data.md has the figures. `png` reads no
+# other filter.
 _PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
@@ -45,7 +50,7 @@ def encode(record: Record, codec: str) -> bytes:
     feature = example.features.feature
     feature["name"].bytes_list.value.append(record.name.encode())
     feature["image"].bytes_list.value.append(encode_image(record.image, codec))
-    feature["label"].bytes_list.value.append(_encoded(".png", record.label, _LABEL))
+    feature["label"].bytes_list.value.append(encode_label(record.label))
     feature["height"].int64_list.value.append(record.size[0])
     feature["width"].int64_list.value.append(record.size[1])
     return example.SerializeToString(deterministic=True)
@@ -53,8 +58,16 @@ def encode(record: Record, codec: str) -> bytes:
 
 def encode_image(image: np.ndarray, codec: str) -> bytes:
     """The picture RGB u8[H,W,3] as a PNG or JPEG file."""
-    suffix, how = (".png", _PNG) if codec == "png" else (".jpg", _JPEG)
-    return _encoded(suffix, np.ascontiguousarray(image[..., ::-1]), how)
+    stored = np.ascontiguousarray(image[..., ::-1])
+    if codec == "png":
+        return _encoded(".png", stored, _PNG)
+    restart = (cv2.IMWRITE_JPEG_RST_INTERVAL, jpeg.interval(image.shape[1]))
+    return _encoded(".jpg", stored, (*_JPEG, *restart))
+
+
+def encode_label(label: np.ndarray) -> bytes:
+    """The train ids u8[H,W] as a PNG file."""
+    return _encoded(".png", label, _LABEL)
 
 
 def _encoded(suffix: str, array: np.ndarray, how: tuple[int, ...]) -> bytes:
@@ -84,16 +97,31 @@ class Stored:
         """RGB u8[H,W,3]."""
         return self._decoded("image", cv2.IMREAD_COLOR_RGB)
 
+    def picture(self) -> Picture:
+        """`image`, with parts of it decoded when they are asked for where the codec allows that."""
+        return jpeg.parts(self._feature["image"].bytes_list.value[0]) or self.image()
+
     def label(self) -> np.ndarray:
         """Train ids of the set's class table, u8[H,W]; 255 counts nowhere."""
         return self._decoded("label", cv2.IMREAD_GRAYSCALE)
 
     def _decoded(self, name: str, flags: int) -> np.ndarray:
-        stored = np.frombuffer(self._feature[name].bytes_list.value[0], np.uint8)
-        array = cv2.imdecode(stored, flags)
-        if array is None:
-            raise ValueError(f"its {name} is damaged")
-        return array
+        try:
+            return decode_image(self._feature[name].bytes_list.value[0], flags)
+        except ValueError as error:
+            raise ValueError(f"its {name} is damaged: {error}") from error
+
+
+def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """The pixels of a PNG or JPEG file, by OpenCV's `flags`. Raises ValueError where there are
+    none.
+    """
+    array = png.decode(content) if content.startswith(png.SIGNATURE) else None
+    if array is None:
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if array is None:
+        raise ValueError("it cannot be decoded")
+    return array
 
 
 def write_metadata(

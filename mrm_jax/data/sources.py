@@ -20,9 +20,10 @@ import numpy as np
 from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, labels
 from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
+from mrm_jax.data.transforms import Picture
 from mrm_jax.paths import located
 
-Sample = TypeVar("Sample", bound=tuple[np.ndarray, ...])
+Sample = TypeVar("Sample", bound=tuple[Picture, ...])
 log = logging.getLogger(__name__)
 
 DRAWN_SEED = 0
@@ -226,6 +227,17 @@ def read_pair(pictures: LabelledPictures, index: int) -> tuple[np.ndarray, np.nd
     """Image u8[H,W,3] and label u8[H,W] of one size; raises UnreadableError when their sizes
     differ.
     """
+    image, label = open_pair(pictures, index)
+    return np.asarray(image), label
+
+
+def open_picture(pictures: Pictures, index: int) -> Picture:
+    """The image u8[H,W,3], for taking a part of it."""
+    return pictures.picture(index) if isinstance(pictures, Records) else pictures.image(index)
+
+
+def open_pair(pictures: LabelledPictures, index: int) -> tuple[Picture, np.ndarray]:
+    """`read_pair`, with the image for taking a part of it."""
     if isinstance(pictures, RecordsLabelled):  # of one size since they were prepared
         return pictures.pair(index)
     image, label = pictures.image(index), pictures.label(index)
@@ -300,6 +312,7 @@ class Reader(Generic[Sample]):
     def _keep(self, index: int, sample: Sample) -> Sample:
         size = sum(array.nbytes for array in sample)
         if self._held + size <= self._limit:
+            sample = cast("Sample", tuple(np.asarray(array) for array in sample))
             self._held += size
             self._kept[index] = sample
         elif self._limit and not self._full:

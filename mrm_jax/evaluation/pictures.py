@@ -15,6 +15,7 @@ import numpy as np
 
 from mrm_jax.config import Config, UsageError, evaluation_domain
 from mrm_jax.data.files import SUFFIXES
+from mrm_jax.paths import is_remote, located, names_below, what_is_wrong
 from mrm_jax.types import RunError
 
 PRODUCTS = ("", "_colour", "_overlay")
@@ -32,10 +33,12 @@ def collect(paths: Sequence[str], to: Path) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for word in paths:
-        path = Path(word).expanduser()
-        if path.is_dir() and path.resolve() == to.resolve():
+        path = located(word)
+        if path.is_dir() and _whole(path) == _whole(to):
             raise UsageError(f"--to {to} is the folder of the pictures; give another one.")
-        if path.is_dir():
+        if is_remote(path):
+            matches = _in_bucket(path, to)
+        elif path.is_dir():
             below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             matches = _earlier_results_left_out(below, path, to)
         elif path.exists():
@@ -47,8 +50,21 @@ def collect(paths: Sequence[str], to: Path) -> list[Path]:
             kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
             raise UsageError(f"predict: {word} {kind}.")
         for match in matches:
-            found.setdefault(match.resolve(), match)
+            found.setdefault(_whole(match), match)
     return list(found.values())
+
+
+def _whole(path: Path) -> Path:
+    """The one path of a file, without links; those of a bucket are whole already."""
+    return path if is_remote(path) else path.resolve()
+
+
+def _in_bucket(path: Path, to: Path) -> list[Path]:
+    """`path`, or the pictures below it: by one listing, for every question is a request."""
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    below = [path / name for name in sorted(names_below(path))]
+    return [p for p in below if p.suffix.lower() in SUFFIXES and not p.is_relative_to(to)]
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -59,7 +75,7 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _earlier_results_left_out(paths: Sequence[Path], root: Path, to: Path) -> list[Path]:
-    inside, results = to.resolve().is_relative_to(root.resolve()), to.resolve()
+    inside, results = _whole(to).is_relative_to(root.resolve()), _whole(to)
     files = [path for path in paths if path.is_file()]
     return [p for p in files if not (inside and p.resolve().is_relative_to(results))]
 
@@ -86,10 +102,10 @@ def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
         name = next(name for name in candidates if not _files(name) & taken)
         taken |= _files(name)
         jobs.append(Job(picture, name))
-    sources = {picture.resolve() for picture in pictures}
+    sources = {_whole(picture) for picture in pictures}
     for job in jobs:
         for product in PRODUCTS:
-            if (to / f"{job.name}{product}.png").resolve() in sources:
+            if _whole(to / f"{job.name}{product}.png") in sources:
                 raise UsageError(
                     f"--to {to}: {job.name}{product}.png there is one of the pictures; "
                     "give another folder."
@@ -99,7 +115,7 @@ def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
 
 def _candidates(picture: Path, *, alone: bool) -> Iterator[str]:
     """Names to try in turn, without end."""
-    parts = picture.resolve().with_suffix("").parts[1:]
+    parts = _whole(picture).with_suffix("").parts[1:]
     names = ["__".join(parts[-n:]) for n in range(1 if alone else 2, len(parts) + 1)]
     yield from names
     yield f"{parts[-1]}{picture.suffix.replace('.', '_')}"
@@ -159,4 +175,4 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded.tobytes())
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error

@@ -26,9 +26,10 @@ from flax import serialization
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import check_checkpoints, is_remote, located
 from mrm_jax.train.saved import (
     FACTS,
+    adopt,
     check_version,
     one_line,
     read_facts,
@@ -78,7 +79,11 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
-        self.damaged = [] if is_remote(self.directory) else set_aside_without_facts(self.directory)
+        if is_remote(self.directory):
+            adopt(self.directory)
+            self.damaged = []
+        else:
+            self.damaged = set_aside_without_facts(self.directory)
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -259,6 +264,7 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
 
 
 def _find(path: Path, which: str | int) -> Path:
+    check_checkpoints(path)
     if path.is_file() and path.suffix in FORMATS:
         raise UsageError(
             f"{path} is a file of weights; make a folder of it by convert --from {path} --to DIR."

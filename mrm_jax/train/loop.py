@@ -107,7 +107,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
     examples = evaluation_set(config)
     _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
     if start >= config.train.steps:
-        screen.say(f"All {start} steps are done already; writing {workdir / 'report.html'} again.")
+        screen.say(f"All {start} steps are done already; writing {home / 'report.html'} again.")
         checkpoints.close()
         hooks.write_report(workdir)
         return 0
@@ -170,12 +170,13 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen)
         state=state,
         finite=finite,
     )
+    _push(run)  # a run killed before its first checkpoint is known by its config all the same
     with contextlib.closing(writer):
         if start and not facts["scores"] and start % config.train.eval_every == 0:
             checkpoints.score(start, _evaluate(run, start))  # it was asked to stop before
         code = _steps(run, start, first, batches)
     if int(run.state.step) == config.train.steps:
-        screen.say(f"report: {hooks.write_report(workdir)}")
+        screen.say(f"report: {home / hooks.write_report(workdir).name}")
     return code
 
 
@@ -315,6 +316,7 @@ def _between(run: _Run, number: int, batch: Batch, *, stopping: bool) -> None:
     if _every(number, train.panels_every, train.steps):
         hooks.save_views(run.config, run.workdir, number, run.inspect(run.state, run.frozen, batch))
     run.writer.flush()
+    _push(run)
     run.pace.pause(time.perf_counter() - began)
 
 
@@ -338,10 +340,20 @@ def _evaluate(run: _Run, number: int) -> dict[str, float]:
 
 
 def _save(run: _Run, number: int, scores: dict[str, float]) -> None:
+    _push(run)  # first: a checkpoint without the lines before it would leave a gap
     run.checkpoints.save(number, run.state, _facts(run, scores))
-    if run.mirror is not None:
-        run.writer.flush()
+
+
+def _push(run: _Run) -> None:
+    """Brings the small files of a run in a bucket there; one that does not answer now costs no
+    steps: it is asked again at the next save and at the end."""
+    if run.mirror is None:
+        return
+    run.writer.flush()
+    try:
         run.mirror.push()
+    except RunError as error:
+        run.screen.warn(str(error))
 
 
 def _facts(run: _Run, scores: dict[str, float]) -> dict[str, Any]:

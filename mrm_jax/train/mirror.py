@@ -1,19 +1,23 @@
 """A run's folder in a bucket: its small files are kept on this machine and brought there.
 
 A bucket cannot append to a file, so metrics.jsonl, TensorBoard's events, panels and the report are
-written into a folder here and uploaded when the run writes checkpoints, evaluates or ends. The
-checkpoints themselves go straight to the bucket (Orbax).
+written into a folder here and uploaded when the run saves, evaluates or ends. The checkpoints
+themselves go straight to the bucket (Orbax).
+
+Nothing holds a folder in a bucket: two runs at once in one of them would not notice each other.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from mrm_jax.config import UsageError
-from mrm_jax.paths import names_below
+from mrm_jax.paths import check_checkpoints, names_below, renamed_in_errors, what_is_wrong
 from mrm_jax.types import RunError
 
 CHECKPOINTS = "checkpoints"
@@ -27,19 +31,31 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
 
     def pull(self) -> None:
-        """Brings the small files here. Raises UsageError where the bucket cannot be read."""
+        """Brings the small files here; of a checkpoint, its name. Raises UsageError where the
+        bucket cannot be read or written."""
         try:
             for name in names_below(self.remote):
-                if name.partition("/")[0] == CHECKPOINTS or not name:
-                    continue
-                path = self.local / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes((self.remote / name).read_bytes())
-                self._sent[name] = _state(path)
+                folder, _, rest = name.partition("/")
+                if folder == CHECKPOINTS:  # by which a folder is known to hold a run
+                    (self.local / folder / rest.partition("/")[0]).mkdir(
+                        parents=True, exist_ok=True
+                    )
+                elif name:
+                    path = self.local / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes((self.remote / name).read_bytes())
+                    self._sent[name] = _state(path)
         except FileNotFoundError:
-            return
+            pass  # a new folder
         except Exception as error:  # buckets raise many unrelated types
-            raise UsageError(f"{self.remote} cannot be read: {_line(error)}") from error
+            raise UsageError(f"{self.remote} cannot be read: {what_is_wrong(error)}.") from error
+        try:
+            probe = self.remote / f".probe-{uuid.uuid4().hex}"
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except Exception as error:
+            raise UsageError(f"{self.remote} cannot be written: {what_is_wrong(error)}.") from error
 
     def push(self) -> None:
         """Brings what has changed there. Raises RunError where it cannot be written."""
@@ -53,7 +69,9 @@ class Mirror:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
             except Exception as error:  # as in pull
-                raise RunError(f"{self.remote / name} cannot be written: {_line(error)}") from error
+                raise RunError(
+                    f"{self.remote / name} cannot be written: {what_is_wrong(error)}."
+                ) from error
             self._sent[name] = state
 
 
@@ -62,22 +80,38 @@ def _state(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextmanager
 def mirrored(remote: Path) -> Iterator[Mirror]:
     """A mirror of a run's folder in a bucket, for as long as the context is open; what is new in it
-    is brought there at the end.
+    is brought there at the end, or else stays here.
+
+    Raises UsageError for a bucket that holds no checkpoints, cannot be read or cannot be written;
+    RunError where the end of a run could not be brought there.
     """
-    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
-        mirror = Mirror(remote, Path(folder))
+    check_checkpoints(remote)
+    place = Path(tempfile.mkdtemp(prefix="mrm_jax_"))
+    mirror = Mirror(remote, place / remote.name)
+    mirror.local.mkdir()
+    try:
         mirror.pull()
+    except UsageError:
+        shutil.rmtree(place)
+        raise
+    with renamed_in_errors(mirror.local, remote):
         try:
             yield mirror
         except BaseException:
-            with suppress(RunError):  # the first error is the one to report
-                mirror.push()
+            try:
+                _close(mirror, place)
+            except RunError as second:  # the first error is the one to raise
+                print(second)
             raise
+        _close(mirror, place)
+
+
+def _close(mirror: Mirror, place: Path) -> None:
+    try:
         mirror.push()
+    except RunError as error:
+        raise RunError(f"{error} What the bucket lacks is in {place}.") from error
+    shutil.rmtree(place)

@@ -21,6 +21,8 @@ from mrm_jax.paths import is_remote
 from mrm_jax.types import RunError
 
 FACTS = "facts"
+_TIMES, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
+"""Files of Orbax: when a save began and ended; written last in a bucket, which has no rename."""
 BEST_BY = "eval/student/mIoU"
 """The score that decides which checkpoint is the best one; `evaluation.pick_by` names the one
 without labels that decides which is picked.
@@ -32,8 +34,30 @@ up to date where it is read (`check_version`)."""
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Complete checkpoints, oldest first: a save in progress has a longer name."""
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    """Complete checkpoints, oldest first: a save in progress has a longer name, and in a bucket,
+    where nothing is renamed, no time of its end."""
+    named = [entry for entry in folder.iterdir() if entry.name.isdigit()]
+    return sorted(
+        int(entry.name) for entry in named if not is_remote(entry) or _ended_in_bucket(entry)
+    )
+
+
+def _ended_in_bucket(checkpoint: Path) -> bool:
+    try:
+        text = (checkpoint / _TIMES).read_text()
+    except FileNotFoundError:
+        return (checkpoint / FACTS / "metadata").is_file()  # a converted network, copied there
+    return json.loads(text)["commit_timestamp_nsecs"] is not None
+
+
+def adopt(directory: Path) -> None:
+    """Marks checkpoints that were copied into a bucket as Orbax marks its own there: it would
+    remove them as saves that were cut short."""
+    for step in steps_in(directory) if directory.is_dir() else ():
+        folder = directory / str(step)
+        if not (folder / _MARK).exists():
+            for marked in [*(item for item in folder.iterdir() if item.is_dir()), folder]:
+                (marked / _MARK).write_text("")
 
 
 def set_aside(folder: Path) -> Path:

@@ -71,7 +71,8 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 def config_hash(config: Config) -> str:
     """First 16 hex digits of the SHA-256 over all fields that change results."""
-    fixed = {k: v for k, v in flatten(config).items() if k not in runtime_fields()}
+    free = runtime_fields()
+    fixed = {k: v for k, v in flatten(config).items() if k not in free}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 

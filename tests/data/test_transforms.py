@@ -37,7 +37,22 @@ def test_halving_a_picture_gives_the_rounded_mean_of_each_two_by_two_block():
 def _slow_is_varied(label, ratio):
     pixels = [int(value) for value in label.ravel() if value != 255]
     counts = [pixels.count(value) for value in set(pixels)]
-    return len(counts) > 1 and max(counts) / sum(counts) < ratio
+    return len(counts) > 1 and max(counts) < ratio * sum(counts)
+
+
+def test_a_crop_is_varied_by_the_count_of_every_pixel_whatever_its_shares():
+    rng = np.random.default_rng(0)
+    answers = []
+    for _ in range(400):
+        shares = rng.dirichlet(np.full(5, rng.choice([0.1, 0.5, 5.0])))
+        ids = np.array([0, 3, 18, 254, 255], np.uint8)
+        label = rng.choice(ids, tuple(rng.integers(1, 40, 2)), p=shares)
+        if rng.random() < 0.3:  # what is looked at first misleads
+            label[::8, ::8] = rng.choice(ids)
+        ratio = float(rng.choice([0.2, 0.5, 0.75, 0.95]))
+        answers.append(transforms.is_varied(label, ratio))
+        assert answers[-1] == _slow_is_varied(label, ratio)
+    assert 100 < sum(answers) < 300
 
 
 def test_varied_box_is_the_first_of_ten_boxes_that_passes_and_else_the_eleventh():
