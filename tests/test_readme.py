@@ -40,7 +40,7 @@ def shortened(command: str) -> str:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
-    for name in ("mrm_jax", "configs", "docs", "tests"):
+    for name in ("mrm_jax", "configs", "docs", "launch", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)

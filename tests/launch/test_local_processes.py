@@ -1,0 +1,152 @@
+"""launch/local_processes.sh with a stand-in for python."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+
+from .conftest import program
+
+WORDS = ("--config", "c.py", "--workdir", "runs/a b")
+# Says what it was started with, then does what the file `plan-INDEX` says, or waits. Told to stop
+# it ends with 0, as a run that has saved; stubborn, it does not hear.
+PYTHON = r"""#!/usr/bin/env bash
+index=${*: -1}
+index=${index#*=}
+echo "${JAX_PLATFORMS:-} ${CUDA_VISIBLE_DEVICES:-} $*"
+plan=$(cat "plan-$index" 2>/dev/null || echo wait)
+if [ "$plan" = stubborn ]; then trap '' TERM; else trap 'exit 0' TERM; fi
+echo "$$" >"pid-$index.part" && mv "pid-$index.part" "pid-$index"
+case $plan in
+[0-9]*) exit "$plan" ;;
+*) while true; do sleep 0.02; done ;;
+esac
+"""
+
+
+class Processes:
+    def __init__(self, folder, checkout):
+        self.folder, self.script = folder, checkout / "launch/local_processes.sh"
+        program(folder / "bin/python", PYTHON)
+
+    def start(self, *options: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", self.script, "--processes=3", "--logs=logs", *options, "--", *WORDS],
+            cwd=self.folder,
+            env={"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "HOME": str(self.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *plans: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        for i, plan in enumerate(plans):
+            (self.folder / f"plan-{i}").write_text(plan)
+        process = self.start(*options)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    def alive(self) -> list[str]:
+        found = []
+        for file in sorted(self.folder.glob("pid-?")):
+            try:
+                os.kill(int(file.read_text()), 0)
+            except ProcessLookupError:
+                continue
+            found.append(file.name)
+        return found
+
+
+@pytest.fixture
+def processes(tmp_path, checkout):
+    return Processes(tmp_path, checkout)
+
+
+def test_every_process_gets_the_words_and_its_place(processes):
+    code, out, _ = processes.run("0", "0", "0")
+    assert code == 0
+    logs = [(processes.folder / f"logs/process-{i}.log").read_text() for i in range(3)]
+    mesh = [
+        f"--config.mesh.{name}"
+        for name in ("coordinator=localhost:12321", "process_count=3", "process_index=")
+    ]
+    for i, log in enumerate(logs):
+        assert log == f"cpu  -m mrm_jax.main {' '.join(WORDS)} {' '.join(mesh)}{i}\n"
+    assert out == logs[0]
+
+
+def test_with_gpus_every_process_sees_its_own(processes):
+    processes.run("0", "0", "0", options=("--gpus",))
+    logs = [(processes.folder / f"logs/process-{i}.log").read_text() for i in range(3)]
+    assert [log.split()[0] for log in logs] == ["0", "1", "2"]
+
+
+def test_when_one_fails_the_others_are_ended_and_its_exit_code_is_the_scripts(processes):
+    code, _, err = processes.run("stubborn", "wait", "7", options=("--grace=0",))
+    assert code == 7
+    assert processes.alive() == []
+    assert "process 2 ended with exit code 7" in err
+    assert "process_index=2" in err  # the end of its log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_so_that_the_run_saves(processes, number):
+    process = processes.start()
+    while len(processes.alive()) < 3:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert processes.alive() == []
+
+
+def test_the_second_signal_ends_all_at_once(processes):
+    for i in range(3):
+        (processes.folder / f"plan-{i}").write_text("stubborn")
+    process = processes.start()
+    while len(processes.alive()) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    while "once more" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert processes.alive() == []
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(processes):
+    code, out, err = processes.run(options=("--dry_run",))
+    assert (code, err) == (0, "")
+    commands = [shlex.split(line) for line in out.splitlines()]
+    assert [words[-1] for words in commands] == [
+        f"--config.mesh.process_index={i}" for i in (0, 1, 2)
+    ]
+    assert all(list(WORDS) == words[6:10] for words in commands)
+    assert sorted(path.name for path in processes.folder.iterdir()) == ["bin"]
+
+
+def test_the_flags_of_the_mesh_are_options_of_the_config(processes):
+    from mrm_jax.config import runtime_fields
+
+    _, out, _ = processes.run(options=("--dry_run",))
+    given = {word.partition("=")[0] for word in out.split() if word.startswith("--config.mesh")}
+    assert given <= {f"--config.{name}" for name in runtime_fields()}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--processes=0", "--", "x"), "say how many"),
+        (("--processes=2",), "nothing to run"),
+        (("--gpu", "--", "x"), "'--gpu' is not an option"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(processes, words, why):
+    done = subprocess.run(["bash", processes.script, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [why in line for line in done.stderr.splitlines()] == [True]
