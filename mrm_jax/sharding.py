@@ -132,6 +132,22 @@ def _spec(name: str, shape: tuple[int, ...], axis: int | None, parts: int) -> Pa
     return PartitionSpec(*[FSDP if i == len(shape) + axis else None for i in range(len(shape))])
 
 
+def whole(tree: Any) -> Any:
+    """`tree` with all of every leaf on each device, in a step that `jit_step` traces; as it is
+    elsewhere, and where no leaf is split.
+
+    For what a network is given and for its gradients: left to itself XLA splits arithmetic like
+    parameters and moves activations between devices in every layer. A sharding constraint does not
+    stop it at loops; what leaves a `shard_map` is what it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[FSDP] == 1:
+        return tree
+    all_of_it = PartitionSpec()
+    same = jax.shard_map(lambda leaves: leaves, mesh=mesh, in_specs=all_of_it, out_specs=all_of_it)
+    return same(tree)
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The global batch on the mesh, from the part that this process read (all of it where there is
     one process).
@@ -200,8 +216,13 @@ def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh, *, carried: int =
     beside the state.
     """
     shardings, copies = of_state(state, mesh), (replicated(mesh),) * (carried + 1)
+
+    def on_mesh(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `whole`
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        on_mesh,
         in_shardings=(shardings, *copies, over_batch(mesh)),
         out_shardings=(shardings, *copies),
         donate_argnums=0,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mrm_jax import sharding
 from mrm_jax.config import Config, detail_crop, mic_block, mim_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
@@ -195,13 +196,14 @@ def _step_with(
     grads, passed, moments = accumulate(
         shared,
         run.passes,
-        state.params,
+        sharding.whole(state.params),
         views,
         state.step,
         train.pass_execution,
         train.microbatches,
         unroll=run.config.model.unroll,
     )
+    grads = sharding.whole(grads)
     params, opt_state = optimizer.update(
         state.params, grads, state.opt_state, state.step, scalars, run.config
     )
@@ -236,7 +238,10 @@ def _teach(
         None if key is None else jax.random.wrap_key_data(jnp.asarray(key)),
     )
     output, moments = teacher.predict(
-        run.modules.segmentor, params, state.teacher_batch_stats, batch.target.image
+        run.modules.segmentor,
+        sharding.whole(params),
+        state.teacher_batch_stats,
+        batch.target.image,
     )
     pseudo = pseudo_label.make(
         output.logits["main"],

@@ -21,10 +21,13 @@ from mrm_jax.config import Encoder
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.train import hooks, hosts
 from mrm_jax.train.checkpoint import Checkpoints
+from mrm_jax.train.plan import collectives
 from mrm_jax.train.step import build
 
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))
 PAIR = "two processes"
+SENT = ("all-gather", "all-to-all", "collective-permute")
+"""What moves arrays between devices without adding them up."""
 
 
 def config(tiny):
@@ -73,6 +76,10 @@ def two_steps(made, program, mesh, checkpoints):
         found |= flat(draws, f"draws/{number}", mesh)
     step = sharding.jit_step(program.train_step, state, mesh)
     compiled = step.lower(state, frozen, first).compile(sharding.quick(mesh))
+    sent = collectives(compiled.as_text())
+    found["sent"] = np.asarray([sent.get(kind, {"bytes": 0})["bytes"] for kind in SENT])
+    learnt = jax.tree.leaves((state.params, state.teacher_params))
+    found["learnt"] = np.asarray(sum(leaf.nbytes for leaf in learnt))
     after, metrics = compiled(state, frozen, first)
     found |= flat(after.opt_state, "moments", mesh) | flat(metrics, "metric", mesh)
     kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]

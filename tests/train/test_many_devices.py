@@ -63,6 +63,14 @@ def test_pictures_and_draws_are_those_of_one_device(found, mesh):
         np.testing.assert_array_equal(other[name], value, err_msg=name)
 
 
+def test_splitting_parameters_moves_parameters_and_nothing_else(found):
+    whole, split = found["2x1:sent"], found["8x4:sent"]
+    assert not whole[1:].any()
+    assert not split[1:].any()
+    # A tenth more for small sums that XLA gathers before it adds them up.
+    assert 0 < split[0] - whole[0] <= 1.1 * found["8x4:learnt"]
+
+
 @pytest.mark.parametrize("mesh", OTHERS)
 def test_losses_and_gradients_are_those_of_one_device(found, mesh):
     one, other = (part(found, m, "metric", "moments") for m in (ONE, mesh))
