@@ -140,19 +140,22 @@ def _measure(
             "ratio": statistics.median(seconds["published"]) / median,
         }
         if way == "prepared, jpeg95":
-            report["pixels"] = _pixels(sets["jpeg95"], folders, case)
+            report["pixels"] = _pixels(sets["jpeg95"], folders)
         yield report
 
 
-def _native(case: Case) -> bool:
-    """Whether the set keeps its own size, because the one it is trained at is larger."""
+def _native(case: Case, codec: str) -> bool:
+    """Whether the set keeps its own size, because the one it is trained at is larger. Not with
+    jpeg95: of a picture that is stored enlarged, too, no more than a crop is decoded.
+    """
     height, width = case.size
-    return transforms.keep_ratio_size(height, width, case.box)[0] >= height
+    larger = transforms.keep_ratio_size(height, width, case.box)[0] >= height
+    return larger and codec != "jpeg95"
 
 
 def _prepared(folder: Path, raw: Path, case: Case, codec: str) -> prepared.RecordsLabelled:
     to = folder / f"{case.data_set}_{case.box[0]}_{codec}"
-    resize = "native" if _native(case) else case.box
+    resize = "native" if _native(case, codec) else case.box
     options = prepare.Options(resize=resize, codec=codec)
     data_set = datasets.DATA_SETS[case.data_set]
     prepare.prepare(data_set, raw, to, options, say=lambda line: None, progress=_silent)
@@ -197,16 +200,14 @@ def _published(domain: Domain, paths: Sequence[Any], index: int, case: Case, rng
 
 
 def _pixels(
-    stored: prepared.RecordsLabelled, folders: sources.LabelledPictures, case: Case
+    stored: prepared.RecordsLabelled, folders: sources.LabelledPictures
 ) -> dict[str, float]:
     """What a codec does to pixels: mean and largest absolute difference, grey levels, and PSNR."""
     differences = []
     for i in range(len(stored)):
-        original = folders.image(i)
-        if not _native(case):
-            size = transforms.keep_ratio_size(original.shape[0], original.shape[1], case.box)
-            original = transforms.resize_image(original, size)
-        differences.append(stored.image(i).astype(np.int16) - original)
+        image, original = stored.image(i), folders.image(i)
+        original = transforms.resize_image(original, image.shape[:2])
+        differences.append(image.astype(np.int16) - original)
     error = np.abs(np.stack(differences)).astype(np.float64)
     return {
         "mean_difference": float(error.mean()),

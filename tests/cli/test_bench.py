@@ -95,6 +95,13 @@ def test_ways_of_reading_are_compared_with_the_published_one(capsys, monkeypatch
         for case, k in zip(throughput.CASES, (2, 8, 2, 4), strict=True)
     )
     monkeypatch.setattr(throughput, "CASES", small)
+    stored, real = {}, throughput.prepare.prepare
+
+    def prepare(data_set, raw, to, options, **rest):
+        stored[to.name] = options.resize
+        return real(data_set, raw, to, options, **rest)
+
+    monkeypatch.setattr(throughput.prepare, "prepare", prepare)
     assert run(["bench", "--data", "--repeats", "2", "--pictures", "2", "--json"]) == 0
     reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     ways = ["published", "folder", "prepared, png", "prepared, jpeg95"]
@@ -106,3 +113,7 @@ def test_ways_of_reading_are_compared_with_the_published_one(capsys, monkeypatch
         lossy = report["way"] == "prepared, jpeg95"
         assert ("pixels" in report) == lossy
         assert not lossy or 20 < report["pixels"]["psnr"] < 60
+    # What is trained at more than its size is kept at it, unless parts of it can be decoded.
+    assert stored["gta_1024_png"] == "native"
+    assert stored["gta_1024_jpeg95"] == (1024, 512)
+    assert stored["gta_256_png"] == (256, 128)

@@ -18,7 +18,17 @@ from test_datasets import LAYOUTS
 
 from mrm_jax import main
 from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train, UsageError
-from mrm_jax.data import datasets, labels, manifest, pipeline, prepare, records, shards, sources
+from mrm_jax.data import (
+    datasets,
+    jpeg,
+    labels,
+    manifest,
+    pipeline,
+    prepare,
+    records,
+    shards,
+    sources,
+)
 from mrm_jax.data.class_statistics import class_statistics
 from mrm_jax.types import RunError
 
@@ -126,6 +136,36 @@ def test_a_folder_and_its_prepared_set_give_identical_batches(tmp_path, stored):
     ):
         np.testing.assert_array_equal(one.image, other.image)
         np.testing.assert_array_equal(one.label, other.label)
+
+
+@pytest.mark.parametrize("stored", ["resized", "native"])
+def test_parts_of_jpegs_and_cached_ones_give_the_batches_of_whole_pictures(
+    tmp_path, monkeypatch, stored
+):
+    downloads.gta(tmp_path / "gta", count=3, size=(140, 256))
+    downloads.cityscapes(tmp_path / "city", count=3, size=(128, 256))
+    boxes = {"gta": (384, 216), "city": (128, 64)}
+    for name, data_set in (("gta", "gta"), ("city", "cityscapes")):
+        box = boxes[name] if stored == "resized" else "native"
+        made(data_set, tmp_path / name, tmp_path / f"{name}_set", resize=box, codec="jpeg95")
+    config = _config(
+        replace(datasets.GTA, path=str(tmp_path / "gta_set"), resize=boxes["gta"]),
+        replace(datasets.CITYSCAPES, path=str(tmp_path / "city_set"), resize=boxes["city"]),
+    )
+    sizes, real = [], jpeg._decoded
+    monkeypatch.setattr(jpeg, "_decoded", lambda file: sizes.append(len(file)) or real(file))
+    parts = list(pipeline.train_batches(config))
+    assert len(sizes) >= 4 * 3
+    assert min(sizes) < max(sizes)
+    data = replace(config.data, cache=True)
+    cached = list(pipeline.train_batches(replace(config, data=data)))
+    monkeypatch.setattr(jpeg, "parts", lambda content: None)
+    for batches in (parts, cached):
+        for one, whole in zip(batches, pipeline.train_batches(config), strict=True):
+            np.testing.assert_array_equal(one.source.image, whole.source.image)
+            np.testing.assert_array_equal(one.source.label, whole.source.label)
+            np.testing.assert_array_equal(one.target.image, whole.target.image)
+            np.testing.assert_array_equal(one.target.valid, whole.target.valid)
 
 
 def _with_val(config, path):
