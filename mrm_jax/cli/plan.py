@@ -15,6 +15,8 @@ UNREAD = {"model.encoder.weights": "any"}
 
 QUIET = {
     "JAX_PLATFORMS": "cpu",
+    # What is compiled for devices that are not there cannot be read back.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     # libtpu looks for the machine that it compiles for, and locks itself.
     "TPU_SKIP_MDS_QUERY": "1",

@@ -193,18 +193,16 @@ def _compile(
     device = mesh.devices.flat[0]
     say(f"compiling for {mesh.size} x {device.device_kind}: minutes for a MiT-B5 ...")
     began = time.perf_counter()
-    # What is compiled for devices that are not there cannot be read back from the cache.
-    wanted = {"jax_optimization_level": level, "jax_enable_compilation_cache": False}
-    before = {name: jax.config.values[name] for name in wanted}
+    before = jax.config.values[_LEVEL]
+    jax.config.update(_LEVEL, level)
     try:
-        _set(wanted)
         compiled = lower(program, mesh, arguments).compile(
             compiler_options=_OPTIONS[device.platform]
         )
     except jax.errors.JaxRuntimeError as error:
         return {"source": "compiled", "temporaries": too_large(error)}
     finally:
-        _set(before)
+        jax.config.update(_LEVEL, before)
     found = costs(compiled)
     return {
         "source": "compiled",
@@ -215,16 +213,12 @@ def _compile(
     }
 
 
+_LEVEL = "jax_optimization_level"
 _OPTIONS: dict[str, dict[str, Any] | None] = {
     "tpu": None,
     # Both try kernels on the device to choose one.
     "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
 }
-
-
-def _set(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        jax.config.update(name, value)
 
 
 _TEMPORARIES = re.compile(r"RESOURCE_EXHAUSTED.*?temporaries \(([\d.]+)([KMG])\)", re.DOTALL)

@@ -126,7 +126,8 @@ def config(*words):
 
 
 def planned(words=(), topology="h100:4", **options):
-    return plan.plan(config(*words), chips.parse(topology), say=lambda line: None, **options)
+    where = chips.parse(topology)
+    return plan.plan(config(*words), where, compiled=False, say=lambda line: None, **options)
 
 
 def test_parts_are_the_bytes_of_the_arrays_that_training_holds():
@@ -158,7 +159,7 @@ def test_fsdp_divides_what_can_be_divided():
 
 def test_a_batch_that_the_devices_cannot_share_is_enlarged_and_that_is_said():
     said = []
-    found = plan.plan(config(), chips.parse("h100:4"), say=said.append)
+    found = plan.plan(config(), chips.parse("h100:4"), compiled=False, say=said.append)
     assert found["batch"] == 4
     assert any("--config.train.batch=4" in line for line in said)
     with pytest.raises(UsageError, match=r"config.train.batch is 2, which 3 devices cannot share"):
@@ -234,18 +235,26 @@ def test_a_step_that_libtpu_finds_too_large_is_a_size_and_not_a_failure():
         plan.too_large(RuntimeError("INTERNAL: x"))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="compiles for a TPU slice with libtpu, which the extra tpu installs",
+def compilers(*names):
+    there = any(importlib.util.find_spec(name) for name in names)
+    return pytest.mark.skipif(not there, reason=f"needs {names[0]}, which compiles for it")
+
+
+@pytest.mark.parametrize(
+    ("topology", "gib"),
+    [
+        pytest.param("v5e:2x2", 16, marks=compilers("libtpu")),
+        pytest.param("h100:4", 80, marks=compilers("jax_cuda12_plugin", "jax_cuda13_plugin")),
+    ],
 )
-def test_a_small_recipe_is_compiled_for_a_slice_that_is_not_there():
+def test_a_small_recipe_is_compiled_for_devices_that_are_not_there(topology, gib):
     words = [sys.executable, "-m", "mrm_jax.main", "plan", f"--config={TINY}:daformer,mrm=true"]
-    words += ["--topology", "v5e:2x2", "--level", "O0", "--json"]
+    words += ["--topology", topology, "--level", "O0", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["source"], found["devices"], found["batch"]) == ("compiled", 4, 4)
-    assert found["hbm_bytes"] == 16 * 2**30
+    assert found["hbm_bytes"] == gib * 2**30
     assert found["fits"]
     assert set(found["bytes"]) == set(plan.PARTS)
     assert sum(found["bytes"].values()) == found["peak_bytes"]
