@@ -60,7 +60,7 @@ def plan(
     slice that its compiler does not know or a mesh that does not fit.
     """
     config = _spread(config, where, say)
-    mesh, program = _mesh(config, where, compiled), build(config)
+    mesh, program = _mesh(config, where, compiled, say), build(config)
     arguments = abstract(config, program, mesh)
     parts = _parts(arguments)
     jaxpr = _one_device(config, mesh.size)
@@ -104,10 +104,16 @@ def _spread(config: Config, where: Slice, say: Callable[[str], None]) -> Config:
     return replace(config, train=replace(config.train, batch=batch))
 
 
-def _mesh(config: Config, where: Slice, compiled: bool) -> Mesh | AbstractMesh:
+def _mesh(
+    config: Config, where: Slice, compiled: bool, say: Callable[[str], None]
+) -> Mesh | AbstractMesh:
     """Of descriptions of the devices, where there is a compiler for them, or of nothing."""
     compiler = ("libtpu",) if where.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    if not compiled or not any(importlib.util.find_spec(name) for name in compiler):
+    found = any(importlib.util.find_spec(name) for name in compiler)
+    if compiled and not found:
+        extra = "tpu" if where.is_tpu else "cuda"
+        say(f"{compiler[0]} is not there, so this is an estimate; install mrm-jax[{extra}].")
+    if not compiled or not found:
         return sharding.imagined_mesh(config, where.devices)
     from jax.experimental import topologies
 

@@ -166,6 +166,14 @@ def test_a_batch_that_the_devices_cannot_share_is_enlarged_and_that_is_said():
         planned(["--config.mesh.devices=3"])
 
 
+def test_a_plan_without_its_compiler_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = []
+    found = plan.plan(config(), chips.parse("v5e:2x1"), say=said.append)
+    assert found["source"] == "estimated"
+    assert said == ["libtpu is not there, so this is an estimate; install mrm-jax[tpu]."]
+
+
 def test_the_bound_is_the_slowest_of_arithmetic_memory_and_links():
     chip = chips.CHIPS["h100"]
     made = config("--config.train.steps=3600")
