@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -17,7 +18,7 @@ from absl import flags
 from mrm_jax.command import load_config, split_config_flags
 from mrm_jax.config import UsageError
 from mrm_jax.options import nearest
-from mrm_jax.paths import of_bucket, what_is_wrong
+from mrm_jax.paths import of_bucket, shown, what_is_wrong
 
 VERBS = {
     "train": "train a network, or go on where the workdir stopped",
@@ -49,6 +50,9 @@ class _Parser(argparse.ArgumentParser):
 
 def run(words: list[str]) -> int:
     """Runs a command line; raises UsageError or RunError with one line for the user."""
+    for stream in (sys.stdout, sys.stderr):  # file names that are no text, or none of the locale's
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if words and words[0] in ("-h", "--help", "help"):
         print(
             (__doc__ or "").splitlines()[0], *(f"  {v:10}{d}" for v, d in VERBS.items()), sep="\n"
@@ -91,7 +95,7 @@ def entry() -> None:
 
 
 def _complain(error: Exception | str, code: int) -> int:
-    print(f"mrm_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"mrm_jax: {shown(' '.join(str(error).split()))}", file=sys.stderr)
     return code
 
 

@@ -1,17 +1,25 @@
 """Where files lie: on this machine, or in a bucket that etils.epath opens (gs://, s3://, az://).
 
 The only place that turns a text into a path. What comes back has pathlib's methods either way.
+
+A path that a user writes goes anywhere (`located`). A name that comes from elsewhere, such as a
+manifest, an archive, a bucket's listing or a run's records, lies below a folder or is refused
+(`below`); tests/test_names.py finds joins that ask nobody. Files are replaced by a rename
+(`replaced`), so that none is ever half written, and a link in their place is not written through.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
 import tempfile
+import unicodedata
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +32,9 @@ _STATE = ("size", "md5Hash", "etag", "ETag", "mtime", "LastModified", "created")
 """What the packages call the facts that change with a file's content; each knows some of them."""
 _PACKAGES = {"gcsfs", "s3fs", "adlfs", "google", "botocore", "azure", "aiohttp", "requests"}
 """What reaches buckets, and raises errors of its own."""
+_OUTSIDE = "would lie outside of it"
+LONGEST = 255
+"""Bytes of a name, without its folder, that usual file systems take."""
 
 
 class PlaceError(UsageError, argparse.ArgumentTypeError):
@@ -53,7 +64,7 @@ def located(text: str | os.PathLike[str]) -> Path:
             f"{text} is neither a path on this machine nor in a bucket, which begins with one of "
             f"{', '.join(REMOTE)}."
         )
-    return Path(text).expanduser()
+    return Path(as_path(os.fspath(text))).expanduser()
 
 
 def local(text: str) -> Path:
@@ -80,6 +91,158 @@ def check_checkpoints(path: Path) -> None:
         )
 
 
+def refusal(name: object) -> str | None:
+    """Why `name` is none of a file below a folder, or None where it is one: plain parts with
+    forward slashes between them, the same on every system."""
+    if not isinstance(name, str):
+        return "is no text"
+    parts = name.split("/")
+    if not name:
+        return "is empty"
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        return "holds a control character"
+    if name.startswith("/") or re.match("[A-Za-z]:", name):
+        return _OUTSIDE
+    if "\\" in name or ".." in parts:  # a backslash is a slash on some systems
+        return _OUTSIDE
+    if "" in parts or "." in parts:
+        return "has an empty part"  # "a//b" is "a/b" on disk: two names would share a file
+    try:
+        longest = max(len(part.encode("utf-8", "surrogateescape")) for part in parts)
+    except UnicodeEncodeError:
+        return "is no text"
+    return f"has a part of more than {LONGEST} bytes" if longest > LONGEST else None
+
+
+def below(folder: Path, name: object) -> Path:
+    """The path of `name`, which comes from elsewhere, below `folder`.
+
+    Raises PlaceError, which names both, for a name that is none below a folder (`refusal`), and for
+    one that leads out of it by a link that lies there. The file itself may be a link: it is read,
+    as data sets are linked together from several disks, and replaced (`replaced`), never written.
+    """
+    why = refusal(name)
+    if why is None:
+        path = folder / as_path(str(name))
+        if is_remote(folder) or path.parent == folder:
+            return path
+        try:
+            if path.parent.resolve().is_relative_to(folder.resolve()):
+                return path
+            why = f"{_OUTSIDE}, by a link there"
+        except (OSError, RuntimeError):  # a loop of links
+            why = "leads into a loop of links"
+    said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:197]}..."
+    raise PlaceError(f"{folder}: the name {said} {why}; a file of that name is refused.")
+
+
+def as_text(name: str) -> str:
+    """A file's name as the system gives it, as text. The same where Python reads names as UTF-8; of
+    a name that is none, the odd bytes stay as lone surrogates, which JSON keeps."""
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # text already, in a locale that cannot say it
+        return name
+
+
+def as_path(name: str) -> str:
+    """The inverse of `as_text`: text as the system wants it (another one under LC_ALL=C)."""
+    try:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return name
+
+
+def letter_bytes(letter: str) -> bytes:
+    """The bytes behind one letter of `as_text`."""
+    byte = ord(letter) - 0xDC00  # how Python keeps a byte that is no text
+    return bytes([byte]) if 0x80 <= byte <= 0xFF else letter.encode("utf-8", "surrogatepass")
+
+
+def shown(text: object) -> str:
+    """A text for people, on one line: line breaks, other control characters and bytes that are no
+    text as backslash escapes."""
+    plain, odd = str(text), ("Cc", "Cs", "Zl", "Zp")
+    with suppress(UnicodeEncodeError):
+        plain = plain.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in odd else c for c in plain)
+
+
+def result_name(name: str, *, spare: int = 0, longest: int = LONGEST) -> str:
+    """`name`, of a picture as a file system gave it, for the files that are made of it.
+
+    Bytes that are no text, control characters, backslashes and what looks like a drive become %XX;
+    a part of more than `longest` bytes with `spare` more behind it is cut and gets a digest.
+    """
+
+    def escaped(letter: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in letter_bytes(letter))
+
+    plain = "".join(
+        escaped(letter)
+        if unicodedata.category(letter) in ("Cc", "Cs") or letter == "\\"
+        else letter
+        for letter in as_text(as_path(name))
+    )
+    plain = re.sub("^([A-Za-z]):", r"\1%3A", plain)
+    return "/".join(_cut(part, max(longest - spare, 32)) for part in plain.split("/"))
+
+
+def _cut(part: str, longest: int) -> str:
+    content = part.encode()
+    if len(content) <= longest:
+        return part
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{content[: longest - 13].decode('utf-8', 'ignore')}~{digest}"
+
+
+def longest_name(folder: Path) -> int:
+    """How many bytes a name in `folder`, which may not be there yet, can have."""
+    there = next((f for f in (folder, *folder.parents) if not is_remote(f) and f.exists()), None)
+    try:
+        return os.pathconf(there, "PC_NAME_MAX") if there else LONGEST
+    except (OSError, ValueError):
+        return LONGEST
+
+
+def same_file(name: str) -> str:
+    """What is equal of two names that some file system takes for one: without case, accents in one
+    form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write to, which takes its place when the context closes without
+    an error; in a bucket `path` itself, where files appear whole.
+
+    Raises OSError. A link at `path` is replaced, not followed, and nothing can wait at the new
+    file's name, which is drawn.
+    """
+    if is_remote(path):
+        yield path
+        return
+    new = path.with_name(f".new-{uuid.uuid4().hex}")  # short: `path`'s name may be a longest one
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` in one move. Raises OSError."""
+    with replaced(path) as new:
+        new.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text` as UTF-8 in one move, what is no text as backslash escapes. Raises
+    OSError."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
 def names_below(folder: Path) -> Iterator[str]:
     """Names of all files below a folder in a bucket, relative to it, by one listing of the
     bucket."""
@@ -93,7 +256,9 @@ def states_below(folder: Path) -> Iterator[tuple[str, str]]:
     system, base = fsspec.url_to_fs(os.fspath(folder))
     for name, facts in system.find(base, detail=True).items():
         state = " ".join(str(facts.get(key)) for key in _STATE)
-        yield name[len(base) :].lstrip("/"), state
+        rest = name[len(base) :].removeprefix("/")
+        if rest and not rest.endswith("/"):  # what a console puts where a folder is made
+            yield rest, state
 
 
 @contextmanager
@@ -104,7 +269,7 @@ def at_hand(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
-        copy = Path(folder) / path.name
+        copy = below(Path(folder), path.name)
         with path.open("rb") as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         with renamed_in_errors(copy, path):

@@ -17,6 +17,7 @@ ALLOWED = {
     "command": {"options", "config", "checks"},
     "types": set(),
     "paths": {"options"},
+    "shell": {"paths"},
     "rngs": {"types"},
     "sharding": {"config", "types"},
     "ops": {"config", "types"},
@@ -25,15 +26,15 @@ ALLOWED = {
     "convert": {"config", "types", "paths"},
     "data": {"config", "types", "paths"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths"},
-    "report": {"config", "types", "options", "data", "arms"},
+    "report": {"config", "types", "options", "data", "arms", "paths"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
-        *("data", "evaluation", "report", "convert", "recipes", "arms", "paths"),
+        *("data", "evaluation", "report", "convert", "recipes", "arms", "paths", "shell"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
-        *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths"),
+        *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths", "shell"),
     },
     "main": {"config", "options", "command", "cli", "paths"},
 }
@@ -43,6 +44,7 @@ LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets
 NO_JAX = {
     "options",
     "paths",
+    "shell",
     "config",
     "checks",
     "recipes",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from mrm_jax.arms import Arm
 from mrm_jax.command import load_config, load_module
 from mrm_jax.config import Config, UsageError
 from mrm_jax.options import nearest
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import below, is_remote, located
+from mrm_jax.shell import pasteable
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.jobs import Job, own_first, share, work
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.list:
         for job in jobs:
             words = [*job.words, "--workdir", str(job.folder)]
-            print("python -m mrm_jax.main train " + " ".join(map(shlex.quote, words)))
+            print(pasteable(["python", "-m", "mrm_jax.main", "train", *words]))
         return 0
     if arguments.share:
         return _work(config, workdir, own_first(jobs, *map(int, arguments.share.split("/"))))
@@ -169,7 +169,7 @@ def _job(arguments: argparse.Namespace, arm: Arm, seed: int) -> Job:
     assert config is not None
     run = rf"{re.escape(str(arguments.workdir))}/[^/\s]+/seed\d+"
     needs = tuple(Path(path) for flag in own for path in re.findall(run, flag))
-    folder = arguments.workdir / arm.folder / f"seed{seed}"
+    folder = below(arguments.workdir, arm.folder) / f"seed{seed}"
     return Job(arm, seed, config, folder, words, needs)
 
 
@@ -184,7 +184,7 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                 if (old.recipe, old.flags) != (arm.recipe, arm.flags):
                     raise UsageError(
                         f"{workdir / armed.FILE} knows another arm '{arm.name}' ({old.recipe} "
-                        f"{' '.join(old.flags)}); give it another name or use a new --workdir."
+                        f"{pasteable(old.flags)}); give it another name or use a new --workdir."
                     )
                 known[arm.name] = arm
             armed.check(known.values())

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from mrm_jax.cli.prepare import data_set, names
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
-from mrm_jax.paths import local
+from mrm_jax.paths import local, shown, what_is_wrong
 
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
     from mrm_jax.data.check import Checked
+    from mrm_jax.data.datasets import DataSet, Located
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="root", type=local, required=True, help="the download, or a prepared set"
     )
-    parser.add_argument("--to", type=local, help="folder for the report; default: check-DATASET")
+    parser.add_argument(
+        "--to", type=local, help="write the report there, with pictures: check.html"
+    )
     parser.add_argument("--fast", action="store_true", help="read 100 pictures of each split only")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
-    from mrm_jax.data import manifest
+    from mrm_jax.data import datasets, manifest
     from mrm_jax.report.check import write_check
     from mrm_jax.types import RunError
 
     root = arguments.root
     chosen = data_set(arguments.data_set, config)
-    to = arguments.to or Path(f"check-{arguments.data_set}")
+    to: Path | None = arguments.to
     progress = functools.partial(progress_bar, "pictures", lines=True)
     if manifest.is_prepared(root):
         from mrm_jax.data.check_prepared import check_prepared
@@ -54,25 +57,27 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
         found = check_download(chosen, root, fast=arguments.fast, progress=progress)
         title, classes = chosen.title, chosen.classes
-        facts = [f"{root}; licence: {chosen.licence}", *_room(arguments, config, root)]
+        located = datasets.locate(chosen, root)
+        facts = [f"{root}; licence: {chosen.licence}", *_room(chosen, located, root)]
+        facts += [f"{name}: {line}" for name, each in located.items() for line in each.left_out()]
+    written = []
     try:
-        path = write_check(to, title, facts, classes, found)
+        if to is not None:
+            written.append(f"pictures: {write_check(to, title, facts, classes, found)}")
     except OSError as error:
-        raise RunError(f"--to {to} cannot be written: {error.strerror}.") from error
+        raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     bad = any(finding.severity == "error" for checked in found for finding in checked.findings)
     if arguments.json:
         print(json.dumps(document(title, facts, classes, found)))
     else:
-        print("\n".join([*lines(title, facts, classes, found), f"pictures: {path}"]))
+        print("\n".join(map(shown, [*lines(title, facts, classes, found), *written])))
     return 1 if bad else 0
 
 
-def _room(arguments: argparse.Namespace, config: Config | None, root: Path) -> list[str]:
+def _room(chosen: DataSet, found: dict[str, Located], root: Path) -> list[str]:
     """What preparing would take of the disk, estimated from a few pictures of each split."""
-    from mrm_jax.data import datasets, prepare
+    from mrm_jax.data import prepare
 
-    chosen = data_set(arguments.data_set, config)
-    found = datasets.locate(chosen, root)
     parts = []
     for codec in ("png", "jpeg95"):
         sizes = prepare.estimated_bytes(chosen, found, prepare.Options(codec=codec))

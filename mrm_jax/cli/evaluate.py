@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
-from mrm_jax.paths import located, what_is_wrong
+from mrm_jax.paths import is_remote, located, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         type=located,
         metavar="DIR",
-        help="folder of evaluation.json (default: the workdir; with --checkpoint the current one)",
+        help="folder of evaluation.json (default: that of the run or of the converted network)",
     )
 
 
@@ -82,18 +83,20 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         soft_wrap=True,
     )
 
-    from mrm_jax.data.pipeline import evaluation_set
+    from mrm_jax.data.pipeline import Examples, evaluation_set
     from mrm_jax.evaluation.evaluator import evaluate_networks
     from mrm_jax.evaluation.scores import document
     from mrm_jax.models.build import build_segmentor
     from mrm_jax.train.console import Screen
 
     examples = evaluation_set(protocol)
-    if not examples:
+    if not isinstance(examples, Examples) or not examples:
         raise UsageError(
             "There is nothing to score on: data.evaluation.labels of the run is empty. "
             "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER."
         )
+    folder = _home(arguments)
+    saver = _saver(arguments.save_predictions, next(iter(variables)), examples.names)
     with progress_bar("pictures", len(examples)) as advance:
         found = evaluate_networks(
             protocol,
@@ -103,10 +106,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             variables,
             examples,
             progress=lambda done, total: advance(done),
-            on_prediction=_saver(arguments.save_predictions, next(iter(variables))),
+            on_prediction=saver,
         )
     Screen(0, console).scores(loaded.step, found)
-    folder = arguments.to or arguments.workdir or Path()
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
     console.print(
         f"written: {_write(folder, document(found, **facts))}", markup=False, soft_wrap=True
@@ -164,15 +166,36 @@ def _protocol(trained: Config, given: Config | None, path: Path | None) -> Confi
     return dataclasses.replace(trained, data=data, evaluation=evaluation)
 
 
-def _saver(folder: Path | None, network: str) -> Callable[[str, str, np.ndarray], None] | None:
+def _home(arguments: argparse.Namespace) -> Path:
+    """Where evaluation.json goes. Raises UsageError, before hours are spent on the scores, where
+    --to was not given and nothing can be written beside the run."""
+    if arguments.to is not None:
+        return arguments.to
+    from mrm_jax.train.checkpoint import FOLDER
+
+    folder: Path = arguments.workdir or arguments.checkpoint
+    if (folder / "student").is_dir():  # one checkpoint, of a run or copied out of it
+        folder = folder.parent
+    if folder.name == FOLDER:
+        folder = folder.parent
+    if not is_remote(folder) and not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder} cannot be written; add --to DIR, a folder of evaluation.json.")
+    return folder
+
+
+def _saver(
+    folder: Path | None, network: str, names: Sequence[str]
+) -> Callable[[str, str, np.ndarray], None] | None:
     if folder is None:
         return None
 
-    from mrm_jax.evaluation.pictures import write_png
+    from mrm_jax.evaluation.pictures import prediction_files, write_png
+
+    files = prediction_files(names, folder)
 
     def save(whose: str, name: str, ids: np.ndarray) -> None:
         if whose == network:
-            write_png(folder / f"{name}.png", ids)
+            write_png(files[name], ids)
 
     return save
 
@@ -186,5 +209,7 @@ def _write(folder: Path, values: dict) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
+        raise RunError(
+            f"{path} cannot be written: {what_is_wrong(error)}; add --to DIR, another folder."
+        ) from error
     return path

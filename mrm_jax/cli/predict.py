@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from mrm_jax.cli.evaluate import (
 )
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
-from mrm_jax.paths import located, what_is_wrong
+from mrm_jax.paths import below, located, replaced, shown, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TABLE = "class_shares.csv"
 WARNINGS_SHOWN = 5
+_ITS_OWN = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+"""Errors of writing that say something of one name; a full disk says something of all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
-    """Segments all pictures; 1 where some could not be read (they are named), else 0.
+    """Segments all pictures; 1 where some could not be read or written (they are named), else 0.
 
     Of every picture: NAME.png (train ids, 8 bits, at its own size), NAME_colour.png,
     NAME_overlay.png, and a row of class_shares.csv. Raises UsageError, or RunError for a folder
@@ -84,10 +87,12 @@ def _predict_all(
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     variables = jax.device_put(variables)
     box = tuple(arguments.resize) if arguments.resize else input_box(config)
-    unreadable, warned = [], 0
+    failed: dict[str, list[str]] = {"read": [], "written": []}
+    warned = 0
     try:
         to.mkdir(parents=True, exist_ok=True)
-        table = (to / TABLE).open("w", encoding="utf-8")
+        with replaced(to / TABLE) as new:  # rows go there as they come, under the right name
+            table = new.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     with table, progress_bar("pictures", len(jobs)) as advance:
@@ -96,25 +101,32 @@ def _predict_all(
         for done, job in enumerate(jobs, 1):
             try:
                 image = read_image(job.path, upright=True)
-            except UnreadableError as error:
-                unreadable.append(str(job.path))
-                print(f"unreadable: {error}", file=sys.stderr)
-            else:
                 ids, warning = _segment(config, model, variables, image, box)
-                rows.writerow([job.name, job.path, *ids.shape, *_shares(ids, config)])
                 _write(to, job.name, image, ids, config)
+            except UnreadableError as error:
+                failed["read"].append(shown(job.path))
+                print(f"unreadable: {shown(error)}", file=sys.stderr)
+            except RunError as error:
+                if not (isinstance(cause := error.__cause__, OSError) and cause.errno in _ITS_OWN):
+                    raise
+                failed["written"].append(shown(job.path))
+                print(f"not written: {shown(error)}", file=sys.stderr)
+            else:
+                rows.writerow([job.name, job.path, *ids.shape, *_shares(ids, config)])
                 warned += warning is not None
                 if warning is not None and warned <= WARNINGS_SHOWN:
-                    print(f"warning: {job.path} {warning}.", file=sys.stderr)
+                    print(f"warning: {shown(job.path)} {warning}.", file=sys.stderr)
             advance(done)
     if warned > WARNINGS_SHOWN:
         print(
             f"warning: {warned} pictures in all are far from the training scale.", file=sys.stderr
         )
-    print(f"{len(jobs) - len(unreadable)} of {len(jobs)} pictures segmented into {to}")
-    if unreadable:
-        print(f"{len(unreadable)} could not be read: {', '.join(unreadable)}", file=sys.stderr)
-    return 1 if unreadable else 0
+    count = sum(map(len, failed.values()))
+    print(f"{len(jobs) - count} of {len(jobs)} pictures segmented into {to}")
+    for what, paths in failed.items():
+        if paths:
+            print(f"{len(paths)} could not be {what}: {', '.join(paths)}", file=sys.stderr)
+    return 1 if count else 0
 
 
 def _segment(
@@ -149,4 +161,4 @@ def _write(to: Path, name: str, image: np.ndarray, ids: np.ndarray, config: Conf
     colour = colourise(ids, config.data.classes)
     pictures = (ids, colour, cv2.addWeighted(image, 0.5, colour, 0.5, 0))
     for product, picture in zip(PRODUCTS, pictures, strict=True):
-        write_png(to / f"{name}{product}.png", picture)
+        write_png(below(to, f"{name}{product}.png"), picture)

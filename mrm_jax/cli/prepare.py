@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
 from mrm_jax.options import nearest
-from mrm_jax.paths import local
+from mrm_jax.paths import below, local, shown
+from mrm_jax.shell import quoted
 
 if TYPE_CHECKING:
     from mrm_jax.data.datasets import DataSet
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     progress = functools.partial(progress_bar, "pictures", lines=True)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(shown(line), file=sys.stderr, flush=True)
 
     try:
         made = prepare(chosen, arguments.root, arguments.to, options, say=say, progress=progress)
@@ -116,7 +117,7 @@ def summary(made: Manifest, folder: Path) -> list[str]:
     """What a prepared set holds, a line a split, and how it is used."""
     lines = [f"{made.title}: {made.licence}"]
     for name, split in made.splits.items():
-        size = sum((folder / shard.file).stat().st_size for shard in split.shards)
+        size = sum(below(folder, shard.file).stat().st_size for shard in split.shards)
         box = (
             f"fitted into {split.resize[0]} x {split.resize[1]}" if split.resize else "native size"
         )
@@ -126,7 +127,8 @@ def summary(made: Manifest, folder: Path) -> list[str]:
             f"  {name}: {split.count} pictures, {box}{labelled}{skipped}, "
             f"{len(split.shards)} files, {size / 2**20:.1f} MiB"
         )
-    return [*lines, f"train on it by --config.data.<source or target>.path={folder}"]
+    flag = quoted(f"--config.data.source.path={folder}")
+    return [*lines, f"train on it by {flag} (as the target: data.target.path)"]
 
 
 def _box(text: str | None) -> tuple[int, int] | str | None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import UsageError
-from mrm_jax.paths import at_hand, located
+from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
 
 FORMATS = {
     ".pth": "PyTorch",
@@ -277,21 +277,18 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]
     kind = FORMATS.get(path.suffix)
     if kind is None:
         raise UsageError(f"{path} ends in '{path.suffix}'; write {', '.join(FORMATS)}.")
-    temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "PyTorch":
-            _write_torch(temporary, tensors)
-        elif kind == "safetensors":
-            _write_safetensors(temporary, tensors, meta)
-        else:
-            with temporary.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **dict(tensors))
-        temporary.replace(path)
+        with replaced(path) as new:
+            if kind == "PyTorch":
+                _write_torch(new, tensors)
+            elif kind == "safetensors":
+                _write_safetensors(new, tensors, meta)
+            else:
+                with new.open("wb") as stream:
+                    np.savez(stream, allow_pickle=False, **dict(tensors))
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
 
 
 def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -301,7 +298,10 @@ def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise UsageError(
             "Writing .pth needs torch: pip install 'mrm-jax[torch]', or write .safetensors or .npz."
         ) from error
-    torch.save({k: torch.from_numpy(np.array(v, order="C")) for k, v in tensors.items()}, path)
+    with path.open("wb") as stream:  # of a path torch stores the name too
+        torch.save(
+            {k: torch.from_numpy(np.array(v, order="C")) for k, v in tensors.items()}, stream
+        )
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Any], meta: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from mrm_jax.data.check import (
     threaded,
 )
 from mrm_jax.data.prepared import Records, RecordsLabelled
+from mrm_jax.paths import below
 
 AGAIN = "prepare the set again, or copy it again from where it was made"
 
@@ -89,12 +90,12 @@ def _record(pictures: Records, index: int, show: bool) -> Seen:
 
 
 def _files(checked: Checked, folder: Path, split: manifest.Split) -> None:
-    missing = [s.file for s in split.shards if not (folder / s.file).is_file()]
+    missing = [s.file for s in split.shards if not below(folder, s.file).is_file()]
     checked.find("error", "files that are missing", missing, AGAIN)
     changed = [
         shard.file
         for shard in split.shards
-        if shard.file not in missing and manifest.sha256(folder / shard.file) != shard.sha256
+        if shard.file not in missing and manifest.sha256(below(folder, shard.file)) != shard.sha256
     ]
     checked.find("error", "files whose SHA-256 is not the manifest's", changed, AGAIN)
     for name in ("features.json", "dataset_info.json"):

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from mrm_jax.config import Domain
 from mrm_jax.data import files, sources
-from mrm_jax.paths import is_remote, located, states_below
+from mrm_jax.paths import is_remote, located, states_below, write_text
 
 FORMAT = 1
 THREADS = 4  # Decoding and counting leave Python's lock; more threads than that wait for the disk.
@@ -200,11 +199,9 @@ def _write(place: Path, content: str, names: list[str], found: list[_Count | Non
 
     labels = {name: entry(count) for name, count in zip(names, found, strict=True)}
     text = json.dumps({"content": content, "labels": labels}) + "\n"
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, place)
+        write_text(place, text)
     except OSError:
         return False
     return True

@@ -238,6 +238,8 @@ class Located:
 
     domain: the reading that fits, which says how labels are stored. `labels` is empty for an
     unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture.
+    `copies`: stems of pictures that lie there twice and count once. `others`: names of pictures in
+    the folder where the pattern starts that no split takes.
     """
 
     split: str
@@ -246,6 +248,13 @@ class Located:
     labels: dict[str, File]
     repeated: dict[str, list[File]]
     orphans: dict[str, File]
+    copies: list[str]
+    taken: frozenset[File]
+    others: tuple[str, ...] = ()
+
+    def left_out(self) -> list[str]:
+        """A line for each kind of picture that is there and not used."""
+        return files.left_out(self.copies, self.others)
 
 
 def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
@@ -272,33 +281,53 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
             f"{field}: {root} holds no picture of {data_set.title}; it should hold files such as "
             f"{where}, as the download unpacks, or its zip archives."
         )
-    return found
+    return _with_others(found, names)
+
+
+def _with_others(found: dict[str, Located], names: list[tuple[str, File]]) -> dict[str, Located]:
+    """`found`, each picture that no split takes in the first split whose pattern starts above."""
+    taken = frozenset().union(*(each.taken for each in found.values()))
+    rest = [name for name, file in files.pictures(names) if file not in taken]
+    told = {}
+    for split, each in found.items():
+        start = files.fixed_part(each.domain.images)
+        mine = [name for name in rest if not start or f"/{start}/" in f"/{name}"]
+        rest = [name for name in rest if name not in set(mine)] if mine else rest
+        told[split] = replace(each, others=tuple(mine))
+    return told
 
 
 def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Located:
-    pictures = files.by_stem(names, domain.images, domain.image_suffix, leading=True)
+    all_names = names
     if domain.labels and not domain.images:  # labels below the pictures are no pictures
         inside = f"{domain.labels}/"
-        pictures = {stem: found for stem, found in pictures.items() if not stem.startswith(inside)}
+        names = [pair for pair in names if not pair[0].startswith(inside)]
+    matched = files.by_stem(names, domain.images, domain.image_suffix, leading=True)
+    pictures, copies = matched.once()
     if domain.listing:
         lists = [file for name, file in names if f"/{name}".endswith(f"/{domain.listing}")]
-        text = lists[0].read_bytes().decode() if lists else ""
+        text = lists[0].read_bytes().decode("utf-8", "surrogateescape") if lists else ""
         wanted = [line.strip() for line in text.splitlines() if line.strip()]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     given: dict[str, list[File]] = {}
     if domain.labels and pictures:
-        given = files.by_stem(names, domain.labels, domain.label_suffix, leading=True)
+        labelled = files.by_stem(all_names, domain.labels, domain.label_suffix, leading=True)
+        given = labelled.every()
     return Located(
         split=split,
         domain=domain,
         pictures={stem: found[0] for stem, found in pictures.items()},
         labels={stem: given[stem][0] for stem in pictures if stem in given},
         repeated={stem: found for stem, found in pictures.items() if len(found) > 1},
-        orphans={} if domain.listing else _orphans(given, pictures),
+        orphans={} if domain.listing else _orphans(given, {*pictures, *copies}),
+        copies=[] if domain.listing else copies,
+        taken=frozenset(
+            file for stems in (*matched, given) for found in stems.values() for file in found
+        ),
     )
 
 
-def _orphans(given: dict[str, list[File]], pictures: dict[str, list[File]]) -> dict[str, File]:
+def _orphans(given: dict[str, list[File]], pictures: set[str]) -> dict[str, File]:
     """Labels without a picture; "00001_labelTrainIds" beside "00001" is another form of one."""
     return {
         stem: found[0]

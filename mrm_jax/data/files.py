@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -19,14 +20,15 @@ from PIL import Image
 
 from mrm_jax.config import UsageError
 from mrm_jax.data import polygons
-from mrm_jax.data.tree import ANY, File, match, walk
-from mrm_jax.paths import what_is_wrong
+from mrm_jax.data.tree import ANY, File, Matched, match, walk
+from mrm_jax.paths import as_path, as_text, shown, what_is_wrong
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings that count as a picture, in lower case."""
 
 
 Entry = TypeVar("Entry")
+log = logging.getLogger(__name__)
 Colours = tuple[tuple[int, int, int], ...]
 
 
@@ -149,47 +151,88 @@ def find(
     root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
 ) -> dict[str, File]:
     """Stem to file of all pictures in the folders below `root` that `folder` stands for, sorted by
-    stem (see `tree.match`); without its extension when `suffix` is empty.
+    stem (see `tree.match`), each once; without its extension when `suffix` is empty.
 
-    What lies in `without`, a folder below, is left out. Raises UsageError for a missing or empty
-    folder and for two files of one stem; `field` names the config option.
+    What lies in `without`, a folder below, is left out; other pictures that are left out are
+    counted in the log. Raises UsageError for a missing or empty folder and for two files of one
+    stem; `field` names the config option.
     """
-    found = listed(root, folder, suffix, field=f"{field}.path", without=without)
+    names = _below(root, folder, field=f"{field}.path", without=without)
+    matched = by_stem(names, folder, suffix)
+    found, copies = matched.once()
     if not found:
         kind = f"file ending in '{suffix}'" if suffix else f"picture ({' '.join(SUFFIXES)})"
-        raise UsageError(f"{field}.path: {root / folder} holds no {kind}.")
-    return found
+        raise UsageError(f"{field}.path: {root / as_path(folder)} holds no {kind}.")
+    taken = {str(file) for by in matched for files in by.values() for file in files}
+    others = [name for name, file in pictures(names) if str(file) not in taken]
+    for line in left_out(copies, others):
+        log.warning("%s: %s", field, line)
+    return one_each(found, field=f"{field}.path")
 
 
-def listed(
-    root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
-) -> dict[str, File]:
-    """`find`, but empty where there is no such file."""
-    start = root.joinpath(*itertools.takewhile(lambda part: part != ANY, folder.split("/")))
+def left_out(copies: Sequence[str], others: Sequence[str]) -> list[str]:
+    """What is said of pictures that are there and not used: copies, and those that no pattern
+    takes."""
+    lines = []
+    if copies:
+        lines.append(
+            f"{len(copies)} pictures lie there twice, in folders and flattened, and count once; "
+            f"{shown(copies[0])} is one that is left out."
+        )
+    if others:
+        lines.append(
+            f"{len(others)} other pictures lie there and are left out, by their folder or the end "
+            f"of their name; {shown(others[0])} is one."
+        )
+    return lines
+
+
+def listed(root: Path, folder: str, suffix: str, *, field: str) -> dict[str, File]:
+    """`find` with copies, and empty where there is no such file."""
+    names = _below(root, folder, field=field)
+    return one_each(by_stem(names, folder, suffix).every(), field=field)
+
+
+def _below(
+    root: Path, folder: str, *, field: str, without: str | None = None
+) -> list[tuple[str, File]]:
+    """(name below `root`, file) of all that lies in the folder from which a pattern starts."""
+    start = root / as_path(fixed_part(folder))
     if not start.is_dir():
         if not root.is_dir():
             start = root
         hint = "" if field.endswith(".labels") else " Set it to where the pictures lie."
         raise UsageError(f"{field}: there is no folder {start}.{hint}")
-    base = start.relative_to(root).as_posix()
+    base = as_text(start.relative_to(root).as_posix())
     names = ((name if base == "." else f"{base}/{name}", file) for name, file in walk(start))
-    left_out = f"{without.rstrip('/')}/" if without else None
-    if left_out and not folder.startswith(left_out.rstrip("/")):
-        names = ((name, file) for name, file in names if not name.startswith(left_out))
-    return one_each(by_stem(names, folder, suffix), field=field)
+    labels = f"{without.rstrip('/')}/" if without else None
+    if labels and not folder.startswith(labels.rstrip("/")):
+        names = ((name, file) for name, file in names if not name.startswith(labels))
+    return list(names)
+
+
+def fixed_part(folder: str) -> str:
+    """The folder from which a pattern starts."""
+    return "/".join(itertools.takewhile(lambda part: part != ANY, folder.split("/")))
+
+
+def pictures(names: Iterable[tuple[str, File]]) -> Iterable[tuple[str, File]]:
+    """Those with the extension of a picture."""
+    return (pair for pair in names if PurePosixPath(pair[0]).suffix.lower() in SUFFIXES)
 
 
 def by_stem(
     names: Iterable[tuple[str, File]], folder: str, suffix: str, *, leading: bool = False
-) -> dict[str, list[File]]:
+) -> Matched:
     """`tree.match`; an empty `suffix` stands for the extension of any picture."""
     if suffix:
         return match(names, folder, suffix, leading=leading)
-    pictures = (pair for pair in names if PurePosixPath(pair[0]).suffix.lower() in SUFFIXES)
-    found: dict[str, list[File]] = {}
-    for stem, files in match(pictures, folder, "", leading=leading).items():
-        found.setdefault(PurePosixPath(stem).with_suffix("").as_posix(), []).extend(files)
-    return dict(sorted(found.items()))
+    found = Matched({}, {})
+    matched = match(pictures(names), folder, "", leading=leading)
+    for stems, bare in zip(matched, found, strict=True):
+        for stem, files in stems.items():
+            bare.setdefault(PurePosixPath(stem).with_suffix("").as_posix(), []).extend(files)
+    return found
 
 
 def one_each(found: Mapping[str, Sequence[File]], *, field: str) -> dict[str, File]:
@@ -211,7 +254,8 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
     if not listing.is_file():
         raise UsageError(f"{field}.listing: there is no file {listing}.")
     picked: dict[str, Entry] = {}
-    for line in listing.read_text(encoding="utf-8").splitlines():
+    # Of a name that is no UTF-8 the odd bytes stay, as in `paths.as_text`.
+    for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         stem = line.strip()
         if not stem:
             continue

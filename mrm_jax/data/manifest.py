@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Classes, UsageError
+from mrm_jax.paths import below, write_text
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -125,9 +125,7 @@ def save(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as JSON in one move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def known_file(split: str) -> str:
@@ -137,7 +135,7 @@ def known_file(split: str) -> str:
 
 def load_known(folder: Path, split: str, *, field: str) -> Known:
     """What is known of a split's pictures; raises UsageError where it cannot be read."""
-    path = folder / known_file(split)
+    path = below(folder, known_file(split))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         sizes = np.array(values["sizes"], np.int64).reshape(-1, 2)
@@ -161,10 +159,7 @@ def save_known(folder: Path, split: str, known: Known) -> None:
         "sizes": known.sizes.tolist(),
         "pixels": pixels,
     }
-    path = folder / known_file(split)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(below(folder, known_file(split)), json.dumps(values) + "\n")
 
 
 def sha256(path: Path) -> str:

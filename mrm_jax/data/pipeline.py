@@ -266,6 +266,11 @@ class Examples(Sequence[Example]):
     def __init__(self, pictures: sources.LabelledPictures, chosen: Sequence[int]) -> None:
         self._pictures, self._chosen = pictures, chosen
 
+    @property
+    def names(self) -> list[str]:
+        """Of all pictures, none of which is read."""
+        return [self._pictures.name(index) for index in self._chosen]
+
     def __len__(self) -> int:
         return len(self._chosen)
 

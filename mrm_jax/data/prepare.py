@@ -151,6 +151,8 @@ def _pairs(
     Raises UsageError for what `skip_broken` would leave out: repeated stems and missing labels.
     """
     where = f"{data_set.name} {located.split}"
+    for line in located.left_out():
+        say(f"{where}: {line}")
     broken = {stem: "occurs twice" for stem in located.repeated}
     if located.labels:
         broken |= {s: "has no label" for s in located.pictures if s not in located.labels}

@@ -16,7 +16,7 @@ from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, manifest
 from mrm_jax.data.records import Stored
 from mrm_jax.data.transforms import Picture
-from mrm_jax.paths import is_remote, located
+from mrm_jax.paths import below, is_remote, located, write_bytes
 
 Taken = TypeVar("Taken")
 log = logging.getLogger(__name__)
@@ -123,15 +123,14 @@ def _at_hand(folder: Path, shard: manifest.Shard) -> Path:
     """The file of a shard on this machine: records in a bucket are copied into the user's cache
     folder once, under the name of their content."""
     if not is_remote(folder):
-        return folder / shard.file
+        return below(folder, shard.file)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "mrm_jax" / "records" / f"{shard.sha256[:16]}-{shard.file}"
+    there = below(folder, shard.file)
+    path = below(home / "mrm_jax" / "records", f"{shard.sha256[:16]}-{shard.file}")
     if not path.is_file():
-        log.info("copying %s to %s ...", folder / shard.file, path)
+        log.info("copying %s to %s ...", there, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes((folder / shard.file).read_bytes())
-        os.replace(temporary, path)
+        write_bytes(path, there.read_bytes())
     return path
 
 

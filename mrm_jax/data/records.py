@@ -48,7 +48,7 @@ def encode(record: Record, codec: str) -> bytes:
 
     example: Any = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
     feature = example.features.feature
-    feature["name"].bytes_list.value.append(record.name.encode())
+    feature["name"].bytes_list.value.append(record.name.encode("utf-8", "surrogateescape"))
     feature["image"].bytes_list.value.append(encode_image(record.image, codec))
     feature["label"].bytes_list.value.append(encode_label(record.label))
     feature["height"].int64_list.value.append(record.size[0])
@@ -86,7 +86,7 @@ class Stored:
     @property
     def name(self) -> str:
         """The stem."""
-        return self._feature["name"].bytes_list.value[0].decode()
+        return self._feature["name"].bytes_list.value[0].decode("utf-8", "surrogateescape")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -139,6 +139,9 @@ def write_metadata(
     import tensorflow_datasets as tfds
     from etils import epath
 
+    for file in ("features.json", "dataset_info.json"):
+        if (to / file).is_symlink():  # which the writer below would follow
+            (to / file).unlink()
     format_ = "png" if codec == "png" else "jpeg"
     features = tfds.features.FeaturesDict(
         {

@@ -21,7 +21,7 @@ from mrm_jax.config import Classes, Domain, UsageError
 from mrm_jax.data import files, labels
 from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
 from mrm_jax.data.transforms import Picture
-from mrm_jax.paths import located
+from mrm_jax.paths import as_path, located
 
 Sample = TypeVar("Sample", bound=tuple[Picture, ...])
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Folder:
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
         if domain.listing:
-            found = files.chosen(found, root / domain.listing, field=field)
+            found = files.chosen(found, root / as_path(domain.listing), field=field)
         self._names, self._paths = tuple(found), tuple(found.values())
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class FolderLabelled(Folder):
         if missing:
             raise UsageError(
                 f"{field}: {len(missing)} of {len(self)} pictures have no label; the first is "
-                f"{root / domain.labels / (missing[0] + suffix)}. Check labels, label_suffix and "
+                f"{root}/{domain.labels}/{missing[0]}{suffix}. Check labels, label_suffix and "
                 f"image_suffix, or name the pictures to use in listing."
             )
         self._labels, self._colours = tuple(found[n] for n in self._names), domain.label_colours

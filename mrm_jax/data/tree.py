@@ -15,10 +15,10 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mrm_jax.config import UsageError
-from mrm_jax.paths import is_remote, names_below
+from mrm_jax.paths import as_text, below, is_remote, names_below, refusal
 
 ANY = "**"
 """In the pattern of a folder: any folders or none, such as ACDC's conditions."""
@@ -79,20 +79,20 @@ def walk(root: Path) -> Iterator[tuple[str, File]]:
     if is_remote(root):
         for name in names_below(root):
             if not any(part.startswith(".") for part in name.split("/")):
-                yield name, root / name
+                yield name, below(root, name)
         return
     seen: set[str] = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
-            below.clear()
+            folders.clear()
             continue
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
-                yield path.relative_to(root).as_posix(), path
+                yield as_text(path.relative_to(root).as_posix()), path
 
 
 def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
@@ -111,11 +111,10 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
         for member in members:
             parts = PurePosixPath(member.filename).parts
             link = stat.S_ISLNK(member.external_attr >> 16)
-            outside = ".." in parts or member.filename.startswith("/") or "\\" in member.filename
-            if outside or link:
-                what = "is a link" if link else "would lie outside of it"
+            what = "is a link" if link else refusal(PurePosixPath(member.filename).as_posix())
+            if what is not None:
                 raise UsageError(
-                    f"{field}: the member '{member.filename}' of {archive} {what}; such an archive "
+                    f"{field}: the member {member.filename!r} of {archive} {what}; such an archive "
                     "is refused. Fetch it from its official source."
                 )
             hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -123,28 +122,59 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
                 yield member.filename, Member(archive, member.filename)
 
 
+class Matched(NamedTuple):
+    """What a pattern stands for, stem to files: with folders in place of `ANY`, and with none."""
+
+    nested: dict[str, list[File]]
+    flat: dict[str, list[File]]
+
+    def every(self) -> dict[str, list[File]]:
+        """All of it, sorted by stem."""
+        return dict(sorted((self.nested | self.flat).items()))
+
+    def once(self) -> tuple[dict[str, list[File]], list[str]]:
+        """Every picture once, sorted by stem, and the stems that are left out as copies.
+
+        A script that flattens a set leaves copies of its pictures, files of one name and size,
+        beside their folders. Where each has one the copies count, else the folders do; a flat file
+        that is no copy counts in both cases.
+        """
+        copies: dict[tuple[str, int], list[str]] = {}
+        if self.nested and self.flat:
+            for stem, files in self.flat.items():
+                copies.setdefault((stem.rpartition("/")[2], size_of(files[0])), []).append(stem)
+        pairs = [
+            (stem, other)
+            for stem, files in (self.nested.items() if copies else ())
+            for other in copies.get((stem.rpartition("/")[2], size_of(files[0])), ())
+        ]
+        flattened = len({flat for _, flat in pairs}) >= len(self.nested)
+        nested = {} if flattened and pairs else self.nested
+        gone = () if flattened else {flat for _, flat in pairs}
+        flat = {stem: files for stem, files in self.flat.items() if stem not in gone}
+        out = [s for s in (*self.nested, *self.flat) if not (s in nested or s in flat)]
+        return dict(sorted((nested | flat).items())), sorted(out)
+
+
 def match(
     files: Iterable[tuple[str, File]], folder: str, suffix: str, *, leading: bool = False
-) -> dict[str, list[File]]:
-    """Stem to its files, sorted by stem, of the files in the folders that `folder` stands for and
-    whose names end in `suffix`.
+) -> Matched:
+    """The files in the folders that `folder` stands for whose names end in `suffix`, by stem.
 
-    A stem is what `ANY` stood for, and the path below the folder without `suffix`. Where some files
-    lie in `folder` with nothing in place of `ANY`, only these count: the set has been flattened
-    there. `leading`: the folder may lie below others, as when an archive unpacks into its own name.
+    A stem is what each `ANY` stood for, and the path below the folder without `suffix`. `leading`:
+    the folder may lie below others, as when an archive unpacks into its own name.
     """
+    parts = [part for part in as_text(folder).split("/") if part not in ("", ".")]
+    parts = [part for i, part in enumerate(parts) if part != ANY or parts[i - 1 : i] != [ANY]]
+    middle = "".join("(?:(.+)/)?" if part == ANY else re.escape(part) + "/" for part in parts)
     start = "(?:.*/)?" if leading else ""
-    parts = [part for part in folder.split("/") if part not in ("", ".")]
-    middle = "".join("(?:(?P<any>.+)/)?" if p == ANY else re.escape(p) + "/" for p in parts)
-    pattern = re.compile(f"{start}{middle}(?P<rest>.+){re.escape(suffix)}")
-    found: dict[str, list[File]] = {}
-    flat: dict[str, list[File]] = {}
+    # A name may hold a line break.
+    pattern = re.compile(f"{start}{middle}(.+){re.escape(as_text(suffix))}", re.DOTALL)
+    found = Matched({}, {})
     for name, file in files:
-        matched = pattern.fullmatch(name)
-        if matched:
-            groups = matched.groupdict()
-            stem = f"{groups['any']}/{groups['rest']}" if groups.get("any") else groups["rest"]
-            found.setdefault(stem, []).append(file)
-            if not groups.get("any"):
-                flat.setdefault(stem, []).append(file)
-    return dict(sorted((flat or found).items()))
+        if matched := pattern.fullmatch(name):
+            *between, rest = matched.groups()
+            stem = "/".join(part for part in (*between, rest) if part)
+            where = found.nested if any(between) else found.flat
+            where.setdefault(stem, []).append(file)
+    return found

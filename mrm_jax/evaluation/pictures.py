@@ -15,7 +15,17 @@ import numpy as np
 
 from mrm_jax.config import Config, UsageError, evaluation_domain
 from mrm_jax.data.files import SUFFIXES
-from mrm_jax.paths import is_remote, located, names_below, what_is_wrong
+from mrm_jax.paths import (
+    below,
+    is_remote,
+    located,
+    longest_name,
+    names_below,
+    result_name,
+    same_file,
+    what_is_wrong,
+    write_bytes,
+)
 from mrm_jax.types import RunError
 
 PRODUCTS = ("", "_colour", "_overlay")
@@ -33,25 +43,33 @@ def collect(paths: Sequence[str], to: Path) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for word in paths:
-        path = located(word)
-        if path.is_dir() and _whole(path) == _whole(to):
-            raise UsageError(f"--to {to} is the folder of the pictures; give another one.")
-        if is_remote(path):
-            matches = _in_bucket(path, to)
-        elif path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            matches = _earlier_results_left_out(below, path, to)
-        elif path.exists():
-            matches = [path]
-        else:
-            matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-            matches = _earlier_results_left_out(matched, _fixed_part(path), to)
-        if not matches:
-            kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
-            raise UsageError(f"predict: {word} {kind}.")
-        for match in matches:
-            found.setdefault(_whole(match), match)
+        try:
+            for match in _meant(word, to):
+                found.setdefault(_whole(match), match)
+        except OSError as error:
+            raise UsageError(f"predict: {word} cannot be read: {what_is_wrong(error)}.") from error
     return list(found.values())
+
+
+def _meant(word: str, to: Path) -> list[Path]:
+    """What one word means, see `collect`; OSError for one that no file system takes."""
+    path = located(word)
+    if path.is_dir() and _whole(path) == _whole(to):
+        raise UsageError(f"--to {to} is the folder of the pictures; give another one.")
+    if is_remote(path):
+        matches = _in_bucket(path, to)
+    elif path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        matches = _earlier_results_left_out(inside, path, to)
+    elif path.exists():
+        matches = [path]
+    else:
+        matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        matches = _earlier_results_left_out(matched, _fixed_part(path), to)
+    if not matches:
+        kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
+        raise UsageError(f"predict: {word} {kind}.")
+    return matches
 
 
 def _whole(path: Path) -> Path:
@@ -63,8 +81,8 @@ def _in_bucket(path: Path, to: Path) -> list[Path]:
     """`path`, or the pictures below it: by one listing, for every question is a request."""
     if not path.is_dir():
         return [path] if path.exists() else []
-    below = [path / name for name in sorted(names_below(path))]
-    return [p for p in below if p.suffix.lower() in SUFFIXES and not p.is_relative_to(to)]
+    inside = [below(path, name) for name in sorted(names_below(path))]
+    return [p for p in inside if p.suffix.lower() in SUFFIXES and not p.is_relative_to(to)]
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -91,21 +109,25 @@ def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
     """A name for every picture, so that no two results, and no picture and result, share a file.
 
     The stem where it is the only one; else as many folders before it as it takes, then the suffix,
-    then a number. Names are compared without case, as some file systems do. Raises UsageError where
-    results would replace a picture.
+    then a number; as a name that every file system takes (`paths.result_name`). Names are compared
+    without case, as some file systems do. Raises UsageError where results would replace a picture.
     """
-    stems = Counter(picture.stem.casefold() for picture in pictures)
+    stems = Counter(same_file(picture.stem) for picture in pictures)
+    spare, longest = max(len(f"{product}.png") for product in PRODUCTS), longest_name(to)
     taken: set[str] = set()
     jobs = []
     for picture in pictures:
-        candidates = _candidates(picture, alone=stems[picture.stem.casefold()] == 1)
+        candidates = (
+            result_name(name, spare=spare, longest=longest)
+            for name in _candidates(picture, alone=stems[same_file(picture.stem)] == 1)
+        )
         name = next(name for name in candidates if not _files(name) & taken)
         taken |= _files(name)
         jobs.append(Job(picture, name))
     sources = {_whole(picture) for picture in pictures}
     for job in jobs:
         for product in PRODUCTS:
-            if _whole(to / f"{job.name}{product}.png") in sources:
+            if _whole(below(to, f"{job.name}{product}.png")) in sources:
                 raise UsageError(
                     f"--to {to}: {job.name}{product}.png there is one of the pictures; "
                     "give another folder."
@@ -123,7 +145,27 @@ def _candidates(picture: Path, *, alone: bool) -> Iterator[str]:
 
 
 def _files(name: str) -> set[str]:
-    return {f"{name}{product}".casefold() for product in PRODUCTS}
+    return {same_file(f"{name}{product}") for product in PRODUCTS}
+
+
+def prediction_files(names: Sequence[str], folder: Path) -> dict[str, Path]:
+    """The PNG below `folder` for the prediction of each picture of a set, by its name, a path with
+    forward slashes that a manifest may have given; see `paths.result_name`.
+
+    Raises UsageError for a name that leads out of the folder, and for two pictures of one name.
+    """
+    longest, taken = longest_name(folder), Counter[str]()
+    found: dict[str, Path] = {}
+    for name in names:
+        if name in found:
+            raise UsageError(f"{folder}: two pictures are called {name!r}; name them apart.")
+        plain = result_name(name, spare=len("_99999.png"), longest=longest)
+        taken[same_file(plain)] += 1
+        number = taken[same_file(plain)]
+        found[name] = below(folder, f"{plain}{f'_{number}' if number > 1 else ''}.png")
+    if len(set(found.values())) < len(found):
+        raise UsageError(f"{folder}: two pictures would share a file there; name them apart.")
+    return found
 
 
 def input_box(config: Config) -> tuple[int, int] | None:
@@ -168,11 +210,12 @@ def adapted(config: Config, fitted: tuple[int, int]) -> Config:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Writes u8[H,W] or RGB u8[H,W,3] as PNG, with its folders; RunError if that fails."""
+    """Writes u8[H,W] or RGB u8[H,W,3] as PNG in one move, with its folders; RunError, caused by the
+    OSError, if that fails."""
     stored = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", stored)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded.tobytes())
+        write_bytes(path, encoded.tobytes())
     except OSError as error:
         raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error

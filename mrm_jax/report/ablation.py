@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__
+from mrm_jax.paths import write_text
 from mrm_jax.report.charts import ticks
 from mrm_jax.report.comparison import (
     LABEL_FREE,
@@ -43,9 +43,7 @@ def write_ablation(workdir: Path) -> list[Path]:
     paths = []
     for ending, text in contents.items():
         path = workdir / f"{NAME}.{ending}"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
+        write_text(path, text)
         paths.append(path)
     return paths
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from mrm_jax.config import Classes
 from mrm_jax.data.check import Checked
+from mrm_jax.paths import below, write_bytes, write_text
 from mrm_jax.report.panels import contact_sheet
 from mrm_jax.report.theme import CSS
 
@@ -32,7 +32,7 @@ def write_check(
             png = io.BytesIO()
             Image.fromarray(sheet).save(png, "PNG", optimize=True)
             sheets[checked.split] = png.getvalue()
-            (to / f"contact_sheet_{checked.split}.png").write_bytes(png.getvalue())
+            write_bytes(below(to, f"contact_sheet_{checked.split}.png"), png.getvalue())
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f'<p class="faint">{escape(fact)}</p>' for fact in facts]
     parts.append(_findings(found))
@@ -51,9 +51,7 @@ def write_check(
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
-    partial = to / f"{NAME}.partial"
-    partial.write_text(page, "utf-8")
-    os.replace(partial, to / NAME)
+    write_text(to / NAME, page)
     return to / NAME
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
+from mrm_jax.paths import below
 from mrm_jax.report import record
 from mrm_jax.report.record import Record, Score
 
@@ -134,7 +135,7 @@ def collect(workdir: Path) -> Comparison:
     protocols: dict[str, list[str]] = {}
     for arm in listed:
         runs = []
-        for folder in sorted((workdir / arm.folder).glob("seed*")):
+        for folder in sorted(below(workdir, arm.folder).glob("seed*")):
             if not folder.name.removeprefix("seed").isdigit():
                 continue  # somebody's copy
             seen = record.read(folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__
+from mrm_jax.paths import write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
 from mrm_jax.report.record import Record
@@ -27,9 +27,7 @@ def write_report(workdir: str | Path) -> Path:
     """
     found = record.read(workdir)
     path = found.workdir / NAME
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page(found), "utf-8")
-    os.replace(partial, path)
+    write_text(path, page(found))
     return path
 
 

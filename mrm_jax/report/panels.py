@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mrm_jax.config import Classes
 from mrm_jax.data.labels import colourise
+from mrm_jax.paths import replaced, shown
 
 COLUMNS = 6
 MAX_IMAGES = 4
@@ -250,9 +251,9 @@ def _sheet(
     """Blocks of captioned pictures under each other, `columns` a line, the class legend below."""
     lines = []
     for name, cells in blocks:
-        fitted = [Cell(c.caption, _fit(c.picture), c.note) for c in cells]
+        fitted = [Cell(shown(c.caption), _fit(c.picture), c.note) for c in cells]
         parts = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
-        lines += [(name if i == 0 else "", part) for i, part in enumerate(parts)]
+        lines += [(shown(name) if i == 0 else "", part) for i, part in enumerate(parts)]
     cell = max((c.picture.shape[1] for _, part in lines for c in part), default=_CELL_PX)
     cell = max(cell, 150)
     across = max((len(part) for _, part in lines), default=1)
@@ -313,5 +314,6 @@ def _legend(classes: Classes, width: int) -> Image.Image:
 def _save(sheet: np.ndarray, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path, optimize=True)
+    with replaced(path) as new:
+        Image.fromarray(sheet).save(new, "PNG", optimize=True)
     return path

@@ -26,7 +26,8 @@ from flax import serialization
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
-from mrm_jax.paths import check_checkpoints, is_remote, located
+from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
+from mrm_jax.shell import quoted
 from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
     FACTS,
@@ -40,7 +41,6 @@ from mrm_jax.train.saved import (
     steps_in,
     top_of,
 )
-from mrm_jax.train.workdir import write_text
 from mrm_jax.types import RunError, TrainState
 
 FOLDER = "checkpoints"
@@ -273,7 +273,8 @@ def _find(path: Path, which: str | int) -> Path:
     check_checkpoints(path)
     if path.is_file() and path.suffix in FORMATS:
         raise UsageError(
-            f"{path} is a file of weights; make a folder of it by convert --from {path} --to DIR."
+            f"{path} is a file of weights; make a folder of it by convert --from {quoted(path)} "
+            "--to DIR."
         )
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder; give a workdir or a checkpoint in it.")

@@ -17,7 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrm_jax.config import UsageError
-from mrm_jax.paths import check_checkpoints, names_below, renamed_in_errors, what_is_wrong
+from mrm_jax.paths import (
+    PlaceError,
+    below,
+    check_checkpoints,
+    names_below,
+    renamed_in_errors,
+    what_is_wrong,
+)
 from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import RunError
 
@@ -35,21 +42,22 @@ class Mirror:
 
     def pull(self, only: str = "") -> None:
         """Brings the small files here, or those of one folder of the run; of a checkpoint, its
-        name. Raises UsageError where they cannot be read."""
+        name. Raises UsageError where they cannot be read, or have names that lead elsewhere."""
         try:
             for name in names_below(self.remote):
                 folder, _, rest = name.partition("/")
                 if only not in ("", folder):
                     continue
                 if folder == CHECKPOINTS:  # by which a folder is known to hold a run
-                    (self.local / folder / rest.partition("/")[0]).mkdir(
-                        parents=True, exist_ok=True
-                    )
-                elif name:
-                    path = self.local / name
+                    kept = below(self.local, f"{folder}/{rest.partition('/')[0]}")
+                    kept.mkdir(parents=True, exist_ok=True)
+                else:
+                    path = below(self.local, name)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes((self.remote / name).read_bytes())
+                    path.write_bytes(below(self.remote, name).read_bytes())
                     self._sent[name] = _state(path)
+        except PlaceError as error:
+            raise PlaceError(f"{self.remote} is not the folder of a run: {error}") from error
         except FileNotFoundError:
             pass  # a new folder
         except Exception as error:  # buckets raise many unrelated types
@@ -110,7 +118,7 @@ def mirrored(remote: Path) -> Iterator[Mirror]:
     """
     check_checkpoints(remote)
     place = Path(tempfile.mkdtemp(prefix="mrm_jax_"))
-    mirror = Mirror(remote, place / remote.name)
+    mirror = Mirror(remote, below(place, remote.name))
     mirror.local.mkdir()
     try:
         mirror.pull()

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrm_jax.paths import replaced
+
 SHARE_FELL_TO = 1 / 20
 """A class has collapsed when its smoothed pseudo-label share is below this part of its earlier
 maximum.
@@ -135,10 +137,8 @@ def save_fault(folder: Path, step: int, batch: Any, draws: Any, metrics: Any) ->
         jax.tree_util.keystr(place, simple=True, separator="."): np.asarray(leaf)
         for place, leaf in leaves
     }
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
+    with replaced(path) as new, new.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
     return path
 
 

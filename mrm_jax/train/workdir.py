@@ -25,7 +25,8 @@ from typing import Any
 
 import mrm_jax
 from mrm_jax.config import Config, UsageError, runtime_fields
-from mrm_jax.paths import is_remote
+from mrm_jax.paths import write_text
+from mrm_jax.shell import pasteable
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -39,16 +40,6 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 class InUseError(UsageError):
     """Another process holds the folder."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one move; in a bucket a file appears whole anyway."""
-    if is_remote(path):
-        path.write_text(text)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,7 +84,8 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / LOCK, "w")  # noqa: SIM115 - held open for as long as the run
+        # Not "w": a link of that name, in a folder from elsewhere, would empty another file.
+        lock = open(path / LOCK, "a")  # noqa: SIM115 - held open for as long as the run
     except OSError as error:
         raise UsageError(f"--workdir {path} cannot be written: {error.strerror}.") from error
     with lock:
@@ -120,7 +112,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
 def held(path: Path) -> Iterator[None]:
     """Makes the folder `path` and holds it against other processes for a moment."""
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / LOCK, "w") as lock:
+    with open(path / LOCK, "a") as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -197,25 +189,32 @@ def command() -> str:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     start = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
-    return " ".join([*start, *(_quoted(word) for word in sys.argv[1:])])
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if set(word) & set(" ()*?$&;<>|\"'") else word
+    return pasteable([*start, *sys.argv[1:]])
 
 
 def _git_revision() -> str | None:
-    """Commit of the code that runs, with a mark when files differ from it; None outside git."""
-    folder = Path(__file__).parent
+    """Commit of the code that runs, with a mark when files differ from it; None where this file is
+    not of a checkout of ours, such as a package installed somewhere below another repository."""
+    here = Path(mrm_jax.__file__).resolve()
+    if _git(here.parent, "ls-files", "--full-name", "--", here.name) != f"mrm_jax/{here.name}":
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None where it says nothing."""
+    # A hook of another repository sets GIT_DIR and more; and nothing is to be locked by looking.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            ["git", *words],
             cwd=folder,
+            env=clean | {"GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
             text=True,
             timeout=10,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 and found.stdout.strip() else None

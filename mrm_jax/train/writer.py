@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrm_jax.train.workdir import write_text
+from mrm_jax.paths import write_text
 
 METRICS = "metrics.jsonl"
 

@@ -1,6 +1,8 @@
 """`check` finds every known defect, says how to mend it, and passes what is clean."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -228,3 +230,70 @@ def test_a_wrong_command_is_one_line(tmp_path, words, message):
     (tmp_path / "raw").mkdir()
     with pytest.raises(UsageError, match=message):
         main.run(["check", *words, "--from", str(tmp_path / "raw"), "--to", str(tmp_path / "to")])
+
+
+def test_without_a_folder_for_the_report_nothing_is_written(tmp_path, monkeypatch, capsys):
+    downloads.gta(tmp_path / "raw", count=1)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main.run(["check", "gta", "--from", "raw"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "pictures: " not in capsys.readouterr().out
+
+
+def test_a_report_replaces_a_link_and_stays_in_its_folder(tmp_path, capsys):
+    downloads.gta(tmp_path / "raw", count=1)
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "to").mkdir()
+    for name in ("check.html", "contact_sheet_train.png"):
+        (tmp_path / "to" / name).symlink_to(tmp_path / "precious")
+    assert checked("gta", tmp_path / "raw", tmp_path / "to", capsys)[0] == 0
+    assert (tmp_path / "precious").read_text() == "mine"
+    prepared("gta", tmp_path / "raw", tmp_path / "set")
+    manifest = tmp_path / "set/manifest.json"
+    values = json.loads(manifest.read_text())
+    for spoil in ({"file": "../precious"}, {"file": str(tmp_path / "precious")}, {"file": None}):
+        shards = [{**values["splits"]["train"]["shards"][0], **spoil}]
+        splits = {"train": {**values["splits"]["train"], "shards": shards}}
+        manifest.write_text(json.dumps({**values, "splits": splits}))
+        with pytest.raises(UsageError, match="a file of that name is refused"):
+            checked("gta", tmp_path / "set", tmp_path / "to", capsys)
+    splits = {"/../../x": {**values["splits"]["train"]}}
+    manifest.write_text(json.dumps({**values, "splits": splits}))
+    with pytest.raises(UsageError, match="a file of that name is refused"):
+        checked("gta", tmp_path / "set", tmp_path / "to", capsys)
+
+
+@pytest.mark.parametrize("locale", ["own", "C"])
+def test_names_that_are_no_text_are_checked_and_prepared_like_others(tmp_path, monkeypatch, locale):
+    stems = [b"caf\xe9", "\u00e9".encode(), b"a\nb", b"n" * 251]
+    for k, stem in enumerate(stems):
+        for folder, picture in zip(("images", "labels"), downloads.scene(k), strict=True):
+            downloads.save_image(tmp_path / "x.png", np.atleast_3d(picture)[..., [0, -1, -1]])
+            os.makedirs(tmp_path / "raw" / folder, exist_ok=True)
+            os.rename(tmp_path / "x.png", os.fsencode(f"{tmp_path}/raw/{folder}/") + stem + b".png")
+    commands = [
+        ["check", "folder", "--from", "raw", "--to", "a"],
+        ["prepare", "folder", "--from", "raw", "--to", "set", "--workers", "1"],
+        ["check", "folder", "--from", "set", "--to", "b"],
+    ]
+    if locale == "own":
+        monkeypatch.chdir(tmp_path)
+        assert [main.run(words) for words in commands] == [0, 0, 0]
+    else:
+        script = "import json, sys\nfrom mrm_jax.main import run\n"
+        script += "raise SystemExit(sum(map(run, json.loads(sys.argv[1]))))"
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(commands)],
+            cwd=tmp_path,
+            env={
+                "PYTHONPATH": str(Path(main.__file__).parents[1]),
+                "LC_ALL": "C",
+                "PYTHONUTF8": "0",
+            },
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    names = json.loads((tmp_path / "set/pictures-train.json").read_text())["names"]
+    assert sorted(name.encode("utf-8", "surrogateescape") for name in names) == sorted(stems)
+    assert (tmp_path / "a/contact_sheet_train.png").stat().st_size

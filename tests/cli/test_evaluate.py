@@ -1,6 +1,8 @@
 """`evaluate` as a user calls it."""
 
+import argparse
 import json
+import os
 import shutil
 from dataclasses import asdict
 
@@ -8,7 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from mrm_jax.cli.evaluate import _home
 from mrm_jax.config import UsageError
+from mrm_jax.data import sources
+from mrm_jax.evaluation.pictures import prediction_files
 from mrm_jax.main import run
 from mrm_jax.train.checkpoint import load_run
 
@@ -150,3 +155,49 @@ def test_a_teacher_that_was_deleted_is_asked_for_in_vain(workdir, tmp_path):
     shutil.rmtree(tmp_path / "7" / "teacher")
     with pytest.raises(UsageError, match="holds no teacher"):
         run(["evaluate", "--checkpoint", str(tmp_path / "7"), "--network", "teacher"])
+
+
+def test_predictions_stay_below_their_folder_whatever_a_manifest_calls_the_pictures(
+    workdir, tmp_path, monkeypatch
+):
+    to = tmp_path / "deep" / "to"
+    words = ["evaluate", "--workdir", str(workdir), "--to", str(tmp_path / "e")]
+    with monkeypatch.context() as patched:
+        patched.setattr(sources.Folder, "name", lambda self, index: f"../../home/{index}")
+        with pytest.raises(UsageError, match=r"'\.\./\.\./home/0\.png' would lie outside"):
+            run([*words, "--save_predictions", str(to)])
+    assert list(tmp_path.iterdir()) == []
+    for names in (["/tmp/x"], ["a", "a"], ["a", "out/b"], ["a/"], ["../to/x"]):
+        to.mkdir(parents=True, exist_ok=True)
+        if not (to / "out").exists():
+            (to / "out").symlink_to(tmp_path)
+        with pytest.raises(UsageError, match="is refused|name them apart"):
+            prediction_files(names, to)
+    odd = os.fsdecode(b"caf\xe9")
+    files = prediction_files(["town/a", odd, "Town/A", "x" * 255], to)
+    assert [files[name] for name in ("town/a", odd, "Town/A")] == [
+        to / name for name in ("town/a.png", "caf%E9.png", "Town/A_2.png")
+    ]
+    assert len(files["x" * 255].name) <= 255
+
+
+@pytest.mark.parametrize(
+    ("given", "home"),
+    [
+        ("run", "run"),
+        ("run/checkpoints", "run"),
+        ("run/checkpoints/7", "run"),
+        ("copies/7", "copies"),
+        ("converted", "converted"),
+    ],
+)
+def test_scores_of_a_checkpoint_are_written_beside_its_run(tmp_path, monkeypatch, given, home):
+    for name in ("run/checkpoints/7/student", "copies/7/student", "converted/checkpoints/0"):
+        (tmp_path / name).mkdir(parents=True)
+    words = argparse.Namespace(to=None, workdir=None, checkpoint=tmp_path / given)
+    assert _home(words) == tmp_path / home
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match="cannot be written; add --to DIR"):
+        _home(words)
+    words.to = tmp_path / "to"
+    assert _home(words) == tmp_path / "to"

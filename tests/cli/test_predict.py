@@ -1,6 +1,8 @@
 """`predict` as a user calls it, with the pictures that users have."""
 
 import csv
+import hashlib
+import os
 
 import cv2
 import numpy as np
@@ -148,3 +150,40 @@ def test_a_picture_far_larger_than_the_crop_is_read_in_windows(workdir):
     assert adapted(config, (64, 96)) is config
     large = adapted(config, (2160, 3840)).evaluation
     assert (large.mode, large.window, large.stride) == ("slide", (32, 32), (21, 21))
+
+
+def test_odd_names_and_links_in_the_folder_cost_no_result_and_no_other_file(
+    workdir, tmp_path, capsys
+):
+    stems = {
+        os.fsdecode(b"caf\xe9"): "caf%E9",
+        "a\nb": "a%0Ab",
+        "back\\slash": "back%5Cslash",
+        "n" * 251: f"{'n' * 230}~{hashlib.sha256(b'n' * 251).hexdigest()[:12]}",
+        "plain": "plain",
+        "taken": "taken",
+    }
+    content = write(tmp_path / "x.png", (48, 64, 3)).read_bytes()
+    (tmp_path / "in").mkdir()
+    for stem in stems:
+        (tmp_path / "in" / f"{stem}.png").write_bytes(content)
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    precious.write_text("mine")
+    (out / "taken_colour.png").mkdir(parents=True)
+    for name in ("class_shares.csv", "plain.png", "plain_overlay.png"):
+        (out / name).symlink_to(precious)
+    words = ["predict", str(tmp_path / "in"), "--checkpoint", str(workdir), "--to", str(out)]
+    assert run(words) == 1
+    shown = capsys.readouterr()
+    assert "5 of 6 pictures" in shown.out
+    assert shown.err.splitlines()[-1].startswith("1 could not be written: ")
+    assert precious.read_text() == "mine"
+    with (out / "class_shares.csv").open(encoding="utf-8") as table:
+        assert {row["name"] for row in csv.DictReader(table)} == {*stems.values()} - {"taken"}
+    for stem in {*stems.values()} - {"taken"}:
+        assert all((out / f"{stem}{end}.png").is_file() for end in ("", "_colour", "_overlay"))
+
+
+def test_a_word_longer_than_any_name_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        collect([str(tmp_path / ("n" * 300))], tmp_path / "out")

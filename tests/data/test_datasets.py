@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ import downloads
 import numpy as np
 import pytest
 
-from mrm_jax.config import UsageError
+from mrm_jax.config import Domain, UsageError
 from mrm_jax.data import datasets, files, labels, sources
 
 LAYOUTS = {
@@ -179,3 +181,60 @@ def test_a_colour_outside_the_list_is_named(tmp_path):
     downloads.save_image(tmp_path / "x.png", np.full((4, 4, 3), 7, np.uint8))
     with pytest.raises(files.UnreadableError, match=r"colour \(7, 7, 7\) \(100.0% of the pixels"):
         files.read_raw_label(tmp_path / "x.png", labels.CAMVID_COLOURS)
+
+
+def acdc_like(root, names):
+    for k, name in enumerate(names):
+        image, label = downloads.scene(k)
+        downloads.save_image(root / f"images/{name}.png", image)
+        downloads.save_grey(root / f"labels/{name}.png", label)
+
+
+def opened(root, pattern, field="config.data.source"):
+    domain = Domain(path=str(root), images=f"images/{pattern}", labels=f"labels/{pattern}")
+    return sources.open_labelled(domain, downloads.table(19), field=field)
+
+
+@pytest.mark.parametrize("pattern", ["**/train/**", "**/**/train/**", "**/train/**/**"])
+def test_a_pattern_may_have_several_parts_that_stand_for_any_folders(tmp_path, pattern):
+    names = ["fog/train/a", "fog/train/deep/er/b", "train/c", "x/y/train/z/d"]
+    acdc_like(tmp_path, [*names, "fog/val/e"])
+    found = opened(tmp_path, pattern)
+    stems = ["c", "fog/a", "fog/deep/er/b", "x/y/z/d"]
+    assert [found.name(i) for i in range(len(found))] == stems
+    for i, k in enumerate((2, 0, 1, 3)):
+        np.testing.assert_array_equal(found.image(i), downloads.scene(k)[0])
+        np.testing.assert_array_equal(found.label(i), downloads.scene(k)[1])
+
+
+def test_a_stray_flat_file_hides_no_picture_and_what_is_left_out_is_said(tmp_path, caplog):
+    acdc_like(tmp_path, ["fog/train/a", "night/train/b", "train/stray"])
+    caplog.set_level("WARNING")
+    found = opened(tmp_path, "**/train")
+    assert [found.name(i) for i in range(len(found))] == ["fog/a", "night/b", "stray"]
+    assert not caplog.messages
+    shutil.copy(tmp_path / "images/fog/train/a.png", tmp_path / "images/train/a.png")
+    downloads.save_image(tmp_path / "images/fog/val/c.png", downloads.scene(7)[0])
+    found = opened(tmp_path, "**/train")
+    assert [found.name(i) for i in range(len(found))] == ["fog/a", "night/b", "stray"]
+    twice, others = caplog.messages
+    assert re.search("1 pictures lie there twice.* a is one that is left out", twice)
+    assert re.search("1 other pictures lie there and are left out.* images/fog/val/c.png", others)
+    # Flattened as a whole, with the labels or without them.
+    for kind in ("images", "labels"):
+        for name in ("fog/train/a", "night/train/b"):
+            shutil.copy(tmp_path / f"{kind}/{name}.png", tmp_path / f"{kind}/train")
+        found = opened(tmp_path, "**/train") if kind == "labels" else found
+    assert [found.name(i) for i in range(len(found))] == ["a", "b", "stray"]
+    np.testing.assert_array_equal(found.label(1), downloads.scene(1)[1])
+
+
+def test_what_no_split_takes_is_counted_and_is_no_orphan(tmp_path):
+    downloads.acdc(tmp_path)
+    downloads.acdc(tmp_path, flattened=True)
+    found = datasets.locate(datasets.DATA_SETS["acdc"], tmp_path)
+    assert [len(each.copies) for each in found.values()] == [4, 4, 4]
+    assert not any(each.orphans for each in found.values())
+    others = [each.others for each in found.values()]
+    assert others == [("rgb_anon/fog/train_ref/GOPR040/GOPR040_frame_1_rgb_ref_anon.png",), (), ()]
+    assert "1 other pictures lie there" in found["train"].left_out()[1]

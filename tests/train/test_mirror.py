@@ -12,7 +12,7 @@ import pytest
 from toy_run import Toy
 
 from mrm_jax.config import Domain, UsageError
-from mrm_jax.data import datasets, labels, pipeline, sources
+from mrm_jax.data import datasets, labels, manifest, pipeline, prepared, sources
 from mrm_jax.data.class_statistics import class_statistics
 from mrm_jax.paths import located
 from mrm_jax.train import loop, mirror, programs, workdir
@@ -283,3 +283,22 @@ def test_a_bucket_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     with pytest.raises(UsageError, match=r"for gs:// install mrm-jax\[gcs\]"):
         located("gs://bucket/run")
+
+
+@pytest.mark.parametrize("name", ["../home/x", "a/../../../x", "/tmp/x", "checkpoints/../../x/y"])
+def test_a_name_listed_in_a_bucket_that_leads_elsewhere_is_refused(tmp_path, monkeypatch, gs, name):
+    monkeypatch.setattr(mirror, "names_below", lambda folder: ["config.json", name])
+    (located(gs) / "run/config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    one = mirror.Mirror(located(f"{gs}/run"), tmp_path / "run")
+    with pytest.raises(UsageError, match="is not the folder of a run.*is refused"):
+        one.pull()
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
+
+
+def test_a_shard_in_a_bucket_is_copied_into_the_cache_alone(tmp_path, monkeypatch, gs):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for file, digest in (("../x", "0" * 64), ("x", "../../../../../../x"), ("x", "/tmp/x/..")):
+        with pytest.raises(UsageError, match="is refused"):
+            prepared._at_hand(located(gs), manifest.Shard(file, 1, digest))
+    assert not any(tmp_path.iterdir())

@@ -1,8 +1,12 @@
 import dataclasses
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
+import mrm_jax
 from mrm_jax.config import Config, Train, UsageError
 from mrm_jax.train import workdir
 
@@ -105,3 +109,51 @@ def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
     ):
         pass
     _begun(tmp_path)
+
+
+def test_the_command_of_a_run_can_be_pasted(monkeypatch):
+    words = ["--workdir", "x'; touch F; '", "--config=a b.py:tiny,c=(1,2)", "#", ""]
+    monkeypatch.setattr(sys, "argv", ["/bin/mrm-jax", *words])
+    assert shlex.split(workdir.command(), comments=True)[-5:] == words
+
+
+def test_the_revision_is_that_of_our_checkout_or_none(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = ["git", *who, "-C", str(tmp_path), *words]
+        return subprocess.run(done, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "mrm_jax/__init__.py"
+    file.parent.mkdir()
+    file.write_text("")
+    (tmp_path / "mine.txt").write_text("")
+    monkeypatch.setattr(mrm_jax, "__file__", str(file))
+    assert workdir._git_revision() is None
+    git("init", "-q")
+    git("add", "mine.txt")
+    git("commit", "-qm", "theirs")
+    assert workdir._git_revision() is None  # installed below somebody's repository
+    git("add", "mrm_jax")
+    git("commit", "-qm", "ours")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # as hooks of another one set it
+    revision = workdir._git_revision()
+    monkeypatch.delenv("GIT_DIR")
+    assert revision == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert workdir._git_revision() == f"{revision}-dirty"
+    other = tmp_path / "venv/site-packages/mrm_jax/__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("")
+    git("add", ".")
+    git("commit", "-qm", "a copy")
+    monkeypatch.setattr(mrm_jax, "__file__", str(other))
+    assert workdir._git_revision() is None
+
+
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "precious")
+    with workdir.held(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
