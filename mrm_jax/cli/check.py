@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrm_jax.cli.prepare import data_set, names
+from mrm_jax.cli.prepare import add_limit, data_set, names
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import local
@@ -18,6 +18,7 @@ from mrm_jax.paths import local
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
     from mrm_jax.data.check import Checked
+    from mrm_jax.data.datasets import DataSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="root", type=local, required=True, help="the download, or a prepared set"
     )
     parser.add_argument("--to", type=local, help="folder for the report; default: check-DATASET")
+    add_limit(parser)
     parser.add_argument("--fast", action="store_true", help="read 100 pictures of each split only")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -34,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
     from mrm_jax.data import manifest
+    from mrm_jax.data.datasets import limited
     from mrm_jax.report.check import write_check
     from mrm_jax.types import RunError
 
     root = arguments.root
-    chosen = data_set(arguments.data_set, config)
+    chosen = limited(data_set(arguments.data_set, config), arguments.max_megapixels)
     to = arguments.to or Path(f"check-{arguments.data_set}")
     progress = functools.partial(progress_bar, "pictures", lines=True)
     if manifest.is_prepared(root):
@@ -54,7 +57,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
         found = check_download(chosen, root, fast=arguments.fast, progress=progress)
         title, classes = chosen.title, chosen.classes
-        facts = [f"{root}; licence: {chosen.licence}", *_room(arguments, config, root)]
+        facts = [f"{root}; licence: {chosen.licence}", *_room(chosen, root)]
     try:
         path = write_check(to, title, facts, classes, found)
     except OSError as error:
@@ -67,18 +70,18 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     return 1 if bad else 0
 
 
-def _room(arguments: argparse.Namespace, config: Config | None, root: Path) -> list[str]:
+def _room(chosen: DataSet, root: Path) -> list[str]:
     """What preparing would take of the disk, estimated from a few pictures of each split."""
     from mrm_jax.data import datasets, prepare
+    from mrm_jax.data.room import said
 
-    chosen = data_set(arguments.data_set, config)
     found = datasets.locate(chosen, root)
     parts = []
     for codec in ("png", "jpeg95"):
         sizes = prepare.estimated_bytes(chosen, found, prepare.Options(codec=codec))
-        parts.append(f"{sum(sizes.values()) / 2**30:.2f} GiB as {codec}")
-    free = shutil.disk_usage(root if root.is_dir() else root.parent).free / 2**30
-    return [f"prepared it would take about {' or '.join(parts)} (estimated); {free:.1f} GiB free"]
+        parts.append(f"{said(sum(sizes.values()))} as {codec}")
+    free = said(shutil.disk_usage(root if root.is_dir() else root.parent).free)
+    return [f"prepared it would take about {' or '.join(parts)} (estimated); {free} free"]
 
 
 def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:

@@ -14,6 +14,7 @@ from mrm_jax.cli.evaluate import (
     add_checkpoint_arguments,
     chosen_networks,
 )
+from mrm_jax.cli.prepare import add_limit
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
 from mrm_jax.paths import located, what_is_wrong
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LONG", "SHORT"),
         help="box, px, that pictures are fitted into before the network (default: as in training)",
     )
+    add_limit(parser)
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
@@ -75,12 +77,14 @@ def _predict_all(
 ) -> int:
     import jax
 
-    from mrm_jax.data.files import UnreadableError, read_image
+    from mrm_jax.data.files import MEGAPIXELS, UnreadableError, read_image
     from mrm_jax.evaluation.pictures import input_box
     from mrm_jax.models.build import build_segmentor
+    from mrm_jax.report.table import cells
     from mrm_jax.types import RunError
 
     to: Path = arguments.to
+    megapixels = arguments.max_megapixels or MEGAPIXELS
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     variables = jax.device_put(variables)
     box = tuple(arguments.resize) if arguments.resize else input_box(config)
@@ -92,16 +96,16 @@ def _predict_all(
         raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     with table, progress_bar("pictures", len(jobs)) as advance:
         rows = csv.writer(table)
-        rows.writerow(["name", "picture", "height", "width", *config.data.classes.names])
+        rows.writerow(cells(["name", "picture", "height", "width", *config.data.classes.names]))
         for done, job in enumerate(jobs, 1):
             try:
-                image = read_image(job.path, upright=True)
+                image = read_image(job.path, upright=True, megapixels=megapixels)
             except UnreadableError as error:
                 unreadable.append(str(job.path))
                 print(f"unreadable: {error}", file=sys.stderr)
             else:
                 ids, warning = _segment(config, model, variables, image, box)
-                rows.writerow([job.name, job.path, *ids.shape, *_shares(ids, config)])
+                rows.writerow(cells([job.name, job.path, *ids.shape, *_shares(ids, config)]))
                 _write(to, job.name, image, ids, config)
                 warned += warning is not None
                 if warning is not None and warned <= WARNINGS_SHOWN:

@@ -232,12 +232,27 @@ def folder(classes: Classes, domain: Domain, split: str = "train") -> DataSet:
     return DataSet("folder", "A folder", "", "its owner's", classes, {split: Split(readings)})
 
 
+def limited(data_set: DataSet, megapixels: float | None) -> DataSet:
+    """The data set with pictures of at most so many millions of pixels; None: as it is."""
+    if megapixels is None:
+        return data_set
+    splits = {
+        name: replace(
+            split,
+            readings=tuple(replace(d, max_megapixels=megapixels) for d in split.readings),
+        )
+        for name, split in data_set.splits.items()
+    }
+    return replace(data_set, splits=splits)
+
+
 @dataclass(frozen=True)
 class Located:
     """The files of a split: stem to picture and stem to label, and stems that occur twice.
 
     domain: the reading that fits, which says how labels are stored. `labels` is empty for an
-    unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture.
+    unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture;
+    `lacking`: stems that the split's list names and that have none.
     """
 
     split: str
@@ -246,6 +261,7 @@ class Located:
     labels: dict[str, File]
     repeated: dict[str, list[File]]
     orphans: dict[str, File]
+    lacking: tuple[str, ...] = ()
 
 
 def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
@@ -276,14 +292,15 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
 
 
 def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Located:
+    lacking: list[str] = []
     pictures = files.by_stem(names, domain.images, domain.image_suffix, leading=True)
     if domain.labels and not domain.images:  # labels below the pictures are no pictures
         inside = f"{domain.labels}/"
         pictures = {stem: found for stem, found in pictures.items() if not stem.startswith(inside)}
     if domain.listing:
         lists = [file for name, file in names if f"/{name}".endswith(f"/{domain.listing}")]
-        text = lists[0].read_bytes().decode() if lists else ""
-        wanted = [line.strip() for line in text.splitlines() if line.strip()]
+        wanted = files.stems(lists[0]) if lists else []
+        lacking = [stem for stem in wanted if stem not in pictures]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     given: dict[str, list[File]] = {}
     if domain.labels and pictures:
@@ -295,6 +312,7 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
         labels={stem: given[stem][0] for stem in pictures if stem in given},
         repeated={stem: found for stem, found in pictures.items() if len(found) > 1},
         orphans={} if domain.listing else _orphans(given, pictures),
+        lacking=tuple(lacking) if pictures else (),
     )
 
 
