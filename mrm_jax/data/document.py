@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 MOST = 2**53
@@ -17,36 +16,49 @@ class DocumentError(ValueError):
     """What is wrong with a document, in one line that begins with the place."""
 
 
-@dataclass(frozen=True)
 class Node:
-    """A value and the place where it stands, as in `splits.train.shards[3].count`."""
+    """A value and the place where it stands, as in `splits.train.shards[3].count`.
 
-    value: Any
-    place: str = ""
+    The place is made when it is asked for: documents of a large set hold some 400,000 values.
+    """
+
+    __slots__ = ("_above", "_key", "value")
+
+    def __init__(self, value: Any, above: Node | None = None, key: str | int = "") -> None:
+        self.value, self._above, self._key = value, above, key
+
+    @property
+    def place(self) -> str:
+        """Where it stands; "it" is the document."""
+        if self._above is None:
+            return "it"
+        if isinstance(self._key, int):
+            return f"{self._above.place}[{self._key}]"
+        key = self._key if self._key.isidentifier() else ascii(self._key[:40])
+        return key if self._above._above is None else f"{self._above.place}.{key}"
 
     def wrong(self, wanted: str) -> DocumentError:
         """The error that says what stands here where `wanted` should."""
-        return DocumentError(f"{self.place or 'it'} is {self.short()}, not {wanted}")
+        return DocumentError(f"{self.place} is {self.short()}, not {wanted}")
 
     def short(self) -> str:
         """The value for an error, on one line."""
         return _short(self.value)
 
-    def text(self, pattern: str = ".*", wanted: str = "a text") -> str:
-        """A text of which all matches `pattern`; one that no file name can hold is none."""
+    def text(self, pattern: str = "", wanted: str = "a text") -> str:
+        """A text of which all matches `pattern`, where one is given; one that no file name can
+        hold is none."""
         value = self.value
-        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
+        if not isinstance(value, str) or (pattern and not re.fullmatch(pattern, value, re.DOTALL)):
             raise self.wrong(wanted)
-        try:
-            value.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise self.wrong("text that can be written") from None
+        if not _can_be_written(value):
+            raise self.wrong("text that can be written")
         return value
 
     def whole(self, least: int = 0, most: int = MOST) -> int:
         """A whole number in these bounds."""
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if type(value) is not int or not least <= value <= most:  # a bool is an int too
             upper = "" if most == MOST else f" and at most {most}"
             raise self.wrong(f"a whole number of at least {least}{upper}")
         return value
@@ -70,22 +82,22 @@ class Node:
         """The values of a list, of `count` where that is given."""
         if not isinstance(self.value, list) or count not in (None, len(self.value)):
             raise self.wrong("a list" if count is None else f"a list of {count}")
-        return [Node(value, f"{self.place}[{i}]") for i, value in enumerate(self.value)]
+        return [Node(value, self, i) for i, value in enumerate(self.value)]
 
     def entries(self) -> dict[str, Node]:
         """The values of an object by their names."""
         if not isinstance(self.value, dict):
             raise self.wrong("an object")
-        start = f"{self.place}." if self.place else ""
         for key in self.value:
-            Node(key, f"a name in {self.place or 'it'}").text()
-        return {key: Node(value, f"{start}{key}") for key, value in self.value.items()}
+            if not _can_be_written(key):
+                raise DocumentError(f"{self.place} has the name {_short(key)}, which is no text")
+        return {key: Node(value, self, key) for key, value in self.value.items()}
 
     def __getitem__(self, key: str) -> Node:
         """The value of that name in an object."""
         found = self.get(key)
         if found is None:
-            raise DocumentError(f"{self.place or 'it'} lacks '{key}'")
+            raise DocumentError(f"{self.place} lacks '{key}'")
         return found
 
     def get(self, key: str) -> Node | None:
@@ -94,7 +106,7 @@ class Node:
             raise self.wrong("an object")
         if self.value.get(key) is None:
             return None
-        return Node(self.value[key], f"{self.place}.{key}" if self.place else key)
+        return Node(self.value[key], self, key)
 
 
 def parsed(content: bytes | str) -> Node:
@@ -107,6 +119,16 @@ def parsed(content: bytes | str) -> Node:
         raise DocumentError("it does not fit into memory") from None
     except ValueError as error:
         raise DocumentError(f"it is no JSON: {' '.join(str(error).split())[:200]}") from error
+
+
+def _can_be_written(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(value: Any) -> str:

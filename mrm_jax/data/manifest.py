@@ -228,24 +228,24 @@ def known_of(values: Node, count: int, classes: int) -> Known:
     """What a document says of `count` pictures; raises DocumentError."""
     if values["classes"].whole() != classes:
         raise values["classes"].wrong(f"{classes}, as in the manifest")
-    names = tuple(each.text(".+") for each in values["names"].items(count))
-    if len(set(names)) < count:
+    names = tuple(each.text() for each in values["names"].items(count))
+    if len(set(names)) < count or "" in names:
         raise values["names"].wrong("a list of names that differ")
     sizes = [
         [side.whole(1, 2**20) for side in each.items(2)] for each in values["sizes"].items(count)
     ]
+    pixels = values["pixels"].items(count)
     ids = {str(class_id): class_id for class_id in range(classes)}
     counts = np.zeros((count, classes), np.int64)
-    for row, pixels, (height, width) in zip(
-        counts, values["pixels"].items(count), sizes, strict=True
-    ):
-        for class_id, held in pixels.entries().items():
+    for row, each, (height, width) in zip(counts, pixels, sizes, strict=True):
+        for class_id, held in each.entries().items():
             if class_id not in ids:
                 raise DocumentError(f"{held.place} is of no class of the set")
             row[ids[class_id]] = held.whole(1, height * width)
-        if row.sum() > height * width:
-            raise pixels.wrong(f"the classes of {height} x {width} px")
-    return Known(names, np.array(sizes, np.int64).reshape(-1, 2), counts)
+    sides = np.array(sizes, np.int64).reshape(-1, 2)
+    for i in np.flatnonzero(counts.sum(axis=1) > sides.prod(axis=1)):
+        raise pixels[i].wrong(f"the classes of {sides[i][0]} x {sides[i][1]} px")
+    return Known(names, sides, counts)
 
 
 def values_of(known: Known) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def misplaced(path: Path, shard: Shard, split: Split) -> str | None:
 
 def check(paths: Sequence[Path], split: Split, *, field: str) -> None:
     """Raises UsageError where a file of a split that is opened is not the one that was prepared,
-    as far as `misplaced` shows; of older sets, where it holds another number of records."""
+    as far as `misplaced` shows; of older sets, where it holds another number of records, and a line
+    says so unless all of it was hashed before."""
     for path, shard in zip(paths, split.shards, strict=True):
         try:
             wrong = misplaced(path, shard, split) or _miscounted(path, shard)
@@ -105,10 +106,11 @@ def check(paths: Sequence[Path], split: Split, *, field: str) -> None:
             wrong = f"{path} cannot be read ({error.strerror})"
         if wrong:
             raise UsageError(f"{field}: {wrong}; {AGAIN}.")
-    if any(shard.index is None for shard in split.shards):
+    pairs = zip(paths, split.shards, strict=True)
+    if any(shard.index is None and not _stamped(path, shard) for path, shard in pairs):
         log.warning(
-            "%s: %s was prepared without digests of its index: whether its files are in their "
-            "places is not verified (check reads all of them).",
+            "%s: %s was prepared without digests of its index, so it is not verified whether its "
+            "files are in their places; check reads all of them.",
             field,
             paths[0].parent,
         )

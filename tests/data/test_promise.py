@@ -57,12 +57,11 @@ def png(height, width, pixels=b""):
 
 
 def spoilt(archive, member):
-    """Changes a compressed byte of a member."""
+    """Damages the compressed stream of a member."""
     with zipfile.ZipFile(archive) as opened:
         info = opened.getinfo(member)
     content = bytearray(archive.read_bytes())
-    at = info.header_offset + 30 + len(member) + 20
-    content[at : at + 8] = bytes(255 - value for value in content[at : at + 8])
+    content[info.header_offset + 30 + len(member)] = 0xFF  # the stream's first byte
     archive.write_bytes(content)
 
 
