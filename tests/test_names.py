@@ -37,10 +37,8 @@ OURS = {
         *("job.file", "f'.{job.file}.json'", "f'.{job.file}.{os.getpid()}'"),
     },
     "data/records.py": {"file"},  # two constants
-    "data/prepared.py": {  # of `below`; the user's folders
-        *("file", "domain.path or ''"),
-        "os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'",
-    },
+    "data/prepare.py": {"name"},  # names of splits in our table, and constants
+    "data/prepared.py": {"file", "domain.path or ''"},  # of `below`; the user's folder
     "data/sources.py": {"as_path(domain.listing)", "domain.path or ''"},  # the user's config
     "data/throughput.py": {  # drawn here, into a temporary folder
         *("f'images/{number:05d}.png'", "f'labels/{number:05d}.png'"),
@@ -48,6 +46,9 @@ OURS = {
         *("name", "f'{case.data_set}_{case.box[0]}_{codec}'"),
     },
     "data/tree.py": {"name"},  # what os.walk finds in a folder
+    "data/verified.py": {  # the user's folder; a digest
+        *("home", "hashlib.sha256(repr(facts).encode('utf-8', 'replace')).hexdigest()"),
+    },
     "evaluation/pictures.py": {"p", "word"},  # what glob finds; of the command line
     "paths.py": {
         *("as_path(str(name))", "as_path(os.fspath(text))"),  # `below` and `located` themselves

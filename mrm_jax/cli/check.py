@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrm_jax.cli.prepare import data_set, names
+from mrm_jax.cli.prepare import add_limit, data_set, names
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import local, shown, what_is_wrong
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", type=local, help="write the report there, with pictures: check.html"
     )
+    add_limit(parser)
     parser.add_argument("--fast", action="store_true", help="read 100 pictures of each split only")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.types import RunError
 
     root = arguments.root
-    chosen = data_set(arguments.data_set, config)
+    chosen = datasets.limited(data_set(arguments.data_set, config), arguments.max_megapixels)
     to: Path | None = arguments.to
     progress = functools.partial(progress_bar, "pictures", lines=True)
     if manifest.is_prepared(root):
@@ -77,13 +78,14 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 def _room(chosen: DataSet, found: dict[str, Located], root: Path) -> list[str]:
     """What preparing would take of the disk, estimated from a few pictures of each split."""
     from mrm_jax.data import prepare
+    from mrm_jax.data.room import said
 
     parts = []
     for codec in ("png", "jpeg95"):
         sizes = prepare.estimated_bytes(chosen, found, prepare.Options(codec=codec))
-        parts.append(f"{sum(sizes.values()) / 2**30:.2f} GiB as {codec}")
-    free = shutil.disk_usage(root if root.is_dir() else root.parent).free / 2**30
-    return [f"prepared it would take about {' or '.join(parts)} (estimated); {free:.1f} GiB free"]
+        parts.append(f"{said(sum(sizes.values()))} as {codec}")
+    free = said(shutil.disk_usage(root if root.is_dir() else root.parent).free)
+    return [f"prepared it would take about {' or '.join(parts)} (estimated); {free} free"]
 
 
 def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:

@@ -15,6 +15,7 @@ from mrm_jax.cli.evaluate import (
     add_checkpoint_arguments,
     chosen_networks,
 )
+from mrm_jax.cli.prepare import add_limit
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, UsageError, detail_crop
 from mrm_jax.paths import below, located, replaced, shown, what_is_wrong
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LONG", "SHORT"),
         help="box, px, that pictures are fitted into before the network (default: as in training)",
     )
+    add_limit(parser)
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
@@ -78,12 +80,14 @@ def _predict_all(
 ) -> int:
     import jax
 
-    from mrm_jax.data.files import UnreadableError, read_image
+    from mrm_jax.data.files import MEGAPIXELS, UnreadableError, read_image
     from mrm_jax.evaluation.pictures import input_box
     from mrm_jax.models.build import build_segmentor
+    from mrm_jax.report.table import cells
     from mrm_jax.types import RunError
 
     to: Path = arguments.to
+    megapixels = arguments.max_megapixels or MEGAPIXELS
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     variables = jax.device_put(variables)
     box = tuple(arguments.resize) if arguments.resize else input_box(config)
@@ -97,10 +101,10 @@ def _predict_all(
         raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     with table, progress_bar("pictures", len(jobs)) as advance:
         rows = csv.writer(table)
-        rows.writerow(["name", "picture", "height", "width", *config.data.classes.names])
+        rows.writerow(cells(["name", "picture", "height", "width", *config.data.classes.names]))
         for done, job in enumerate(jobs, 1):
             try:
-                image = read_image(job.path, upright=True)
+                image = read_image(job.path, upright=True, megapixels=megapixels)
                 ids, warning = _segment(config, model, variables, image, box)
                 _write(to, job.name, image, ids, config)
             except UnreadableError as error:
@@ -112,7 +116,7 @@ def _predict_all(
                 failed["written"].append(shown(job.path))
                 print(f"not written: {shown(error)}", file=sys.stderr)
             else:
-                rows.writerow([job.name, job.path, *ids.shape, *_shares(ids, config)])
+                rows.writerow(cells([job.name, job.path, *ids.shape, *_shares(ids, config)]))
                 warned += warning is not None
                 if warning is not None and warned <= WARNINGS_SHOWN:
                     print(f"warning: {shown(job.path)} {warning}.", file=sys.stderr)

@@ -43,6 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip_broken", action="store_true", help="leave out pictures that cannot be used"
     )
+    add_limit(parser)
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """The option that bounds what a picture may unpack to."""
+    parser.add_argument(
+        "--max_megapixels",
+        type=float,
+        help="a picture whose header promises more millions of pixels cannot be read; default: 100",
+    )
 
 
 def names() -> list[str]:
@@ -74,10 +84,11 @@ def data_set(name: str, config: Config | None) -> DataSet:
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code. Raises UsageError or RunError."""
+    from mrm_jax.data.datasets import limited
     from mrm_jax.data.prepare import Options, prepare
     from mrm_jax.types import RunError
 
-    chosen = data_set(arguments.data_set, config)
+    chosen = limited(data_set(arguments.data_set, config), arguments.max_megapixels)
     options = Options(
         resize=_box(arguments.resize),
         codec=arguments.codec,

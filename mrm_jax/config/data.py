@@ -70,6 +70,11 @@ class Domain:
     on_unreadable: Literal["error", "skip"] = option(
         "error", "What an unreadable picture does to a run."
     )
+    max_megapixels: float = option(
+        100.0,
+        "A picture whose header promises more millions of pixels is unreadable.",
+        runtime=True,
+    )
     split: str = option(
         "train", "Which split of a prepared set; drawn scenes: which stream, train or val."
     )

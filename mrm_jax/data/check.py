@@ -168,8 +168,9 @@ def threaded(look: Callable[[Any], Seen], items: list[Any]) -> Iterator[Seen]:
 
 def _look(data_set: datasets.DataSet, located: datasets.Located, stem: str, show: bool) -> Seen:
     problems: list[tuple[str, str]] = []
+    most = located.domain.max_megapixels
     try:
-        image = files.read_image(located.pictures[stem])
+        image = files.read_image(located.pictures[stem], megapixels=most)
     except UsageError as error:
         return Seen(stem, [("picture", str(error))])
     size, checksum = (image.shape[0], image.shape[1]), zlib.crc32(image.tobytes())
@@ -178,7 +179,7 @@ def _look(data_set: datasets.DataSet, located: datasets.Located, stem: str, show
         return Seen(stem, problems, size, checksum, shown=shown)
     file, domain = located.labels[stem], located.domain
     try:
-        raw = files.read_raw_label(file, domain.label_colours)
+        raw = files.read_raw_label(file, domain.label_colours, megapixels=most)
     except UsageError as error:
         return Seen(stem, [("label", str(error))], size, checksum)
     label, ids, unknown = _mapped(raw, domain, len(data_set.classes.names))
@@ -245,6 +246,12 @@ def _structure(checked: Checked, data_set: datasets.DataSet, located: datasets.L
         "stems that occur twice",
         [f"{each[1]} beside {each[0]}" for each in located.repeated.values()],
         "remove one of each, or unpack the download into an empty folder",
+    )
+    checked.find(
+        "error",
+        "stems of its list without a picture",
+        [f"{stem} in {located.domain.listing}" for stem in located.lacking],
+        "fetch the pictures, or leave such stems out by prepare --skip_broken",
     )
     if located.labels:
         lacking = [stem for stem in located.pictures if stem not in located.labels]

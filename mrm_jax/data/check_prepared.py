@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain, UsageError
-from mrm_jax.data import manifest, sources
+from mrm_jax.data import manifest, records, sources, verified
 from mrm_jax.data.check import (
     SAMPLED,
     SHOWN,
@@ -22,10 +22,10 @@ from mrm_jax.data.check import (
     spread,
     threaded,
 )
+from mrm_jax.data.labels import IGNORE
+from mrm_jax.data.manifest import AGAIN
 from mrm_jax.data.prepared import Records, RecordsLabelled
 from mrm_jax.paths import below
-
-AGAIN = "prepare the set again, or copy it again from where it was made"
 
 
 def check_prepared(
@@ -40,7 +40,7 @@ def check_prepared(
             checked = Checked(name, len(made.classes.names), split.count)
             checked.labelled = split.labelled
             results.append(checked)
-            _files(checked, folder, split)
+            _files(checked, folder, made, split)
             if any(finding.severity == "error" for finding in checked.findings):
                 continue
             domain = Domain(path=str(folder), split=name, resize=split.resize)
@@ -54,14 +54,6 @@ def check_prepared(
                 advance(done)
             add(checked, seen)
             histogram(checked, made.classes, seen, domain)
-            known = manifest.load_known(folder, name, field="--from")
-            if len(known.names) != split.count:
-                checked.find(
-                    "error",
-                    "counts that differ from the manifest's",
-                    [manifest.known_file(name)],
-                    AGAIN,
-                )
     return made, results
 
 
@@ -86,21 +78,42 @@ def _record(pictures: Records, index: int, show: bool) -> Seen:
         return Seen(name, [], size, zlib.crc32(image.tobytes()), shown=shown)
     pixels = np.bincount(label.ravel(), minlength=256)[: len(pictures.manifest.classes.names)]
     problems = [] if pixels.any() else [("empty", name)]
+    unknown = sorted({*np.unique(label).tolist()} - {*range(len(pixels)), IGNORE})
+    if unknown:
+        problems.append(("ids", f"{name} holds {', '.join(map(str, unknown[:8]))}"))
     return Seen(name, problems, size, zlib.crc32(image.tobytes()), (), pixels, label.size, shown)
 
 
-def _files(checked: Checked, folder: Path, split: manifest.Split) -> None:
+def _sha256(path: Path) -> str | None:
+    return verified.sha256(path) if path.is_file() else None
+
+
+def _files(checked: Checked, folder: Path, made: manifest.Manifest, split: manifest.Split) -> None:
     missing = [s.file for s in split.shards if not below(folder, s.file).is_file()]
     checked.find("error", "files that are missing", missing, AGAIN)
-    changed = [
-        shard.file
-        for shard in split.shards
-        if shard.file not in missing and manifest.sha256(below(folder, shard.file)) != shard.sha256
-    ]
+    changed = []
+    for shard in split.shards:
+        if shard.file in missing:
+            continue
+        digest = verified.sha256(below(folder, shard.file))
+        if digest == shard.sha256:
+            verified.stamp(below(folder, shard.file), shard)
+            continue
+        belongs = [
+            s.file for each in made.splits.values() for s in each.shards if s.sha256 == digest
+        ]
+        changed.append(shard.file + (f", which holds {belongs[0]}" if belongs else ""))
+    known = manifest.known_file(checked.split)
+    if made.files.get(known, digest := _sha256(below(folder, known))) != digest:
+        changed.append(known)
     checked.find("error", "files whose SHA-256 is not the manifest's", changed, AGAIN)
-    for name in ("features.json", "dataset_info.json"):
-        if not (folder / name).is_file():
+    for name in records.METADATA:
+        digest = _sha256(folder / name)
+        if digest is None:
             checked.find("warning", "metadata of tensorflow-datasets is missing", [name], AGAIN)
+        elif made.files.get(name, digest) != digest:
+            what = "metadata of tensorflow-datasets whose SHA-256 is not the manifest's"
+            checked.find("warning", what, [name], AGAIN)
     checked.find(
         "warning",
         "pictures that prepare has left out",

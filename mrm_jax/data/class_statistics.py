@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import files, sources
+from mrm_jax.data import files, sources, verified
+from mrm_jax.data.document import DocumentError, Node, parsed
 from mrm_jax.paths import is_remote, located, states_below, write_text
 
 FORMAT = 1
@@ -125,9 +125,9 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
     """Where the file may lie, best place first."""
     table = (domain.raw_ids, domain.ignored_ids, classes)
     which: tuple[Any, ...] = (domain.kind, domain.look, domain.split, domain.count, domain.size)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = verified.cache()
     if not isinstance(pictures, sources.FolderLabelled):
-        return [Path(home) / "mrm_jax" / f"class_statistics-{_hash([which, table])[:16]}.json"]
+        return [home / f"class_statistics-{_hash([which, table])[:16]}.json"]
     which = (domain.images, domain.image_suffix, domain.labels, domain.label_suffix, domain.listing)
     root = located(domain.path or "")
     if not is_remote(root):
@@ -135,10 +135,10 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
     # In a common folder the root tells sets of one layout apart; in the root it may have moved.
     common = f"class_statistics-{_hash([which, table, str(root)])[:16]}.json"
     if is_remote(root):
-        return [Path(home) / "mrm_jax" / common]
+        return [home / common]
     return [
         root / f"class_statistics-{_hash([which, table])[:16]}.json",
-        Path(home) / "mrm_jax" / common,
+        home / common,
     ]
 
 
@@ -164,27 +164,26 @@ def _read(
 ) -> list[_Count | None] | None:
     """The counts of the file at `place`; None where there is none, or not of these labels."""
     try:
-        document = json.loads(place.read_text(encoding="utf-8"))
-        if document["content"] != content:
+        document = parsed(place.read_bytes())
+        if document["content"].value != content:
             return None
-        labels = document["labels"]
+        labels = document["labels"].entries()
         return [_parsed(labels[name], classes) for name in names]
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+    except (OSError, DocumentError, LookupError):
         say(f"class statistics: {place} is damaged; counting again.")
         return None
 
 
-def _parsed(entry: Any, classes: int) -> _Count | None:
-    if entry is None:
+def _parsed(entry: Node, classes: int) -> _Count | None:
+    if entry.value is None:
         return None
-    height, width = map(int, entry["size"])
-    pixels = np.zeros(classes, np.int64)
-    for class_id, count in entry["pixels"].items():
-        pixels[int(class_id)] = int(count)
-    if pixels.min(initial=0) < 0 or pixels.sum() > height * width:
-        raise ValueError("more pixels than the picture has")
+    height, width = (side.whole(1, 2**20) for side in entry["size"].items(2))
+    counts = {k: each.whole(0, height * width) for k, each in entry["pixels"].entries().items()}
+    pixels = np.array([counts.pop(str(k), 0) for k in range(classes)], np.int64)
+    if counts or pixels.sum() > height * width:
+        raise entry["pixels"].wrong(f"the classes of {height} x {width} px")
     return _Count((height, width), pixels)
 
 

@@ -232,14 +232,29 @@ def folder(classes: Classes, domain: Domain, split: str = "train") -> DataSet:
     return DataSet("folder", "A folder", "", "its owner's", classes, {split: Split(readings)})
 
 
+def limited(data_set: DataSet, megapixels: float | None) -> DataSet:
+    """The data set with pictures of at most so many millions of pixels; None: as it is."""
+    if megapixels is None:
+        return data_set
+    splits = {
+        name: replace(
+            split,
+            readings=tuple(replace(d, max_megapixels=megapixels) for d in split.readings),
+        )
+        for name, split in data_set.splits.items()
+    }
+    return replace(data_set, splits=splits)
+
+
 @dataclass(frozen=True)
 class Located:
     """The files of a split: stem to picture and stem to label, and stems that occur twice.
 
     domain: the reading that fits, which says how labels are stored. `labels` is empty for an
     unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture.
-    `copies`: stems of pictures that lie there twice and count once. `others`: names of pictures in
-    the folder where the pattern starts that no split takes.
+    `copies`: stems of pictures that lie there twice and count once. `lacking`: stems that the
+    split's list names and that have none. `others`: names of pictures in the folder where the
+    pattern starts that no split takes.
     """
 
     split: str
@@ -250,6 +265,7 @@ class Located:
     orphans: dict[str, File]
     copies: list[str]
     taken: frozenset[File]
+    lacking: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     def left_out(self) -> list[str]:
@@ -298,7 +314,7 @@ def _with_others(found: dict[str, Located], names: list[tuple[str, File]]) -> di
 
 
 def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Located:
-    all_names = names
+    all_names, lacking = names, list[str]()
     if domain.labels and not domain.images:  # labels below the pictures are no pictures
         inside = f"{domain.labels}/"
         names = [pair for pair in names if not pair[0].startswith(inside)]
@@ -306,8 +322,8 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
     pictures, copies = matched.once()
     if domain.listing:
         lists = [file for name, file in names if f"/{name}".endswith(f"/{domain.listing}")]
-        text = lists[0].read_bytes().decode("utf-8", "surrogateescape") if lists else ""
-        wanted = [line.strip() for line in text.splitlines() if line.strip()]
+        wanted = files.stems(lists[0]) if lists else []
+        lacking = [stem for stem in wanted if stem not in pictures]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     given: dict[str, list[File]] = {}
     if domain.labels and pictures:
@@ -321,6 +337,7 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
         repeated={stem: found for stem, found in pictures.items() if len(found) > 1},
         orphans={} if domain.listing else _orphans(given, {*pictures, *copies}),
         copies=[] if domain.listing else copies,
+        lacking=tuple(lacking) if pictures else (),
         taken=frozenset(
             file for stems in (*matched, given) for found in stems.values() for file in found
         ),

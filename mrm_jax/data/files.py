@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -18,14 +19,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mrm_jax.config import UsageError
-from mrm_jax.data import polygons
-from mrm_jax.data.tree import ANY, File, Matched, match, walk
+from mrm_jax.config import Domain, UsageError
+from mrm_jax.data import polygons, promise
+from mrm_jax.data.tree import ANY, File, Matched, Member, match, size_of, walk
 from mrm_jax.paths import as_path, as_text, shown, what_is_wrong
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings that count as a picture, in lower case."""
 
+MEGAPIXELS: float = Domain().max_megapixels
 
 Entry = TypeVar("Entry")
 log = logging.getLogger(__name__)
@@ -38,12 +40,46 @@ class UnreadableError(UsageError):
     """
 
 
-def _content(path: File) -> bytes:
-    """The bytes of a file; raises UnreadableError when there is none or its end is missing."""
+def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
+    """The bytes of a file that stands for at most so many pixels. Raises UnreadableError where
+    there are none, or more.
+
+    An archive's member is unpacked only as far as a picture of the size that its header promises
+    can take.
+    """
+    most = int(megapixels * 1e6) * promise.BYTES_A_PIXEL + promise.BESIDE
     try:
+        if isinstance(path, Member):
+            size = _check_pixels(path, path.first(promise.HEAD), megapixels)
+            if size is not None:
+                most = size[0] * size[1] * promise.BYTES_A_PIXEL + promise.BESIDE
+            if size_of(path) > most:
+                of = f"a picture of {size[0]} x {size[1]} px" if size else "the largest picture"
+                raise UnreadableError(
+                    f"{path} would unpack to {size_of(path)} bytes, more than {of} can take "
+                    "(max_megapixels); fetch it again or remove it."
+                )
         content = path.read_bytes()
     except OSError as error:
         raise UnreadableError(f"{path} cannot be opened: {what_is_wrong(error)}.") from error
+    _check_pixels(path, content, megapixels)
+    return content
+
+
+def _check_pixels(path: File, content: bytes, megapixels: float) -> tuple[int, int] | None:
+    """The size that a picture's header promises; raises UnreadableError for too many pixels."""
+    size = promise.size(content)
+    if size is not None and size[0] * size[1] > megapixels * 1e6:
+        raise UnreadableError(
+            f"{path} promises a picture of {size[0]} x {size[1]} px, more than max_megapixels "
+            f"({megapixels:g}) allows; remove it, or raise max_megapixels if it is meant."
+        )
+    return size
+
+
+def _content(path: File, megapixels: float) -> bytes:
+    """`content_of`; raises UnreadableError too where the end of a picture is missing."""
+    content = content_of(path, megapixels)
     if not content:
         raise UnreadableError(f"{path} is empty; fetch it again.")
     # OpenCV fills a JPEG that was cut off with grey and says nothing.
@@ -66,27 +102,29 @@ def _decode(path: File, content: bytes, flags: int) -> np.ndarray:
     return array
 
 
-def read_image(path: File, *, upright: bool = False) -> np.ndarray:
+def read_image(path: File, *, upright: bool = False, megapixels: float = MEGAPIXELS) -> np.ndarray:
     """The picture as RGB u8[H,W,3]: grey is repeated, transparency dropped, 16 bits scaled to 8.
 
     `upright` turns it as its EXIF data says, for pictures that have no label. Raises
-    UnreadableError naming the file.
+    UnreadableError naming the file, also where it has more than so many millions of pixels.
     """
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-    return _decode(path, _content(path), flags)
+    return _decode(path, _content(path, megapixels), flags)
 
 
-def read_raw_label(path: File, colours: Colours = ()) -> np.ndarray:
+def read_raw_label(
+    path: File, colours: Colours = (), *, megapixels: float = MEGAPIXELS
+) -> np.ndarray:
     """The raw ids of a label, u8 or u16 [H,W]: of a picture, or of a JSON file of Cityscapes'
     polygons (then ids of `*_labelIds.png`).
 
     colours: for labels stored as RGB pictures, the colour of each raw id. Without, a colour picture
-    is refused. Raises UnreadableError naming the file and a colour outside the list.
+    is refused. Raises UnreadableError as `read_image`, and naming a colour outside the list.
     """
-    content = _content(path)
+    content = _content(path, megapixels)
     if path.name.endswith(".json"):
         try:
-            return polygons.rendered(content)
+            return polygons.rendered(content, megapixels)
         except ValueError as error:
             raise UnreadableError(f"{path} is no file of polygons: {error}") from error
     if colours:
@@ -129,7 +167,7 @@ def _indices(path: File, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as picture:
             array = np.array(picture, np.uint8)
             grey = picture.mode != "P"
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # each of Pillow's formats raises its own
         raise UnreadableError(
             f"{path} is not a picture that can be decoded; fetch it again or remove it."
         ) from error
@@ -254,11 +292,7 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
     if not listing.is_file():
         raise UsageError(f"{field}.listing: there is no file {listing}.")
     picked: dict[str, Entry] = {}
-    # Of a name that is no UTF-8 the odd bytes stay, as in `paths.as_text`.
-    for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        stem = line.strip()
-        if not stem:
-            continue
+    for stem in stems(listing):
         if stem not in found:
             near = next(iter(found))
             raise UsageError(
@@ -270,3 +304,10 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
     if not picked:
         raise UsageError(f"{field}.listing: {listing} names no picture.")
     return picked
+
+
+def stems(listing: File) -> list[str]:
+    """The stems that a text file names, one a line, without blank lines; raises UnreadableError."""
+    # Of a name that is no UTF-8 the odd bytes stay, as in `paths.as_text`.
+    text = content_of(listing).decode("utf-8-sig", "surrogateescape")
+    return [stem for line in re.split("\r\n|\r|\n", text) if (stem := line.strip())]

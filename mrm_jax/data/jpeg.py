@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from mrm_jax.data.files import UnreadableError
-
 UNIT = 16  # px: two by two blocks of 8, since colours have half the resolution
 MARGIN = 2  # px: colours are interpolated between samples, so the next ones must be there
 LENGTHS = (*range(8, 3, -1), *range(9, 17))
@@ -77,7 +75,7 @@ class Parts:
         return np.asarray(_decoded(self._content), dtype)
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        """Rows and columns without steps. Raises UnreadableError for what cannot be decoded."""
+        """Rows and columns without steps. Raises ValueError for what cannot be decoded."""
         (height, width), length = self._header.size, self._header.interval
         top, bottom, _ = part[0].indices(height)
         left, right, _ = part[1].indices(width)
@@ -109,18 +107,22 @@ class Parts:
 def _decoded(content: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise UnreadableError("a stored picture is damaged; prepare the set again.")
+        raise ValueError("it cannot be decoded")
     return image
 
 
 def parts(content: bytes) -> Parts | None:
-    """The picture of a file by its parts; None where it can be decoded as a whole only."""
+    """The picture of a file by its parts; None where it can be decoded as a whole only.
+
+    Raises ValueError for a file that lost some of its intervals: decoders fill the gaps with grey.
+    """
     header = _header(content)
     if header is None:
         return None
     height, width = header.size
     count = -(-height // UNIT) * -(-width // (header.interval * UNIT))
     marks = [match.start() for match in _RESTART.finditer(content, header.data_at)]
-    if len(marks) != count - 1 or not content.endswith(_END):
-        return None
+    in_turn = all(content[mark + 1] == 0xD0 + k % 8 for k, mark in enumerate(marks))
+    if len(marks) != count - 1 or not in_turn or not content.endswith(_END):
+        raise ValueError(f"its restart intervals are not the {count} of its size, in turn")
     return Parts(content, header, [header.data_at - 2, *marks, len(content) - 2])

@@ -28,7 +28,7 @@ from mrm_jax.config import (
     has_evaluation,
     source_domain,
 )
-from mrm_jax.data import rare_class, sources, transforms
+from mrm_jax.data import rare_class, sources, transforms, verified
 
 if TYPE_CHECKING:
     from mrm_jax.types import Batch, Unlabelled
@@ -80,6 +80,8 @@ class TrainingSamples:
         self._max_ratio = source.category_limit
         labelled = sources.open_labelled(source, data.classes, field=field)
         pictures = sources.open_pictures(data.target, field="config.data.target")
+        stored = (each for each in (labelled, pictures) if isinstance(each, sources.Records))
+        self.shards = tuple(shard for each in stored for shard in each.shards)
         self.source = sources.Reader(
             functools.partial(_read_source, labelled, source.resize),
             len(labelled),
@@ -100,11 +102,15 @@ class TrainingSamples:
         (i32).
         """
         image, label = self._source_sample(number)
-        target, valid = transforms.augment_target(
-            *self.target(sample_index(self._seed, TARGET, len(self.target), number)),
-            np.random.default_rng((self._seed, TARGET, DRAWS, number)),
-            crop=self._crop,
-            flip=self._flip,
+        target, valid = self.target(
+            sample_index(self._seed, TARGET, len(self.target), number),
+            lambda picture, valid: transforms.augment_target(
+                picture,
+                valid,
+                np.random.default_rng((self._seed, TARGET, DRAWS, number)),
+                crop=self._crop,
+                flip=self._flip,
+            ),
         )
         return {
             "source_image": image,
@@ -115,20 +121,23 @@ class TrainingSamples:
         }
 
     def _source_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((self._seed, SOURCE, DRAWS, number))
         how = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
         if self._sampler is None:
             index = sample_index(self._seed, SOURCE, len(self.source), number)
-            return transforms.augment_source(*self.source(index), rng, **how)
-        choice = self._sampler.draw(np.random.default_rng((self._seed, SOURCE, CLASSES, number)))
-        return transforms.augment_source_with(
-            *self.source(choice.picture),
-            rng,
-            class_id=choice.class_id,
-            more_than=self._sampler.crop_pixels,
-            tries=self._sampler.tries,
-            **how,
-        )
+            augment = transforms.augment_source
+        else:
+            choice = self._sampler.draw(
+                np.random.default_rng((self._seed, SOURCE, CLASSES, number))
+            )
+            index, augment = choice.picture, transforms.augment_source_with
+            how |= {"class_id": choice.class_id, "more_than": self._sampler.crop_pixels}
+            how |= {"tries": self._sampler.tries}
+
+        def take(image: transforms.Picture, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((self._seed, SOURCE, DRAWS, number))
+            return augment(image, label, rng, **how)
+
+        return self.source(index, take)
 
 
 def _read_source(
@@ -177,7 +186,8 @@ def train_batches(
     Of a global batch, host h of n holds samples h*B/n .. (h+1)*B/n - 1; `index` is their global
     number. `sampler` is the one of `rare_class.open_sampler` (None: opened here where the config
     asks for it). Reading runs ahead in `data.workers` processes, or in threads. Errors of a
-    sample are raised when its batch is asked for. Raises UsageError at once for a data set that
+    sample are raised when its batch is asked for, as is RunError where a prepared set's file is
+    found wrong in the background (`verified.Watch`). Raises UsageError at once for a data set that
     cannot be opened or a batch that hosts cannot share.
     """
     batch = config.train.batch
@@ -207,10 +217,13 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.data.workers))
-    return map(functools.partial(_as_batch, copied=config.data.workers > 0), iter(ahead))
+    watch = verified.Watch(samples.shards)
+    copied = config.data.workers > 0
+    return map(functools.partial(_as_batch, watch=watch, copied=copied), iter(ahead))
 
 
-def _as_batch(arrays: dict[str, np.ndarray], *, copied: bool) -> Batch:
+def _as_batch(arrays: dict[str, np.ndarray], *, watch: verified.Watch, copied: bool) -> Batch:
+    watch.check()
     # Imported here: loader processes import this module and have no use for jax.
     from mrm_jax.types import Batch, Labelled, Unlabelled
 
@@ -247,13 +260,13 @@ def selection_crops(config: Config) -> Unlabelled | None:
         on_unreadable=domain.on_unreadable,
     )
     count = min(wanted, len(pictures))
+
+    def crop(place: int, picture: transforms.Picture, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+        rng = np.random.default_rng((SELECTION_SEED, place))
+        return transforms.augment_target(picture, valid, rng, crop=config.data.crop, flip=0.0)
+
     crops = [
-        transforms.augment_target(
-            *read(place * len(pictures) // count),
-            np.random.default_rng((SELECTION_SEED, place)),
-            crop=config.data.crop,
-            flip=0.0,
-        )
+        read(place * len(pictures) // count, functools.partial(crop, place))
         for place in range(count)
     ]
     image, valid = zip(*crops, strict=True)
@@ -263,8 +276,10 @@ def selection_crops(config: Config) -> Unlabelled | None:
 class Examples(Sequence[Example]):
     """Labelled pictures, read when asked for. Slices are Examples too."""
 
-    def __init__(self, pictures: sources.LabelledPictures, chosen: Sequence[int]) -> None:
-        self._pictures, self._chosen = pictures, chosen
+    def __init__(
+        self, pictures: sources.LabelledPictures, chosen: Sequence[int], watch: verified.Watch
+    ) -> None:
+        self._pictures, self._chosen, self._watch = pictures, chosen, watch
 
     @property
     def names(self) -> list[str]:
@@ -283,7 +298,8 @@ class Examples(Sequence[Example]):
         says.
         """
         if isinstance(index, slice):
-            return Examples(self._pictures, self._chosen[index])
+            return Examples(self._pictures, self._chosen[index], self._watch)
+        self._watch.check()
         at = self._chosen[index]
         return Example(self._pictures.name(at), *sources.read_pair(self._pictures, at))
 
@@ -301,4 +317,6 @@ def evaluation_set(config: Config) -> Sequence[Example]:
         evaluation_domain(config), config.data.classes, field="config.data.evaluation"
     )
     limit = config.evaluation.limit
-    return Examples(pictures, range(len(pictures) if limit is None else min(limit, len(pictures))))
+    watch = verified.Watch(pictures.shards if isinstance(pictures, sources.Records) else ())
+    count = len(pictures) if limit is None else min(limit, len(pictures))
+    return Examples(pictures, range(count), watch)

@@ -8,9 +8,10 @@ the way. The manifest comes last.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +20,12 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import UsageError
-from mrm_jax.data import datasets, manifest, records, shards
+from mrm_jax.data import datasets, manifest, records, room, shards, verified
+from mrm_jax.data.document import DocumentError, parsed
 from mrm_jax.data.shards import Job, Pair
 from mrm_jax.data.tree import size_of
 
 PICTURES_A_SHARD = 512
-SAMPLED = 3
-"""Pictures of a split that are encoded to estimate how much room it needs."""
-
 Advance = Callable[[int], None]
 
 
@@ -70,6 +69,7 @@ def prepare(
     if manifest.is_prepared(to):
         there = manifest.load(to, field="--to")
         if there.source == source:
+            _clean(to, jobs)
             say(f"{to} is prepared already.")
             return there
         raise UsageError(
@@ -81,7 +81,8 @@ def prepare(
     number, of = options.part
     mine = [job for i, job in enumerate(jobs) if number - 1 == i * of // len(jobs)]
     mine = [job for job in mine if job in missing]
-    _check_room(to, mine)
+    _drop_halves(to, mine)
+    room.check(to, mine)
     done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in missing)
     if done:
         say(f"{done} pictures are stored already.")
@@ -89,8 +90,8 @@ def prepare(
     manifest.write_json(to / _SOURCE, {"source": source})
     with progress(sum(len(job.pairs) for job in mine)) as advance:
         _run(mine, to, options.workers, advance)
-    notes = [shards.note(to, job) for job in jobs]
-    left = sum(note is None for note in notes)
+    notes = [note for job in jobs if (note := shards.note(to, job)) is not None]
+    left = len(jobs) - len(notes)
     if left:
         say(f"part {number} of {of} is stored; {left} of {len(jobs)} shards are other parts'.")
         return None
@@ -153,13 +154,15 @@ def _pairs(
     where = f"{data_set.name} {located.split}"
     for line in located.left_out():
         say(f"{where}: {line}")
-    broken = {stem: "occurs twice" for stem in located.repeated}
+    broken = {stem: "has no picture" for stem in located.lacking}
+    broken |= {stem: "occurs twice" for stem in located.repeated}
     if located.labels:
         broken |= {s: "has no label" for s in located.pictures if s not in located.labels}
     if broken and not skip_broken:
         stem, what = next(iter(broken.items()))
+        place = located.pictures.get(stem, located.domain.listing)
         raise UsageError(
-            f"{where}: '{stem}' {what} ({located.pictures[stem]}), as one of {len(broken)} such "
+            f"{where}: '{stem}' {what} ({place}), as one of {len(broken)} such "
             "pictures. Correct the download, or leave them out by --skip_broken."
         )
     if broken:
@@ -199,8 +202,8 @@ def _check_folder(to: Path, source: str) -> None:
     if not entries:
         return
     try:
-        same = json.loads((to / _SOURCE).read_text())["source"] == source
-    except (OSError, ValueError, KeyError):
+        same = parsed((to / _SOURCE).read_bytes())["source"].value == source
+    except (OSError, DocumentError):
         raise UsageError(f"--to {to} holds other things; give a new or an empty folder.") from None
     if not same:
         raise UsageError(
@@ -209,31 +212,23 @@ def _check_folder(to: Path, source: str) -> None:
         )
 
 
-def _check_room(to: Path, jobs: list[Job]) -> None:
-    """Raises UsageError where the shards would not fit, as far as a few pictures show."""
-    needed = sum(size * count for size, count in _sizes(jobs).values())
-    there = next(folder for folder in (to, *to.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UsageError(
-            f"--to {to}: about {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are "
-            "free; choose another disk, fewer --splits, a smaller --resize or --codec jpeg95."
-        )
+def _drop_halves(to: Path, jobs: list[Job]) -> None:
+    """Removes half written shards whose process is no more: they would take room until the end."""
+    for job in jobs:
+        for path in to.glob(f".{glob.escape(job.file)}.*"):
+            process = path.name.rpartition(".")[2]
+            if process.isdigit() and not _runs(int(process)):
+                path.unlink(missing_ok=True)
 
 
-def _sizes(jobs: list[Job]) -> dict[str, tuple[float, int]]:
-    """Of each split, mean bytes of a few of its records, and their number."""
-    found = {}
-    for split in {job.split: None for job in jobs}:
-        pairs = [(job, pair) for job in jobs if job.split == split for pair in job.pairs]
-        sizes = []
-        for job, pair in pairs[:: max(1, len(pairs) // SAMPLED)][:SAMPLED]:
-            try:
-                sizes.append(len(shards.encoded(job, pair)[0]))
-            except UsageError:
-                continue  # said where the shard is written
-        found[split] = (float(np.mean(sizes)) if sizes else 0.0, len(pairs))
-    return found
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def estimated_bytes(
@@ -241,7 +236,7 @@ def estimated_bytes(
 ) -> dict[str, int]:
     """About how many bytes each split will take, from a few of its pictures."""
     jobs = _jobs(data_set, found, replace(options, skip_broken=True), lambda line: None)
-    return {split: int(size * count) for split, (size, count) in _sizes(jobs).items()}
+    return {split: int(size * count) for split, (size, count) in room.sizes(jobs).items()}
 
 
 _counter: Any = None
@@ -291,30 +286,26 @@ def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
 
 
 def _finish(
-    data_set: datasets.DataSet, to: Path, jobs: list[Job], notes: list[Any]
+    data_set: datasets.DataSet, to: Path, jobs: list[Job], notes: list[shards.Note]
 ) -> manifest.Manifest:
     """Metadata, what is known of the pictures, and at last the manifest."""
     splits = {}
     lengths: dict[str, list[tuple[int, int]]] = {}
     for split in {job.split: None for job in jobs}:
         mine = [(j, n) for j, n in zip(jobs, notes, strict=True) if j.split == split]
-        lengths[split] = [(len(note["names"]), note["bytes"]) for _, note in mine]
-        counts = np.zeros((sum(count for count, _ in lengths[split]), mine[0][0].classes), np.int64)
-        pixels = [each for _, note in mine for each in note["pixels"]]
-        for row, each in zip(counts, pixels, strict=True):
-            for class_id, count in each.items():
-                row[int(class_id)] = count
-        names = tuple(name for _, note in mine for name in note["names"])
-        sizes = np.array([size for _, note in mine for size in note["sizes"]], np.int64)
-        manifest.save_known(to, split, manifest.Known(names, sizes.reshape(-1, 2), counts))
+        lengths[split] = [(note.shard.count, note.bytes) for _, note in mine]
+        known = manifest.Known(
+            tuple(name for _, note in mine for name in note.known.names),
+            np.concatenate([note.known.sizes for _, note in mine]),
+            np.concatenate([note.known.counts for _, note in mine]),
+        )
+        manifest.save_known(to, split, known)
         splits[split] = manifest.Split(
-            count=len(names),
+            count=len(known.names),
             labelled=any(pair.label is not None for job, _ in mine for pair in job.pairs),
             resize=mine[0][0].resize,
-            shards=tuple(
-                manifest.Shard(job.file, len(note["names"]), note["sha256"]) for job, note in mine
-            ),
-            skipped={stem: why for _, note in mine for stem, why in note["skipped"].items()},
+            shards=tuple(note.shard for _, note in mine),
+            skipped={stem: why for _, note in mine for stem, why in note.skipped.items()},
         )
     records.write_metadata(
         to,
@@ -324,6 +315,7 @@ def _finish(
         description=f"{data_set.title}, prepared by mrm_jax. Licence: {data_set.licence}.",
         homepage=data_set.homepage or None,
     )
+    beside = [*map(manifest.known_file, splits), *records.METADATA]
     made = manifest.Manifest(
         name=data_set.name,
         title=data_set.title,
@@ -333,10 +325,17 @@ def _finish(
         codec=jobs[0].codec,
         source=jobs[0].source,
         splits=splits,
+        files={name: verified.sha256(to / name) for name in beside},
     )
     manifest.save(to, made)
-    for job in jobs:  # notes, and what a killed process has left half written
-        for path in to.glob(f".{job.file}.*"):
+    _clean(to, jobs)
+    return made
+
+
+def _clean(to: Path, jobs: list[Job]) -> None:
+    """Removes notes, and what killed processes have left half written, of a set that is whole."""
+    beside = [*map(manifest.known_file, {job.split for job in jobs}), manifest.FILE, _SOURCE[1:]]
+    for name in (*(job.file for job in jobs), *beside):
+        for path in to.glob(f".{glob.escape(name)}.*"):
             path.unlink(missing_ok=True)
     (to / _SOURCE).unlink(missing_ok=True)
-    return made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,18 +13,47 @@ import cv2
 import numpy as np
 
 from mrm_jax.config import Classes, Domain, UsageError
-from mrm_jax.data import files, manifest
+from mrm_jax.data import files, manifest, verified
 from mrm_jax.data.records import Stored
-from mrm_jax.data.transforms import Picture
-from mrm_jax.paths import below, is_remote, located, write_bytes
+from mrm_jax.data.transforms import Picture, keep_ratio_size
+from mrm_jax.paths import below, is_remote, located, replaced, what_is_wrong
 
 Taken = TypeVar("Taken")
+Sized = TypeVar("Sized", np.ndarray, Picture)
 log = logging.getLogger(__name__)
 
 
 def is_prepared(domain: Domain) -> bool:
     """Whether the domain's path holds a prepared set."""
     return bool(domain.path) and manifest.is_prepared(located(domain.path or ""))
+
+
+@contextmanager
+def _unreadable(name: str) -> Iterator[None]:
+    """What goes wrong with a record, as an UnreadableError that names it."""
+    try:
+        yield
+    except Exception as error:  # the reader of records raises unrelated types
+        what = " ".join(str(error).split())
+        raise files.UnreadableError(
+            f"{name} cannot be read ({what}); prepare the set again."
+        ) from error
+
+
+class _Part:
+    """A picture of a record whose parts are decoded when they are asked for; errors name it."""
+
+    def __init__(self, picture: Picture, name: str) -> None:
+        self._picture, self._name = picture, name
+        self.shape, self.nbytes = picture.shape, picture.nbytes
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        with _unreadable(self._name):
+            return self._picture[part]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with _unreadable(self._name):
+            return np.asarray(self._picture, dtype)
 
 
 class Records:
@@ -35,13 +64,22 @@ class Records:
         self.manifest = manifest.load(self._folder, field=f"{field}.path")
         split = self.manifest.split(domain.split, field=field)
         _check_resize(split, domain, field)
-        self._files = tuple(str(_at_hand(self._folder, shard)) for shard in split.shards)
-        self._known = manifest.load_known(self._folder, domain.split, field=f"{field}.path")
-        missing = [file for file in self._files if not Path(file).is_file()]
-        if missing:
+        self._resize = split.resize
+        self._known = manifest.load_known(
+            self._folder, self.manifest, domain.split, field=f"{field}.path"
+        )
+        if not self._known.names:
             raise UsageError(
-                f"{field}.path: {missing[0]} is missing; prepare the set again or copy all of it."
+                f"{field}: split {domain.split} of the prepared set in {self._folder} holds no "
+                "picture; choose another one."
             )
+        self._files = tuple(_at_hand(self._folder, shard, field) for shard in split.shards)
+        verified.check(self._files, split, field=f"{field}.path")
+        stops = domain.on_unreadable == "error"
+        self.shards = tuple(
+            verified.Held(path, shard, stops)
+            for path, shard in zip(self._files, split.shards, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._known.names)
@@ -54,7 +92,7 @@ class Records:
     def _source(self) -> Any:
         from grain.sources import ArrayRecordDataSource
 
-        return ArrayRecordDataSource(self._files)
+        return ArrayRecordDataSource([str(file) for file in self._files])
 
     def name(self, index: int) -> str:
         """The stem."""
@@ -66,21 +104,49 @@ class Records:
         return int(height), int(width)
 
     def image(self, index: int) -> np.ndarray:
-        """RGB u8[H,W,3] as it is stored."""
-        return self._read(index, Stored.image)
+        """RGB u8[H,W,3] as it is stored. Raises UnreadableError naming the record and its file."""
+        return self._read(index, lambda stored: self._sized(index, stored.image()))
 
     def picture(self, index: int) -> Picture:
-        """`image`, of which parts are decoded when they are asked for, where the codec allows."""
-        return self._read(index, Stored.picture)
+        """`image`, of which parts are decoded when they are asked for, where the codec allows; then
+        they raise what `image` does."""
+        return self._read(index, functools.partial(self._picture, index))
+
+    def _picture(self, index: int, stored: Stored) -> Picture:
+        picture = self._sized(index, stored.picture())
+        return picture if isinstance(picture, np.ndarray) else _Part(picture, self._named(index))
+
+    def _sized(self, index: int, array: Sized) -> Sized:
+        """`array`; raises ValueError where it has not the size that a picture was stored at."""
+        height, width = (int(side) for side in self._known.sizes[index])
+        if self._resize is not None:
+            height, width = keep_ratio_size(height, width, self._resize)
+        if tuple(array.shape[:2]) != (height, width):
+            raise ValueError(
+                f"it holds {array.shape[0]} x {array.shape[1]} px, not {height} x {width}"
+            )
+        return array
 
     def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
-        try:
-            return take(Stored(self._source[index]))
-        except Exception as error:  # the reader of records raises unrelated types
-            raise files.UnreadableError(
-                f"record {index} of split {self._split} in {self._folder} cannot be read "
-                f"({error}); prepare the set again."
-            ) from error
+        with _unreadable(self._named(index)):
+            stored = Stored(self._source[index])
+            name = stored.name
+            if name == self.name(index):
+                return take(stored)
+        # Not one damaged record, which a run may leave out: what is counted and drawn is wrong.
+        raise UsageError(
+            f"{self._named(index)} holds '{name}': a file lies in another one's place; "
+            f"{manifest.AGAIN}."
+        )
+
+    def _named(self, index: int) -> str:
+        """A picture and where it lies, for errors."""
+        first = 0
+        for path, shard, _ in self.shards:
+            if index < first + shard.count:
+                return f"'{self.name(index)}' (record {index - first} of {path})"
+            first += shard.count
+        raise IndexError(index)
 
 
 class RecordsLabelled(Records):
@@ -99,11 +165,14 @@ class RecordsLabelled(Records):
 
     def label(self, index: int) -> np.ndarray:
         """Train ids u8[H,W] as stored, 255 where the config has no such class."""
-        return self._mapped(self._read(index, Stored.label))
+        return self._mapped(self._read(index, lambda stored: self._sized(index, stored.label())))
 
     def pair(self, index: int) -> tuple[Picture, np.ndarray]:
         """`picture` and `label` of one record, which is read once."""
-        image, label = self._read(index, lambda stored: (stored.picture(), stored.label()))
+        image, label = self._read(
+            index,
+            lambda stored: (self._picture(index, stored), self._sized(index, stored.label())),
+        )
         return image, self._mapped(label)
 
     def _mapped(self, label: np.ndarray) -> np.ndarray:
@@ -119,18 +188,32 @@ class RecordsLabelled(Records):
         return counts, self._known.sizes
 
 
-def _at_hand(folder: Path, shard: manifest.Shard) -> Path:
+def _at_hand(folder: Path, shard: manifest.Shard, field: str) -> Path:
     """The file of a shard on this machine: records in a bucket are copied into the user's cache
-    folder once, under the name of their content."""
-    if not is_remote(folder):
-        return below(folder, shard.file)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder once, under the name of their content, which is verified on the way."""
     there = below(folder, shard.file)
-    path = below(home / "mrm_jax" / "records", f"{shard.sha256[:16]}-{shard.file}")
+    if not is_remote(folder):
+        if not there.is_file():
+            raise UsageError(
+                f"{field}.path: {there} is missing; prepare the set again or copy all of it."
+            )
+        return there
+    path = below(verified.cache() / "records", f"{shard.sha256[:16]}-{shard.file}")
     if not path.is_file():
         log.info("copying %s to %s ...", there, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, there.read_bytes())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as new:
+                if verified.copied(there, new) != shard.sha256:
+                    raise UsageError(
+                        f"{field}.path: the SHA-256 of {there} is not the manifest's; "
+                        f"{manifest.AGAIN}."
+                    )
+        except OSError as error:
+            raise UsageError(
+                f"{field}.path: {there} cannot be copied to {path.parent} ({what_is_wrong(error)})."
+            ) from error
+        verified.stamp(path, shard)
     return path
 
 

@@ -7,7 +7,8 @@ PNG, all 255 where there are none; `height`, `width` of the picture before it wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,21 +96,28 @@ class Stored:
 
     def image(self) -> np.ndarray:
         """RGB u8[H,W,3]."""
-        return self._decoded("image", cv2.IMREAD_COLOR_RGB)
+        return np.asarray(self.picture())
 
     def picture(self) -> Picture:
         """`image`, with parts of it decoded when they are asked for where the codec allows that."""
-        return jpeg.parts(self._feature["image"].bytes_list.value[0]) or self.image()
+        with _damaged("image"):
+            content = self._feature["image"].bytes_list.value[0]
+            return jpeg.parts(content) or decode_image(content)
 
     def label(self) -> np.ndarray:
         """Train ids of the set's class table, u8[H,W]; 255 counts nowhere."""
-        return self._decoded("label", cv2.IMREAD_GRAYSCALE)
+        with _damaged("label"):
+            content = self._feature["label"].bytes_list.value[0]
+            return decode_image(content, cv2.IMREAD_GRAYSCALE)
 
-    def _decoded(self, name: str, flags: int) -> np.ndarray:
-        try:
-            return decode_image(self._feature[name].bytes_list.value[0], flags)
-        except ValueError as error:
-            raise ValueError(f"its {name} is damaged: {error}") from error
+
+@contextmanager
+def _damaged(name: str) -> Iterator[None]:
+    """Says which part of a record cannot be read."""
+    try:
+        yield
+    except (ValueError, IndexError, cv2.error) as error:
+        raise ValueError(f"its {name} is damaged: {error}") from error
 
 
 def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
@@ -122,6 +130,10 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarra
     if array is None:
         raise ValueError("it cannot be decoded")
     return array
+
+
+METADATA = ("features.json", "dataset_info.json")
+"""What `write_metadata` writes."""
 
 
 def write_metadata(

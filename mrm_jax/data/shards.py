@@ -7,17 +7,17 @@ without its note a shard counts as not written.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mrm_jax.config import Domain, UsageError
-from mrm_jax.data import files, labels, manifest, records, transforms
+from mrm_jax.data import files, labels, manifest, records, transforms, verified
+from mrm_jax.data.document import DocumentError, parsed
 from mrm_jax.data.tree import File
 
 
@@ -74,18 +74,25 @@ def write(job: Job, to: Path) -> Iterator[None]:
                     written += len(content)
                     names.append(pair.stem)
                     sizes.append(size)
-                    counts.append({str(c): int(pixels[c]) for c in np.flatnonzero(pixels)})
+                    counts.append(pixels)
                 yield
         finally:
             writer.close()
         _sync(temporary, written)
-        digest = manifest.sha256(temporary)
+        digest, size = verified.sha256(temporary), temporary.stat().st_size
+        places = verified.places(temporary, len(names))
+        index = verified.index(temporary, places)
         os.replace(temporary, to / job.file)
     finally:
         temporary.unlink(missing_ok=True)
-    holds = {"source": job.source, "sha256": digest, "bytes": written, "skipped": skipped}
-    holds |= {"names": names, "sizes": sizes, "pixels": counts}
-    manifest.write_json(note_file(to, job), holds)
+    shard = manifest.Shard(job.file, len(names), digest, size, index, places)
+    known = manifest.Known(
+        tuple(names),
+        np.array(sizes, np.int64).reshape(-1, 2),
+        np.array(counts, np.int64).reshape(-1, job.classes),
+    )
+    holds = {"source": job.source, "shard": asdict(shard), "bytes": written, "skipped": skipped}
+    manifest.write_json(note_file(to, job), holds | manifest.values_of(known))
 
 
 def _sync(path: Path, written: int) -> None:
@@ -100,11 +107,13 @@ def _sync(path: Path, written: int) -> None:
 def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """A record's bytes, the picture's size before resizing, and the pixels of each class in its
     label at that size."""
-    image = files.read_image(pair.picture)
+    image = files.read_image(pair.picture, megapixels=job.domain.max_megapixels)
     size = (image.shape[0], image.shape[1])
     label = np.full(size, labels.IGNORE, np.uint8)
     if pair.label is not None:
-        raw = files.read_raw_label(pair.label, job.domain.label_colours)
+        raw = files.read_raw_label(
+            pair.label, job.domain.label_colours, megapixels=job.domain.max_megapixels
+        )
         label = labels.map_labels(
             raw,
             job.domain.raw_ids,
@@ -143,11 +152,30 @@ def note_file(to: Path, job: Job) -> Path:
     return to / f".{job.file}.json"
 
 
-def note(to: Path, job: Job) -> dict[str, Any] | None:
-    """What a finished shard holds; None where it is not finished."""
+class Note(NamedTuple):
+    """What a finished shard holds: `bytes` of its records, and the pictures left out with why."""
+
+    shard: manifest.Shard
+    known: manifest.Known
+    bytes: int
+    skipped: dict[str, str]
+
+
+def note(to: Path, job: Job) -> Note | None:
+    """What a finished shard holds; None where it is not finished, or not as its note says."""
     try:
-        holds = json.loads(note_file(to, job).read_text())
-        whole = (to / job.file).stat().st_size >= holds["bytes"]
-        return holds if whole and holds["source"] == job.source else None
-    except (OSError, ValueError, KeyError):
+        values = parsed(note_file(to, job).read_bytes())
+        if values["source"].value != job.source:
+            return None
+        shard = manifest.shard_of(values["shard"])
+        path = to / job.file
+        if path.stat().st_size != shard.size or verified.index(path, shard.places) != shard.index:
+            return None
+        return Note(
+            shard,
+            manifest.known_of(values, shard.count, job.classes),
+            values["bytes"].whole(),
+            {stem: why.text() for stem, why in values["skipped"].entries().items()},
+        )
+    except (OSError, DocumentError):
         return None

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -144,6 +144,7 @@ class Folder:
         if domain.listing:
             found = files.chosen(found, root / as_path(domain.listing), field=field)
         self._names, self._paths = tuple(found), tuple(found.values())
+        self._megapixels = domain.max_megapixels
 
     def __len__(self) -> int:
         return len(self._names)
@@ -157,7 +158,7 @@ class Folder:
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
-        return files.read_image(self._paths[index])
+        return files.read_image(self._paths[index], megapixels=self._megapixels)
 
 
 class FolderLabelled(Folder):
@@ -189,7 +190,8 @@ class FolderLabelled(Folder):
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
         path = self._labels[index]
-        return self._map(files.read_raw_label(path, self._colours), name=str(path))
+        raw = files.read_raw_label(path, self._colours, megapixels=self._megapixels)
+        return self._map(raw, name=str(path))
 
 
 def _train_ids(
@@ -272,49 +274,62 @@ class Reader(Generic[Sample]):
         self._limit, self._held, self._full = limit_bytes, 0, False
         self._kept: dict[int, Sample] = {}
         self.unreadable: dict[int, str] = {}
+        self._said: set[int] = set()
 
     def __len__(self) -> int:
         return self._count
 
-    def __call__(self, index: int) -> Sample:
-        """The sample at `index`, or what replaces it. Raises UnreadableError when nothing may or
-        can.
+    def __call__(self, index: int, take: Callable[..., Any] = lambda *sample: sample) -> Any:
+        """`take(*sample)` of the sample at `index`, or of what replaces it. Raises UnreadableError
+        when nothing may or can.
+
+        `take` may decode parts of a picture. Where that fails it is called again with the sample
+        that replaces it, so it has to give the same at every call.
         """
         for offset in range(self._count):
             at = (index + offset) % self._count
             if at in self._kept:
-                return self._kept[at]
+                return take(*self._kept[at])
             if at in self.unreadable:
                 continue
             try:
                 sample = self._read(at)
             except files.UnreadableError as error:
-                self._refuse(at, str(error), error)
+                self._refuse(at, error)
+                self.unreadable[at] = str(error)
                 continue
-            return self._keep(at, sample)
+            try:
+                return take(*self._keep(at, sample))
+            except files.UnreadableError as error:
+                # Its other parts stay in use: which were read before must not matter.
+                self._refuse(at, error)
         raise files.UnreadableError(
             f"{self._field}: none of its {self._count} pictures can be read."
         )
 
-    def _refuse(self, index: int, reason: str, error: Exception) -> None:
+    def _refuse(self, index: int, error: files.UnreadableError) -> None:
         if not self._skip:
             hint = f"Set {self._field}.on_unreadable='skip' to train without such pictures."
-            raise files.UnreadableError(f"{self._field}: {reason} {hint}") from error
-        self.unreadable[index] = reason
-        log.warning(
-            "%s: %s Left out; %d of %d so far.",
-            self._field,
-            reason,
-            len(self.unreadable),
-            self._count,
-        )
+            raise files.UnreadableError(f"{self._field}: {error} {hint}") from error
+        if index not in self._said:
+            self._said.add(index)
+            log.warning(
+                "%s: %s Left out; %d of %d so far.",
+                self._field,
+                error,
+                len(self._said),
+                self._count,
+            )
 
     def _keep(self, index: int, sample: Sample) -> Sample:
         size = sum(array.nbytes for array in sample)
         if self._held + size <= self._limit:
-            sample = cast("Sample", tuple(np.asarray(array) for array in sample))
+            try:
+                whole = cast("Sample", tuple(np.asarray(array) for array in sample))
+            except files.UnreadableError:
+                return sample  # such as it would be read without a cache: parts of it may be good
             self._held += size
-            self._kept[index] = sample
+            self._kept[index] = sample = whole
         elif self._limit and not self._full:
             self._full = True
             log.warning(

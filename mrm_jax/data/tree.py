@@ -51,10 +51,16 @@ class Member:
 
     def read_bytes(self) -> bytes:
         """See `File`; a damaged member raises OSError too."""
+        return self.first(-1)
+
+    def first(self, count: int) -> bytes:
+        """So many bytes of the content, or all where `count` is negative; as `read_bytes`."""
         try:
-            return _opened(str(self.archive), os.getpid()).read(self.member)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError) as error:
-            raise OSError(0, f"a damaged or locked member of its archive ({error})") from error
+            with _opened(str(self.archive), os.getpid()).open(self.member) as file:
+                return file.read(count)
+        except Exception as error:  # each kind of compression raises its own
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(0, f"a damaged or locked member of its archive ({what})") from error
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.member}"
@@ -104,18 +110,21 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
     for archive in archives:
         try:
             members = _opened(str(archive), os.getpid()).infolist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged list of members raises what its fields lead to
+            what = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(
-                f"{field}: {archive} is no zip archive that can be read ({error}); fetch it again."
+                f"{field}: {archive} is no zip archive that can be read ({what}); fetch it again."
             ) from error
         for member in members:
             parts = PurePosixPath(member.filename).parts
             link = stat.S_ISLNK(member.external_attr >> 16)
             what = "is a link" if link else refusal(PurePosixPath(member.filename).as_posix())
+            if "\0" in member.orig_filename:  # names end there for zipfile
+                what = "has a name with a NUL byte"
             if what is not None:
                 raise UsageError(
-                    f"{field}: the member {member.filename!r} of {archive} {what}; such an archive "
-                    "is refused. Fetch it from its official source."
+                    f"{field}: the member {member.orig_filename!r} of {archive} {what}; such an "
+                    "archive is refused. Fetch it from its official source."
                 )
             hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
             if not member.is_dir() and not hidden:

@@ -142,11 +142,13 @@ def _cache() -> Check:
 
 
 def _room(workdir: Path) -> Check:
+    from mrm_jax.data.room import said
+
     if is_remote(workdir):
         return Check("disk", "ok", "the workdir is in a bucket")
     there = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    text = f"{free / 2**30:.1f} GiB free at {there}"
+    text = f"{said(free)} free at {there}"
     if free < ENOUGH_BYTES:
         fix = "checkpoints of a large network need several GiB: choose another disk"
         return Check("disk", "warning", text, fix)

@@ -4,13 +4,15 @@ publishers store them.
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from mrm_jax.config import Classes
+from mrm_jax.config import Classes, Config, Data, Domain, Model, Train
+from mrm_jax.data import labels as tables
 
 CITYSCAPES_ID = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 SYNTHIA_ID = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
@@ -175,3 +177,10 @@ def zipped(root: Path, to: Path, parts: tuple[str, ...], leading: str = "") -> N
 def table(count: int) -> Classes:
     """A class table of `count` names."""
     return Classes(tuple(f"class{i}" for i in range(count)), ((0, 0, 0),) * count)
+
+
+def config(domain: Domain, **data) -> Config:
+    """Two pictures a step, four steps; all three domains are `domain`."""
+    data |= {"source": domain, "target": domain, "evaluation": replace(domain, labels="labels")}
+    data |= {"classes": tables.CITYSCAPES, "crop": (16, 24)}
+    return Config(seed=1, data=Data(**data), model=Model(), train=Train(steps=4, batch=2))

@@ -83,9 +83,14 @@ def test_a_picture_that_no_interval_divides_is_still_stored():
     assert np.abs(records.decode_image(content).astype(int) - image).mean() < 5
 
 
-def test_a_file_that_lost_a_part_is_not_cut():
+def test_a_file_that_lost_a_part_is_an_error():
     content = records.encode_image(_image(64, 128), "jpeg95")
     at = content.index(b"\xff\xd1")
-    assert jpeg.parts(content[:at] + content[at + 2 :]) is None
-    assert jpeg.parts(content[:-2]) is None
+    for damaged in (
+        content[:at] + content[at + 2 :],
+        content[:at] + b"\xff\xd3" + content[at + 2 :],
+        content[:-2],
+    ):
+        with pytest.raises(ValueError, match="its restart intervals are not the 4 of its size"):
+            jpeg.parts(damaged)
     assert jpeg.parts(b"\xff\xd8\xff") is None

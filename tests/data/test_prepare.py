@@ -26,6 +26,7 @@ from mrm_jax.data import (
     pipeline,
     prepare,
     records,
+    room,
     shards,
     sources,
 )
@@ -266,6 +267,36 @@ def test_a_killed_run_goes_on_and_ends_with_the_bytes_of_an_undisturbed_one(tmp_
     assert content(to) == content(tmp_path / "calm")
 
 
+def test_what_a_kill_behind_the_manifest_left_is_removed_by_the_next_run(tmp_path, monkeypatch):
+    downloads.gta(tmp_path / "raw", count=2)
+    made("gta", tmp_path / "raw", tmp_path / "calm", shards=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_clean", lambda to, jobs: None)
+        made("gta", tmp_path / "raw", tmp_path / "to", shards=2)
+    left = sorted((tmp_path / "to").glob(".*"))
+    assert [path.name.endswith(".json") for path in left] == [True] * 3
+    for name in ("gta-train.array_record-00001-of-00002", "pictures-train.json", "manifest.json"):
+        (tmp_path / f"to/.{name}.4194305").write_text("half")
+    made("gta", tmp_path / "raw", tmp_path / "to", shards=2)
+    assert content(tmp_path / "to") == content(tmp_path / "calm")
+
+
+def test_half_a_shard_takes_no_room_while_its_run_goes_on(tmp_path, monkeypatch):
+    downloads.gta(tmp_path / "raw", count=2)
+    made("gta", tmp_path / "raw", tmp_path / "to", shards=2, part=(1, 2))
+    # A process that is no more: the largest number that Linux gives is 4194304.
+    half = tmp_path / "to/.gta-train.array_record-00001-of-00002.4194305"
+    half.write_text("half")
+    seen = []
+    monkeypatch.setattr(prepare.room, "check", lambda to, jobs: seen.append(half.exists()))
+    note = tmp_path / "to/.gta-train.array_record-00000-of-00002.json"
+    for text in ("[]", "{}", "[" * 100_000, '{"source": {"bytes": []}}', "\xff"):
+        note.write_text(text)  # notes that are none: the shard is written again
+    made("gta", tmp_path / "raw", tmp_path / "to", shards=2)
+    assert seen == [False]
+    assert manifest.is_prepared(tmp_path / "to")
+
+
 def test_processes_write_the_bytes_that_one_process_writes(tmp_path):
     downloads.gta(tmp_path / "raw", count=4)
     for workers in (1, 2):
@@ -353,9 +384,9 @@ def test_other_options_and_other_folders_are_refused_and_nothing_is_lost(tmp_pat
 
 def test_too_little_room_is_said_with_numbers_before_anything_is_written(tmp_path, monkeypatch):
     downloads.gta(tmp_path / "raw")
-    usage = prepare.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UsageError, match=r"about 0\.0 GiB are needed and 0\.0 GiB are free"):
+    usage = room.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UsageError, match=r"about 2\.\d MiB are needed and 1000 bytes are free"):
         made("gta", tmp_path / "raw", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -363,14 +394,14 @@ def test_too_little_room_is_said_with_numbers_before_anything_is_written(tmp_pat
 def test_a_disk_that_is_full_on_the_way_loses_no_finished_shard(tmp_path, monkeypatch):
     downloads.gta(tmp_path / "raw", count=4)
     made("gta", tmp_path / "raw", tmp_path / "calm", shards=2)
-    real = shards.manifest.sha256
+    real = shards.verified.sha256
 
     def full(path):
         if "00001-of" in path.name:
             raise OSError(28, "No space left on device", str(path))
         return real(path)
 
-    monkeypatch.setattr(shards.manifest, "sha256", full)
+    monkeypatch.setattr(shards.verified, "sha256", full)
     with pytest.raises(OSError, match="No space left"):
         made("gta", tmp_path / "raw", tmp_path / "to", shards=2)
     monkeypatch.undo()
@@ -426,12 +457,16 @@ def test_a_damaged_record_is_named_and_can_be_skipped(tmp_path):
     downloads.gta(tmp_path / "raw")
     made("gta", tmp_path / "raw", tmp_path / "to", resize="native", shards=3)
     path = tmp_path / "to/gta-train.array_record-00001-of-00003"
-    path.write_bytes(b"\0" * path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 9] ^= 1
+    path.write_bytes(content)
     pictures = sources.open_pictures(Domain(path=str(tmp_path / "to")), field=FIELD)
     with pytest.raises(
-        sources.files.UnreadableError, match="cannot be read .*; prepare the set again"
+        sources.files.UnreadableError,
+        match=r"'00002' \(record 0 of .*00001-of-00003\) cannot be read .*; prepare the set again",
     ):
         pictures.image(1)
+    pictures.image(2)
     os.unlink(path)
     with pytest.raises(UsageError, match=r"00001-of-00003 is missing"):
         sources.open_pictures(Domain(path=str(tmp_path / "to")), field=FIELD)

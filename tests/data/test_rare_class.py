@@ -407,6 +407,10 @@ def test_another_label_map_has_a_file_of_its_own(tmp_path):
         lambda text: text.replace('"0": ', '"0": 9999999'),
         lambda text: text.replace('"pixels"', '"pixel"'),
         lambda text: text.replace('"1": 400', '"17": 400'),
+        lambda text: text.replace('"1": 400', '"-1": 400'),
+        lambda text: text.replace('"1": 400', '"1": 400.5'),
+        lambda text: text.replace('"1": 400', '"1": true'),
+        lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_file_is_made_again_with_one_line(damage, tmp_path):
