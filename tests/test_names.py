@@ -84,7 +84,7 @@ def identifier(node: ast.AST) -> str:
     return found.lstrip("_")
 
 
-def path_names(trees: list[ast.AST]) -> set[str]:
+def path_names(trees: list[ast.Module]) -> set[str]:
     """What is called a path somewhere: annotated as one, assigned one, or returning one."""
     found = {"parent", "local", "remote", "directory"}
     for node in (node for tree in trees for node in ast.walk(tree)):
@@ -123,7 +123,7 @@ def joins(tree: ast.AST, known: set[str]) -> list[tuple[int, str]]:
     """(line, right side) of every join of a path with what is not made here."""
     found = []
     for node in ast.walk(tree):
-        parts: list[ast.AST] = []
+        parts: list[ast.expr] = []
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             hint = isinstance(node.right, ast.JoinedStr) or identifier(node.right) in NAMES
             if hint or is_path(node.left, known):
@@ -133,7 +133,7 @@ def joins(tree: ast.AST, known: set[str]) -> list[tuple[int, str]]:
             parts = [] if len(node.args) == first == 1 else list(node.args[first:])
         elif isinstance(node, ast.Call) and identifier(node.func) in JOINS:
             parts = list(node.args)
-        found += [(node.lineno, ast.unparse(part)) for part in parts if not made_here(part)]
+        found += [(part.lineno, ast.unparse(part)) for part in parts if not made_here(part)]
     return found
 
 

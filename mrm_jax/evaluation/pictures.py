@@ -160,6 +160,7 @@ def prediction_files(names: Sequence[str], folder: Path) -> dict[str, Path]:
         if name in found:
             raise UsageError(f"{folder}: two pictures are called {name!r}; name them apart.")
         plain = result_name(name, spare=len("_99999.png"), longest=longest)
+        below(folder, plain)  # with an ending "a/" would be another name
         taken[same_file(plain)] += 1
         number = taken[same_file(plain)]
         found[name] = below(folder, f"{plain}{f'_{number}' if number > 1 else ''}.png")

@@ -22,13 +22,16 @@ def cut_back(path: Path, step: int) -> int:
     """Drops the lines of metrics.jsonl after `step`, and torn ones; returns how many went.
 
     What a killed run wrote after its last checkpoint is computed again, and must not stand there
-    twice.
+    twice. A link becomes a file of its own: what is appended stays in the folder.
     """
+    if path.is_symlink() and not path.exists():
+        path.unlink()
     if not path.exists():
         return 0
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _step(line) <= step]
-    if len(kept) < len(lines) or (lines and not path.read_bytes().endswith(b"\n")):
+    torn = bool(lines) and not path.read_bytes().endswith(b"\n")
+    if len(kept) < len(lines) or torn or path.is_symlink():
         write_text(path, "".join(line + "\n" for line in kept))
     return len(lines) - len(kept)
 

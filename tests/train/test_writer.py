@@ -64,3 +64,17 @@ def test_a_restart_goes_on_in_the_same_file(tmp_path):
 def test_cutting_back_a_missing_file_changes_nothing(tmp_path):
     assert cut_back(tmp_path / METRICS, 3) == 0
     assert not (tmp_path / METRICS).exists()
+
+
+def test_a_metrics_file_that_is_a_link_appends_to_no_other_file(tmp_path):
+    (tmp_path / "precious").write_text('{"step": 1}\n')
+    (tmp_path / "run").mkdir()
+    for target in ("precious", "nowhere"):
+        (tmp_path / "run" / METRICS).unlink(missing_ok=True)
+        (tmp_path / "run" / METRICS).symlink_to(tmp_path / target)
+        writer = Writer(tmp_path / "run", step=1)
+        writer.write(2, {"source/ce": 0.5})
+        writer.close()
+        assert not (tmp_path / "run" / METRICS).is_symlink()
+    assert (tmp_path / "precious").read_text() == '{"step": 1}\n'
+    assert not (tmp_path / "nowhere").exists()
