@@ -28,6 +28,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 """Endings that count as a picture, in lower case."""
 
 MEGAPIXELS: float = Domain().max_megapixels
+Image.MAX_IMAGE_PIXELS = None  # what was read has passed our own limit, which the user sets
 
 Entry = TypeVar("Entry")
 log = logging.getLogger(__name__)

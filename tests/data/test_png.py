@@ -1,6 +1,8 @@
 """PNG files: read as OpenCV reads them."""
 
 import io
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
@@ -69,3 +71,16 @@ def test_a_damaged_file_is_an_error(kind):
         written = bytearray(b"not a picture at all, but long enough to be one")
     with pytest.raises(ValueError, match=r".+"):
         png.decode(bytes(written))
+
+
+def test_pixels_are_inflated_no_further_than_the_header_promises():
+    image = records.encode_label(np.zeros((5, 4), np.uint8))
+    at = image.index(b"IDAT")
+    grown = zlib.compress(bytes(2**24))
+    content = image[: at - 4] + len(grown).to_bytes(4, "big") + b"IDAT" + grown + bytes(4)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it does not hold the 25 bytes of its size"):
+        png.decode(content + image[-12:])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
