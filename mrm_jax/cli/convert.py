@@ -16,6 +16,7 @@ from mrm_jax.paths import local, located
 
 if TYPE_CHECKING:
     from mrm_jax.convert.network import Network
+    from mrm_jax.convert.reader import WeightFile
 
 CITYSCAPES_BOX = (1024, 512)
 """(long, short) px that DAFormer-style networks look at Cityscapes in. Source: peer, DAFormer's
@@ -185,7 +186,7 @@ def _config(network: Network, given: Config | None) -> Config:
             f"{network.file.path}: without its classifier no tensor shows how many classes it "
             "tells apart; give the run's --config."
         )
-    classes = _classes(network.file.meta, count) or CITYSCAPES
+    classes = named_classes(network.file, count) or CITYSCAPES
     hrda = network.model.multires.enabled
     cityscapes = classes.names == CITYSCAPES.names and network.kind == "segmentor"
     box = CITYSCAPES_BOX if cityscapes and not hrda else None
@@ -204,24 +205,32 @@ def _config(network: Network, given: Config | None) -> Config:
     return Config(data=data, model=network.model, method=Method(kind="source_only"))
 
 
-def _classes(meta: Mapping[str, Any], count: int) -> Classes | None:
+def named_classes(file: WeightFile, count: int) -> Classes | None:
     """The classes that the file names, else numbered ones; None for Cityscapes' 19 or an
     encoder."""
-    names, colours = meta.get("CLASSES"), meta.get("PALETTE")
-    named = isinstance(names, list | tuple) and len(names) == count
+    names, colours = file.meta.get("CLASSES"), file.meta.get("PALETTE")
+    named = isinstance(names, list) and len(names) == count
     if count == 0 or (count == 19 and not named):
         return None
-    palette = colours if named and isinstance(colours, list | tuple) else ()
-    if len(palette) != count:
-        palette = [(i * 67 % 256, i * 151 % 256, i * 211 % 256) for i in range(count)]
-    return Classes(
-        names=tuple(map(str, names)) if named and names else _numbered(count),
-        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette),
+    numbered = tuple(f"class_{i}" for i in range(count))
+    palette = [(i * 67 % 256, i * 151 % 256, i * 211 % 256) for i in range(count)]
+    if not named or not isinstance(names, list):
+        return Classes(names=numbered, colours=tuple(palette))
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise UsageError(f"{file.path}: its CLASSES are no names; give the run's --config.")
+    if isinstance(colours, list) and len(colours) == count:
+        if not all(map(_is_colour, colours)):
+            raise UsageError(f"{file.path}: its PALETTE is no colours; give the run's --config.")
+        palette = [tuple(colour) for colour in colours]
+    return Classes(names=tuple(names), colours=tuple(palette))
+
+
+def _is_colour(entry: Any) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and all(isinstance(x, int) and 0 <= x <= 255 for x in entry)
     )
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(f"class_{i}" for i in range(count))
 
 
 def _export(arguments: argparse.Namespace) -> int:

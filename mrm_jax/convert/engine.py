@@ -214,12 +214,17 @@ def _head(template: str, index: dict[str, int]) -> str:
 
 
 def _tops(names: Iterable[str]) -> dict[str, int]:
-    """The largest number that follows each prefix: {"block1.": 2, "block1.0.norm": 2, ...}."""
-    tops: dict[str, int] = {}
+    """The largest number that follows each prefix: {"block1.": 2, "block1.0.norm": 2, ...}.
+
+    No larger than the count of names: whoever numbers beyond it has left numbers out, and a table
+    of what is missing up to 10**9 would not end.
+    """
+    names, tops = list(names), {}
     for name in names:
         for found in re.finditer(r"\d+(?=[./]|$)", name):
-            head = name[: found.start()]
-            tops[head] = max(tops.get(head, -1), int(found.group()))
+            head, digits = name[: found.start()], found.group()
+            number = int(digits) if len(digits) < 10 else len(names)
+            tops[head] = max(tops.get(head, -1), min(number, len(names)))
     return tops
 
 
@@ -237,7 +242,7 @@ def _divided(text: str, parts: int) -> str:
 
 def _solve(plan: Plan, name: str, shape: tuple[int, ...], spec: list[str]) -> None:
     tokens = [_token(text) for text in spec]
-    fits = len(shape) == len(tokens)
+    fits = len(shape) == len(tokens) and all(shape)
     for size, (times, symbol) in zip(shape, tokens, strict=False):
         if fits and symbol and symbol not in plan.symbols and size % times == 0:
             plan.symbols[symbol] = size // times

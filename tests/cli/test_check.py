@@ -252,8 +252,8 @@ def test_a_report_replaces_a_link_and_stays_in_its_folder(tmp_path, capsys):
     prepared("gta", tmp_path / "raw", tmp_path / "set")
     manifest = tmp_path / "set/manifest.json"
     values = json.loads(manifest.read_text())
-    for spoil in ({"file": "../precious"}, {"file": str(tmp_path / "precious")}, {"file": None}):
-        shards = [{**values["splits"]["train"]["shards"][0], **spoil}]
+    for name in ("../precious", str(tmp_path / "precious")):
+        shards = [{**values["splits"]["train"]["shards"][0], "file": name}]
         splits = {"train": {**values["splits"]["train"], "shards": shards}}
         manifest.write_text(json.dumps({**values, "splits": splits}))
         with pytest.raises(UsageError, match="a file of that name is refused"):

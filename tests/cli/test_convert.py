@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from mrm_jax.cli.convert import named_classes
 from mrm_jax.config import UsageError
 from mrm_jax.convert import leaves
-from mrm_jax.convert.reader import read, write
+from mrm_jax.convert.reader import WeightFile, read, write
 from mrm_jax.data.labels import CITYSCAPES
 from mrm_jax.main import run
 from mrm_jax.train.checkpoint import load_run
@@ -116,6 +117,21 @@ def test_without_a_config_the_tensors_and_the_file_say_what_they_can(folder, tmp
     city = altered(folder, tmp_path / "city.npz", **nineteen)
     assert convert("--from", city, "--to", tmp_path / "city") == 0
     assert load_run(tmp_path / "city").config.data.classes == CITYSCAPES
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"CLASSES": ["a", None]}, "its CLASSES are no names"),
+        ({"CLASSES": ["a", "b\nc"]}, "its CLASSES are no names"),
+        ({"CLASSES": ["a", "b"], "PALETTE": [1, 2]}, "its PALETTE is no colours"),
+        ({"CLASSES": ["a", "b"], "PALETTE": [[1, 2, 3], [0, 0, 256]]}, "its PALETTE is no colours"),
+    ],
+)
+def test_classes_that_are_none_are_refused(meta: dict, message: str) -> None:
+    file = WeightFile(Path("x.pth"), {}, (), meta, "")
+    with pytest.raises(UsageError, match=rf"x\.pth: {message}"):
+        named_classes(file, 2)
 
 
 def test_what_the_tensors_show_is_printed_with_the_published_size(

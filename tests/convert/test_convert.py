@@ -173,6 +173,19 @@ def test_all_that_does_not_fit_is_named_at_once() -> None:
         assert wanted in str(caught.value)
 
 
+def test_a_number_in_a_name_makes_no_longer_list_than_there_are_names() -> None:
+    far = states.mit() | {f"block3.{n}.norm1.weight": np.zeros(16) for n in ("9" * 8, "9" * 5000)}
+    with pytest.raises(ValueError, match="missing block3") as caught:
+        import_torch(far, "mit")
+    assert len(caught.value.problems) < 20 * len(far)  # type: ignore[attr-defined]
+
+
+def test_tensors_without_entries_fit_nothing() -> None:
+    empty = {name: np.zeros((0,) * x.ndim, np.float32) for name, x in states.mit().items()}
+    with pytest.raises(ValueError, match=r"has shape \(0, 0"):
+        import_torch(empty, "mit")
+
+
 def test_export_names_missing_surplus_and_misshapen_leaves() -> None:
     tree = import_torch(states.mit(), "mit")
     del tree["params"]["norm2"]

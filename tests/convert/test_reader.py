@@ -7,8 +7,10 @@ import json
 import pickle
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch_states as states
@@ -52,6 +54,8 @@ def test_other_floats_become_float32(tmp_path: Path) -> None:
             {
                 "bf16": ("BF16", (3,), upper.tobytes()),
                 "f16": ("F16", (3,), half.tobytes()),
+                "f8": ("F8_E4M3", (3,), value.astype(ml_dtypes.float8_e4m3fn).tobytes()),
+                "f8wide": ("F8_E5M2", (3,), value.astype(ml_dtypes.float8_e5m2).tobytes()),
                 "f64": ("F64", (3,), value.astype(np.float64).tobytes()),
                 "f32": ("F32", (3,), value.tobytes()),
             }
@@ -64,6 +68,8 @@ def test_other_floats_become_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["f16"], half.astype(np.float32))
     # Eight bits of mantissa: relative steps of 2**-7.
     np.testing.assert_allclose(found["bf16"], value, rtol=2**-7)
+    for name, dtype in (("f8", ml_dtypes.float8_e4m3fn), ("f8wide", ml_dtypes.float8_e5m2)):
+        np.testing.assert_array_equal(found[name], value.astype(dtype).astype(np.float32))
 
 
 def test_prefixes_of_wrapped_networks_are_taken_off(tmp_path: Path) -> None:
@@ -99,14 +105,18 @@ def _whole() -> bytes:
         ("x.pth", b"\n<!DOCTYPE html><html>quota exceeded", "is a web page"),
         ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("x.npz", b"not an archive", "cannot be read as a NumPy file"),
-        ("x.npz", lambda p: _npz(p)[:500], "cannot be read as a NumPy file, it may be cut short"),
+        (
+            "x.npz",
+            lambda p: _npz(p)[:500],
+            "cannot be read as a NumPy file, it may be cut short or",
+        ),
         ("x.pth", _npz, r"is a NumPy file by its content; rename it to end in \.npz"),
         ("x.safetensors", _npz, "is a NumPy file by its content"),
         ("x.npz", lambda _: _whole(), "is a safetensors file by its content"),
         (
             "x.safetensors",
             lambda _: _whole()[:-9],
-            "it may be cut short: a ends at byte 473 of 464",
+            "it may be cut short or damaged: Error while deserializing header",
         ),
         ("x.safetensors", lambda _: _whole()[:30], "cannot be read as a safetensors file"),
         ("x.safetensors", struct.pack("<Q", 2) + b"{}", "holds no tensors"),
@@ -123,6 +133,128 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
         read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _entry(first: int = 0, last: int = 8, *, shape: tuple[int, ...] = (2,)) -> str:
+    return f'{{"dtype": "F32", "shape": {list(shape)}, "data_offsets": [{first}, {last}]}}'
+
+
+def _tensors(header: str, size: int = 16) -> bytes:
+    return struct.pack("<Q", len(header)) + header.encode() + bytes(size)
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _tensors(f'{{"a": {_entry()}, "b": {_entry(4, 12)}}}', 12),
+        _tensors(f'{{"a": {_entry()}, "b": {_entry()}}}', 8),
+        _tensors(f'{{"a": {_entry(-8, 0)}}}', 8),
+        _tensors(f'{{"a": {_entry()}, "b": {_entry(12, 20)}}}', 20),
+        _tensors(f'{{"a": {_entry()}}}', 9),
+        _tensors(f'{{"a": {_entry()}, "a": {_entry()}}}', 8),
+        _tensors(f'{{"__metadata__": {{"x": "1", "x": "2"}}, "a": {_entry()}}}', 8),
+        _tensors(f'{{"__metadata__": [], "a": {_entry()}}}', 8),
+        _tensors(f'{{"__metadata__": {{"x": {NESTED}}}, "a": {_entry()}}}', 8),
+        _tensors(f'{{"a": {NESTED}}}', 8),
+        _tensors(f'{{"a": {_entry(shape=(2**33, 2**33))}}}', 8),
+        _tensors(f'{{"a": {_entry(0, 8).replace("F32", "C64")}}}', 8),
+        _tensors(f'{{"a\\nb": {_entry()}}}', 8),
+        struct.pack("<Q", 2**63) + b"{" + bytes(20),
+    ],
+    ids=[
+        "overlap", "same place", "negative", "gap", "trailing bytes", "name twice", "note twice",
+        "list as notes", "nested notes", "nested entry", "huge shape", "complex", "line break in a "
+        "name", "huge header",
+    ],
+)  # fmt: skip
+def test_a_safetensors_file_against_its_format_is_refused_in_one_line(
+    tmp_path: Path, content: bytes
+) -> None:
+    _refused(tmp_path / "x.safetensors", content)
+
+
+def test_tensors_at_odd_offsets_are_read(tmp_path: Path) -> None:
+    entry = '{"c": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, '
+    head = _tensors(f'{entry}"a": {_entry(1, 9)}}}', 0)
+    (tmp_path / "x.safetensors").write_bytes(head + b"\7" + np.float32([3, 5]).tobytes())
+    found = read(tmp_path / "x.safetensors").tensors
+    np.testing.assert_array_equal(found["a"], np.float32([3, 5]))
+    assert found["a"].flags.aligned
+
+
+def _npy(header: str, body: bytes = bytes(8), version: bytes = b"\1\0") -> bytes:
+    return (
+        b"\x93NUMPY" + version + struct.pack("<H", len(header) + 1) + f"{header}\n".encode() + body
+    )
+
+
+def _array(shape: str, descr: str = "'<f4'") -> bytes:
+    return _npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}")
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (_array("(1099511627776, 9)"), "promises 39582418599936 bytes and has 8"),
+        (_array("(-1, -2)"), "cannot be read"),
+        (_array("(-1,)"), "promises -4 bytes"),
+        (_array("(1,)"), "promises 4 bytes and has 8"),
+        (_array("(2,)", "[" * 3000 + "]" * 3000), "cannot be read"),
+        (_array("(2,)", "'|O'"), "code would have to run"),
+        (_array("(1,)", "'<U2'"), "a holds <U2; weights are floating-point"),
+        (_array("(1,)", "'<c8'"), "a holds complex64"),
+        (_npy("[1]"), "cannot be read"),
+        (_npy("{}", version=b"\3\0"), "header version"),
+        (b"", "cannot be read"),
+        # 100 MB of zeros in 100 kB, as the largest ratio of the packing allows.
+        (bytes(10**8), "would unpack to 100000000 bytes"),
+    ],
+    ids=[
+        "36 TiB", "two unknown sizes", "negative", "too short", "nested", "objects", "texts",
+        "complex", "no header", "version 3", "empty", "bomb",
+    ],
+)  # fmt: skip
+def test_an_array_that_is_not_what_it_promises_is_refused_in_one_line(
+    tmp_path: Path, member: bytes, message: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", member)
+    line = _refused(tmp_path / "x.npz", (tmp_path / "x.zip").read_bytes())
+    assert message in line
+
+
+def test_a_flipped_bit_or_a_name_that_stands_twice_in_an_npz_is_refused(tmp_path: Path) -> None:
+    content = bytearray(_npz(tmp_path / "made.npz"))
+    content[400] ^= 1
+    assert "a.npy" in _refused(tmp_path / "x.npz", bytes(content))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.npy", _array("(2,)"))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.npy", _array("(2,)"))
+    assert "twice" in _refused(tmp_path / "x.npz", (tmp_path / "x.zip").read_bytes())
+
+
+def _refused(path: Path, content: bytes) -> str:
+    """The one line that answers a file with this content."""
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    line = str(caught.value)
+    assert str(path) in line
+    assert line.isprintable()
+    return line
+
+
+def test_arrays_that_lie_otherwise_in_memory_are_written_as_they_read(tmp_path: Path) -> None:
+    value = np.arange(12, dtype=np.float32).reshape(3, 4)
+    turned = {"t": value.T, "part": value[:, ::2], "one": np.float32(2) * np.ones(())}
+    write(tmp_path / "x.safetensors", turned, {})  # type: ignore[arg-type]
+    found = read(tmp_path / "x.safetensors").tensors
+    for name, wanted in turned.items():
+        np.testing.assert_array_equal(found[name], wanted)
 
 
 class Trap:

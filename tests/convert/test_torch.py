@@ -64,6 +64,54 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, zipped: bool, share
         read(path)
 
 
+def test_a_flipped_bit_is_found_by_the_check_sum_that_torch_does_not_look_at(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(tensors(states.mit()), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(UsageError, match=r"x\.pth cannot be read .* fails its check sum"):
+        read(path)
+
+
+def nest(depth: int, width: int) -> Any:
+    found: Any = [1]
+    for _ in range(depth):
+        found = [found] * width
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, no tensors by name"),
+        (3, "holds a int, no tensors by name"),
+        ({"model": {"a": torch.ones(1)}, "meta": nest(150, 1)}, "nested deeper than 100"),
+        ({"model": {"a": torch.ones(1)}, "meta": nest(12, 10)}, "or more than 1000000"),
+        ({"a": torch.ones(1).expand(2**40)}, "its tensors are more than"),
+        ({"a": torch.ones(1, dtype=torch.complex64)}, "a holds complex64; weights are floating"),
+        ({"a\nb": torch.ones(1)}, r"a tensor is called 'a\\nb'; rename it"),
+        ({1: torch.ones(1), "1": torch.zeros(1)}, "it holds '1' twice"),
+    ],
+    ids=["list", "number", "deep", "wide", "repeated", "complex", "line break", "name twice"],
+)
+def test_what_no_network_is_saved_as_is_refused_in_one_line(tmp_path, content, message) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match=message) as caught:
+        read(tmp_path / "x.pth")
+    assert str(tmp_path / "x.pth") in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_notes_of_another_type_and_float8_are_read(tmp_path) -> None:
+    file = {"state_dict": {"a": torch.ones(2).to(torch.float8_e5m2)}, "meta": [1]}
+    torch.save(file, tmp_path / "x.pth")
+    found = read(tmp_path / "x.pth")
+    np.testing.assert_array_equal(found.tensors["a"], np.ones(2, np.float32))
+    assert found.meta == {"meta": [1]}
+
+
 class Trap:
     """Runs code when it is unpickled without care."""
 
