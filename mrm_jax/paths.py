@@ -9,12 +9,12 @@ import argparse
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mrm_jax.children import passing_folder
 from mrm_jax.options import UsageError
 
 REMOTE = ("gs://", "s3://", "az://")
@@ -103,8 +103,8 @@ def at_hand(path: Path) -> Iterator[Path]:
     if not is_remote(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
-        copy = Path(folder) / path.name
+    with passing_folder() as (folder, _):
+        copy = folder / path.name
         with path.open("rb") as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         with renamed_in_errors(copy, path):

@@ -16,26 +16,29 @@ ALLOWED = {
     "arms": {"options", "config"},
     "command": {"options", "config", "checks"},
     "types": set(),
-    "paths": {"options"},
+    "paths": {"options", "children"},
+    "children": set(),
     "rngs": {"types"},
     "sharding": {"config", "types"},
     "ops": {"config", "types"},
     "models": {"config", "types", "rngs", "ops"},
     "uda": {"config", "types", "rngs", "ops", "models"},
     "convert": {"config", "types", "paths"},
-    "data": {"config", "types", "paths"},
+    "data": {"config", "types", "paths", "children"},
     "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths"},
     "report": {"config", "types", "options", "data", "arms"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
         *("data", "evaluation", "report", "convert", "recipes", "arms", "paths"),
+        "children",
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
         *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths"),
+        "children",
     },
-    "main": {"config", "options", "command", "cli", "paths"},
+    "main": {"config", "options", "command", "cli", "paths", "children"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
@@ -43,6 +46,7 @@ LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets
 NO_JAX = {
     "options",
     "paths",
+    "children",
     "config",
     "checks",
     "recipes",

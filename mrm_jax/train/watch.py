@@ -37,7 +37,11 @@ class LastWords:
     def __init__(self) -> None:
         shell = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
         self._shell = subprocess.Popen(
-            ["sh", "-c", shell], stdin=subprocess.PIPE, text=True, start_new_session=True
+            ["sh", "-c", f"trap '' INT TERM; {shell}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
 
     def set(self, line: str) -> None:
