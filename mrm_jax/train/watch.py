@@ -163,7 +163,9 @@ class Watch(threading.Thread):
         self._dying.acquire()  # for good: the other thread has nothing to add
         sys.stderr.write(f"mrm_jax: {line}\n")  # whole, where hosts share a terminal
         sys.stderr.flush()
-        self._words.close()  # only now: JAX may abort at any moment
+        with suppress(OSError):  # JAX may abort at any moment, with a trace that would bury it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        self._words.close()  # only now
         sys.stdout.flush()
         with suppress(Exception):
             self.client.key_value_set(f"mrm_jax_end/{self.index}", cause, allow_overwrite=True)
