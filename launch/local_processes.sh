@@ -29,7 +29,7 @@ while [ $# -gt 0 ]; do
     --gpus | --dry_run) printf -v "${1#--}" yes && shift ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --processes | --port | --logs | --grace)
-        [ $# -gt 1 ] || die 2 "$1 needs a value."
+        check_value "${@:1:2}"
         printf -v "${1#--}" %s "$2"
         shift 2
         ;;
@@ -39,6 +39,7 @@ done
 words=("${@:2}")
 [ ${#words[@]} -gt 0 ] || die 2 "nothing to run: end with -- and the arguments of mrm_jax.main."
 [[ $processes =~ ^[1-9][0-9]*$ ]] || die 2 "--processes is '$processes'; say how many, from 1 on."
+check_numbers port grace
 
 # Sets $command: process $1's.
 command_of() {
@@ -60,6 +61,13 @@ fi
 logs=${logs:-$(mktemp -d)}
 mkdir -p "$logs"
 alive=() # process id of every process that runs, by index
+pipe=$(mktemp -d)
+mkfifo "$pipe/pipe"
+exec 7<>"$pipe/pipe"
+exec 8>"$pipe/pipe" # held by this script alone
+exec 9<"$pipe/pipe"
+exec 7>&-
+rm -r "$pipe"
 
 signal() {
     local pid
@@ -77,17 +85,19 @@ pass_on() {
 trap pass_on INT TERM
 trap 'signal KILL' EXIT # none is left, unless this script itself fails
 
+export MRM_JAX_LIFELINE=9 # by which they hear of it when this script is killed, and save and end
 set -m # each leads a group of its own, which Ctrl-C does not reach, with the loaders that it starts
 for ((i = 0; i < processes; i++)); do
     command_of "$i"
     if ((i == 0)); then
-        "${command[@]}" </dev/null > >(tee -i "$logs/process-0.log") 2>&1 &
+        "${command[@]}" </dev/null 8>&- > >(exec tee -i "$logs/process-0.log" 8>&-) 2>&1 &
     else
-        "${command[@]}" </dev/null >"$logs/process-$i.log" 2>&1 &
+        "${command[@]}" </dev/null 8>&- >"$logs/process-$i.log" 2>&1 &
     fi
     alive[i]=$!
 done
 set +m
+exec 9<&-
 say "$processes processes; their logs are $logs/process-*.log"
 
 # Looks for ended ones five times a second: `wait -n` misses those that end while it does not wait.
@@ -98,6 +108,7 @@ while [ ${#alive[@]} -gt 0 ]; do
         if kill -0 "${alive[i]}" 2>/dev/null; then continue; fi
         code=0
         wait "${alive[i]}" 2>/dev/null || code=$?
+        kill -KILL -- "-${alive[i]}" 2>/dev/null || true # what it started and left
         unset "alive[$i]"
         if ((code != 0 && result == 0)); then
             result=$code

@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     --name | --zone | --accelerator | --project | --version | --log | --extras | --restarts | \
         --poll | --patience | --max_wait | --tries | --create_flag)
-        [ $# -gt 1 ] || die 2 "$1 needs a value."
+        check_value "${@:1:2}"
         if [ "$1" = --create_flag ]; then create_flags+=("$2"); else printf -v "${1#--}" %s "$2"; fi
         shift 2
         ;;
@@ -57,8 +57,14 @@ words=("${@:2}")
 for option in name zone accelerator; do
     [ -n "${!option}" ] || die 2 "--$option is missing; --help lists the options."
 done
-[[ $restarts$patience$max_wait$tries =~ ^[0-9]+$ ]] ||
-    die 2 "--restarts, --patience, --max_wait and --tries are whole numbers."
+for option in name zone accelerator project version; do
+    [[ ${!option} =~ ^([[:alnum:]][[:alnum:]_.:-]*)?$ ]] ||
+        die 2 "--$option is ${!option@Q}; letters, digits and - make one up."
+done
+check_numbers restarts patience max_wait tries
+[[ $poll =~ ^[0-9]+([.][0-9]+)?$ ]] || die 2 "--poll is ${poll@Q}; it has to be in seconds."
+[[ $extras =~ ^[[:alnum:]_.-]+(,[[:alnum:]_.-]+)*$ ]] ||
+    die 2 "--extras is ${extras@Q}; it has to be a list of names, such as tpu,gcs."
 [[ " ${words[*]}" =~ \ --workdir[\ =]gs:// ]] ||
     die 2 "--workdir has to be in a bucket (gs://...): what is on the VM is lost with it."
 if [ -z "$version" ]; then
@@ -176,7 +182,9 @@ start() {
     other) die 1 "$name runs another command already; wait for it, or take another --name." ;;
     esac
     repeat "${gcloud[@]}" tpu-vm scp "$archive" "$name:mrm_jax.tgz" "${vm[@]:1}" --worker=all &&
-        on_all "mkdir -p mrm_jax && tar -xzf mrm_jax.tgz -C mrm_jax && $worker install $extras" &&
+        on_all "mkdir -p mrm_jax && tar -xzf mrm_jax.tgz -C mrm_jax && $worker install $(
+            quoted "$extras"
+        )" &&
         on_all "$worker start $(date +%s)-$restart $(quoted "${words[@]}")"
 }
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from mrm_jax import children
 from mrm_jax.command import load_config, split_config_flags
 from mrm_jax.config import UsageError
 from mrm_jax.options import nearest
@@ -76,6 +77,7 @@ def run(words: list[str]) -> int:
 
 def entry() -> None:
     """Console script `mrm-jax`: `run`, with mistakes as one line on stderr and an exit code."""
+    children.follow()
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     try:
         code = run(sys.argv[1:])

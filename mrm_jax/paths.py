@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import unicodedata
 import uuid
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mrm_jax.children import passing_folder
 from mrm_jax.options import UsageError
 
 REMOTE = ("gs://", "s3://", "az://")
@@ -268,8 +268,8 @@ def at_hand(path: Path) -> Iterator[Path]:
     if not is_remote(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
-        copy = below(Path(folder), path.name)
+    with passing_folder() as (folder, _):
+        copy = below(folder, path.name)
         with path.open("rb") as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         with renamed_in_errors(copy, path):

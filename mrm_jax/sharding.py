@@ -8,7 +8,6 @@ the global batch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,29 +38,31 @@ def mesh(
     devices: int | None = None,
     *,
     batch: int | None = None,
+    microbatches: int = 1,
     fsdp: int = 1,
     among: Sequence[Any] | None = None,
 ) -> Mesh:
     """`devices` of the devices `among` (None: all of those that JAX sees) as (data, fsdp), those of
     one process side by side.
 
-    Raises UsageError where there are fewer, where `fsdp` does not divide them, or where `batch`
-    (pictures a step) cannot be shared out evenly.
+    Raises UsageError where there are fewer, where `fsdp` does not divide them, or where one of the
+    `microbatches` of a batch (pictures a step) cannot be shared out evenly.
     """
     available = sorted(among or jax.devices(), key=lambda device: (device.process_index, device.id))
-    shape = _mesh_shape(devices, len(available), available[0].platform, batch, fsdp)
-    if math.prod(shape) < len(available) and available[-1].process_index:
+    count = _count(devices, len(available), available[0].platform, fsdp)
+    several = bool(available[-1].process_index)
+    if count < len(available) and several:
         raise UsageError(
             f"config.mesh.devices is {devices}; several hosts use all of their {len(available)} "
             "devices: leave it empty."
         )
-    grid = np.asarray(available[: shape[0] * shape[1]]).reshape(shape)
+    if batch is not None:
+        _check_shares(batch, microbatches, count, fsdp, fewer=not several)
+    grid = np.asarray(available[:count]).reshape(count // fsdp, fsdp)
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _mesh_shape(
-    devices: int | None, available: int, platform: str, batch: int | None, fsdp: int
-) -> tuple[int, int]:
+def _count(devices: int | None, available: int, platform: str, fsdp: int) -> int:
     count = available if devices is None else devices
     if not 1 <= count <= available:
         raise UsageError(
@@ -73,27 +74,54 @@ def _mesh_shape(
             f"config.mesh.fsdp is {fsdp}, which does not divide {count} devices; use one of "
             f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}."
         )
-    if batch is not None and batch % count:
-        fitting = max(n for n in range(1, count + 1) if batch % n == 0)
-        raise UsageError(
-            f"config.train.batch is {batch}, which {count} devices cannot share evenly. "
-            f"Use a multiple of {count}, or config.mesh.devices={fitting}."
-        )
-    return count // fsdp, fsdp
+    return count
+
+
+def _check_shares(batch: int, parts: int, devices: int, fsdp: int, *, fewer: bool) -> None:
+    """Raises UsageError, naming the nearest numbers that fit, where a part is not the same number
+    of pictures on every device: XLA would fill up in silence and send them around in every layer.
+
+    fewer: whether fewer devices may be used.
+    """
+    every = devices * parts
+    if batch % every == 0:
+        return
+    batches = [n for n in (batch // every * every, (batch // every + 1) * every) if n]
+    ways = [f"config.train.batch={' or '.join(map(str, batches))}"]
+    if batch % devices == 0:
+        share = batch // devices
+        fitting = [n for n in range(1, share + 1) if share % n == 0]
+        near = [*[n for n in fitting if n < parts][-1:], *[n for n in fitting if n > parts][:1]]
+        ways.insert(0, f"config.train.microbatches={' or '.join(map(str, near))}")
+    fit = [n for n in range(fsdp, devices, fsdp) if batch % (n * parts) == 0]
+    if fewer and fit:
+        ways.append(f"config.mesh.devices={fit[-1]}")
+    of = f" in {parts} parts (config.train.microbatches)" if parts > 1 else ""
+    raise UsageError(
+        f"config.train.batch is {batch}{of}, which {devices} devices cannot share evenly. Use "
+        f"{', or '.join(ways)}."
+    )
 
 
 def run_mesh(config: Config, among: Sequence[Any] | None = None) -> Mesh:
     """The mesh that a config asks for; see `mesh`."""
-    wanted = config.mesh
-    return mesh(wanted.devices, batch=config.train.batch, fsdp=wanted.fsdp, among=among)
+    wanted, train = config.mesh, config.train
+    return mesh(
+        wanted.devices,
+        batch=train.batch,
+        microbatches=train.microbatches,
+        fsdp=wanted.fsdp,
+        among=among,
+    )
 
 
 def imagined_mesh(config: Config, available: int) -> AbstractMesh:
     """The mesh that a config asks for where there were `available` devices; for shapes alone.
     Raises UsageError as `mesh`."""
-    wanted = config.mesh
-    shape = _mesh_shape(wanted.devices, available, "such", config.train.batch, wanted.fsdp)
-    return AbstractMesh(shape, (DATA, FSDP))
+    wanted, train = config.mesh, config.train
+    count = _count(wanted.devices, available, "such", wanted.fsdp)
+    _check_shares(train.batch, train.microbatches, count, wanted.fsdp, fewer=True)
+    return AbstractMesh((count // wanted.fsdp, wanted.fsdp), (DATA, FSDP))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

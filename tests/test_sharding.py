@@ -1,12 +1,14 @@
 """Where arrays live."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from mrm_jax import sharding
-from mrm_jax.config import MRM, Config, Method, UsageError
+from mrm_jax.config import MRM, Config, Mesh, Method, Train, UsageError
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, Unlabelled
 
@@ -59,8 +61,34 @@ def test_too_many_devices_are_refused_with_the_number_there_is():
         sharding.mesh(count + 1)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused_with_a_way_out():
+@pytest.mark.parametrize(
+    ("batch", "parts", "devices", "fsdp", "ways"),
+    [
+        (3, 1, 2, 1, "batch is 3, which 2 .* Use config.train.batch=2 or 4, or .*devices=1."),
+        (1, 1, 4, 1, "batch is 1, which 4 .* Use config.train.batch=4, or config.mesh.devices=1."),
+        (
+            *(8, 4, 4, 1),
+            r"batch is 8 in 4 parts \(config.train.microbatches\), which 4 devices .* Use "
+            "config.train.microbatches=2, or config.train.batch=16, or config.mesh.devices=2.",
+        ),
+        (24, 2, 8, 1, "microbatches=1 or 3, or config.train.batch=16 or 32, or .*devices=6."),
+        (12, 4, 4, 2, "microbatches=3, or config.train.batch=16.$"),
+        (12, 3, 8, 4, "Use config.train.batch=24, or config.mesh.devices=4."),
+        (6, 2, 4, 1, "Use config.train.batch=8, or config.mesh.devices=3."),
+    ],
+)
+def test_parts_that_devices_cannot_share_are_refused_with_the_nearest_numbers_that_fit(
+    batch, parts, devices, fsdp, ways
+):
+    train, mesh = Train(batch=batch, microbatches=parts), Mesh(fsdp=fsdp)
+    with pytest.raises(UsageError, match=ways):
+        sharding.imagined_mesh(Config(train=train, mesh=mesh), devices)
+
+
+def test_a_run_on_devices_that_are_there_is_refused_alike():
     if jax.device_count() < 2:
         pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
-    with pytest.raises(UsageError, match=r"batch is 3.*config.mesh.devices=1"):
-        sharding.mesh(2, batch=3)
+    config = Config(train=Train(batch=2, microbatches=2), mesh=Mesh(devices=2))
+    with pytest.raises(UsageError, match=r"batch is 2 in 2 parts .*config.mesh.devices=1"):
+        sharding.run_mesh(config)
+    assert sharding.run_mesh(replace(config, train=Train(batch=4, microbatches=2))).size == 2

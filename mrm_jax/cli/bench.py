@@ -7,11 +7,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from mrm_jax.children import passing_folder
 from mrm_jax.config import Config, UsageError
 
 WHATS = ("forward", "backward", "step")
@@ -79,9 +78,9 @@ def _data(arguments: argparse.Namespace) -> int:
     from mrm_jax.data.throughput import measure
 
     codecs = CODECS if arguments.codec == "all" else (arguments.codec,)
-    with tempfile.TemporaryDirectory() as folder:
+    with passing_folder() as (folder, _):
         for report in measure(
-            Path(folder), codecs, pictures=arguments.pictures, rounds=arguments.repeats, say=say
+            folder, codecs, pictures=arguments.pictures, rounds=arguments.repeats, say=say
         ):
             print(json.dumps(report) if arguments.json else data_text(report), flush=True)
     return 0

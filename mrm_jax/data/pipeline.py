@@ -12,12 +12,11 @@ host would. grain runs the reading in threads or processes ahead of the device.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import grain
 import numpy as np
-from absl import flags
 
 from mrm_jax.config import (
     Config,
@@ -29,9 +28,10 @@ from mrm_jax.config import (
     source_domain,
 )
 from mrm_jax.data import rare_class, sources, transforms, verified
+from mrm_jax.data.batches import Batches
 
 if TYPE_CHECKING:
-    from mrm_jax.types import Batch, Unlabelled
+    from mrm_jax.types import Unlabelled
 
 SOURCE, TARGET = 1, 2  # Streams of the two domains: their orders and crops are independent.
 ORDER, DRAWS, CLASSES = 1, 2, 3  # Streams within a domain.
@@ -179,7 +179,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     sampler: rare_class.Sampler | None = None,
-) -> Iterator[Batch]:
+) -> Batches:
     """This host's part of the batches of steps `start_step` .. `train.steps` - 1: numpy arrays,
     uint8 pictures.
 
@@ -212,31 +212,7 @@ def train_batches(
     ahead = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     )
-    if config.data.workers:
-        # grain's worker start reads absl flags, which nothing parses outside absl.app.run.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.data.workers))
-    watch = verified.Watch(samples.shards)
-    copied = config.data.workers > 0
-    return map(functools.partial(_as_batch, watch=watch, copied=copied), iter(ahead))
-
-
-def _as_batch(arrays: dict[str, np.ndarray], *, watch: verified.Watch, copied: bool) -> Batch:
-    watch.check()
-    # Imported here: loader processes import this module and have no use for jax.
-    from mrm_jax.types import Batch, Labelled, Unlabelled
-
-    # What comes from a loader process lives in shared memory that grain takes back, and says so at
-    # length when a batch outlives its iterator.
-    if copied:
-        arrays = {name: np.array(value, subok=False) for name, value in arrays.items()}
-
-    return Batch(
-        source=Labelled(image=arrays["source_image"], label=arrays["source_label"]),
-        target=Unlabelled(image=arrays["target_image"], valid=arrays["target_valid"]),
-        index=arrays["index"],
-    )
+    return Batches(ahead, config.data.workers, verified.Watch(samples.shards).check)
 
 
 def selection_crops(config: Config) -> Unlabelled | None:

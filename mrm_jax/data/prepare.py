@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mrm_jax import children
 from mrm_jax.config import UsageError
 from mrm_jax.data import datasets, manifest, records, room, shards, verified
 from mrm_jax.data.document import DocumentError, parsed
@@ -240,17 +241,21 @@ def estimated_bytes(
 
 
 _counter: Any = None
+_stop: Any = None
 
 
-def _share(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def _share(counter: Any, stop: Any) -> None:
+    global _counter, _stop
+    children.serve()
+    _counter, _stop = counter, stop
 
 
 def _write_counted(job: Job, to: Path) -> None:
     for _ in shards.write(job, to):
         with _counter.get_lock():
             _counter.value += 1
+        if _stop.is_set():
+            return
 
 
 def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
@@ -267,12 +272,13 @@ def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
     from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_share, initargs=(counter,)
-    )
-    with pool:
+    with children.starting():
+        counter, stop = context.Value("q", 0), context.Event()
+        pool = ProcessPoolExecutor(
+            min(workers, len(jobs)), context, initializer=_share, initargs=(counter, stop)
+        )
         futures = [pool.submit(_write_counted, job, to) for job in jobs]
+    with pool:
         try:
             waiting = set(futures)
             while waiting:
@@ -281,6 +287,7 @@ def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
                 for future in over:
                     future.result()
         except BaseException:
+            stop.set()  # each ends after the picture that it is at
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

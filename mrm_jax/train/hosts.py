@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote
+from mrm_jax.train.meeting import meet
 from mrm_jax.train.watch import AGAIN, LastWords, Watch, is_loss, line_of
 from mrm_jax.train.workdir import LOCK
 
@@ -100,12 +101,16 @@ def joined(config: Config) -> Iterator[None]:
     long as the context is open; all leave it together.
 
     An error ends the process here, with its one line, after the others have been told. Raises
-    UsageError as `found`.
+    UsageError as `found`, and as `meet` for hosts that do not fit together.
     """
     wanted = found(config)
     if wanted is None:
         yield
         return
+    if meeting := _meeting(wanted, os.environ):
+        import jax  # what takes seconds comes before the others are told that host 0 is ready
+
+        meet(*meeting, seconds=JOIN_SECONDS)
     words = LastWords()
     if not _join(config, wanted, words):
         yield
@@ -128,6 +133,24 @@ def joined(config: Config) -> Iterator[None]:
     jax.distributed.shutdown()
     words.close()
     Watch.running = None
+
+
+def _meeting(
+    wanted: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[str, int, int] | None:
+    """Address of host 0, how many there are and which this is; None where only JAX can say."""
+    if wanted:
+        names = ("coordinator_address", "num_processes", "process_id")
+        address, count, index = (wanted[name] for name in names)
+        return address, count, index
+    if not _in_slurm_step(environment) or _on_cloud_tpu(environment):
+        return None
+    from jax._src.clusters.slurm_cluster import SlurmCluster
+
+    port = environment.get("JAX_COORDINATOR_PORT")
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    address = address or SlurmCluster.get_coordinator_address(JOIN_SECONDS, port)
+    return address, SlurmCluster.get_process_count(), SlurmCluster.get_process_id()
 
 
 def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mrm_jax.arms import Arm
+from mrm_jax.children import lifeline
 from mrm_jax.config import Config, UsageError
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.stop import StopSignal
@@ -109,30 +110,34 @@ def share(command: Sequence[str], jobs: Sequence[Job], count: int, logs: Path) -
     """Runs `command` --share k/n as n processes, each on its part of the cores, and shows how far
     the jobs are; exit code.
 
-    Ctrl-C or SIGTERM is passed on once: the runs under way are saved. Output goes to
-    worker<k>.log in `logs`; what failed is repeated here.
+    Ctrl-C or SIGTERM is passed on once, and if this process is killed the others are asked to stop
+    too: the runs under way are saved. Output goes to worker<k>.log in `logs`; what failed is
+    repeated here.
     """
     workers, begun = [], {}
-    for k, cores in enumerate(_cores(count)):
-        path = logs / f"worker{k}.log"
-        begun[path] = path.stat().st_size if path.exists() else 0
-        environment = dict(os.environ)
-        if len(cores) == 1:
-            # A small network gains nothing from a second thread; two runs side by side do.
-            flags = environment.get("XLA_FLAGS", "")
-            environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-        with open(path, "ab") as log:
-            process = subprocess.Popen(
-                [*command, "--share", f"{k}/{count}"],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C comes through us, once
-            )
-        if cores:
-            os.sched_setaffinity(process.pid, cores)
-        workers.append(process)
-    _watch(workers, jobs)
+    with lifeline() as (pipe, named):
+        for k, cores in enumerate(_cores(count)):
+            path = logs / f"worker{k}.log"
+            begun[path] = path.stat().st_size if path.exists() else 0
+            environment = os.environ | named
+            if len(cores) == 1:
+                # A small network gains nothing from a second thread; two runs side by side do.
+                flags = environment.get("XLA_FLAGS", "")
+                environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+            with open(path, "ab") as log:
+                process = subprocess.Popen(
+                    [*command, "--share", f"{k}/{count}"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,  # a terminal's Ctrl-C comes through us, once
+                    pass_fds=(pipe,),
+                )
+            if cores:
+                os.sched_setaffinity(process.pid, cores)
+            workers.append(process)
+        _watch(workers, jobs)
     for path, size in begun.items():
         for line in path.read_bytes()[size:].decode("utf-8", "replace").splitlines():
             if line.startswith(("failed: ", "mrm_jax: ")):

@@ -9,13 +9,12 @@ Nothing holds a folder in a bucket: two runs at once in one of them would not no
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mrm_jax.children import passing_folder
 from mrm_jax.config import UsageError
 from mrm_jax.paths import (
     PlaceError,
@@ -101,8 +100,8 @@ def following(remote: Path) -> Iterator[Mirror]:
     """What a host other than the first has of the run's folder, for as long as the context is open:
     a folder of its own, which goes when it closes, with the run's frozen encoder if there is one.
     """
-    with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
-        mirror = Mirror(remote, Path(folder), keep=False)
+    with passing_folder() as (folder, _):
+        mirror = Mirror(remote, folder, keep=False)
         mirror.pull(FROZEN)
         with renamed_in_errors(mirror.local, remote):
             yield mirror
@@ -117,30 +116,26 @@ def mirrored(remote: Path) -> Iterator[Mirror]:
     RunError where the end of a run could not be brought there.
     """
     check_checkpoints(remote)
-    place = Path(tempfile.mkdtemp(prefix="mrm_jax_"))
-    mirror = Mirror(remote, below(place, remote.name))
-    mirror.local.mkdir()
-    try:
+    with passing_folder() as (place, keep):
+        mirror = Mirror(remote, below(place, remote.name))
+        mirror.local.mkdir()
         mirror.pull()
         mirror.check_writable()
-    except UsageError:
-        shutil.rmtree(place)
-        raise
-    with renamed_in_errors(mirror.local, remote):
-        try:
-            yield mirror
-        except BaseException:
+        with renamed_in_errors(mirror.local, remote):
             try:
-                _close(mirror, place)
-            except RunError as second:  # the first error is the one to raise
-                print(second)
-            raise
-        _close(mirror, place)
+                yield mirror
+            except BaseException:
+                try:
+                    _last_push(mirror, place, keep)
+                except RunError as second:  # the first error is the one to raise
+                    print(second)
+                raise
+            _last_push(mirror, place, keep)
 
 
-def _close(mirror: Mirror, place: Path) -> None:
+def _last_push(mirror: Mirror, place: Path, keep: Callable[[], None]) -> None:
     try:
         mirror.push()
     except RunError as error:
+        keep()
         raise RunError(f"{error} What the bucket lacks is in {place}.") from error
-    shutil.rmtree(place)

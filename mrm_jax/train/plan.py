@@ -92,16 +92,19 @@ def plan(
 
 
 def _spread(config: Config, where: Slice, say: Callable[[str], None]) -> Config:
-    """`config` with a batch that the devices can share, at least a picture for each."""
-    wanted = config.mesh.devices or where.devices
-    if config.train.batch % wanted == 0 or config.mesh.devices:
+    """`config` with a batch that the devices can share, at least a picture of each microbatch for
+    each."""
+    wanted, train = config.mesh.devices or where.devices, config.train
+    every = wanted * train.microbatches
+    if train.batch % every == 0 or config.mesh.devices:
         return config
-    batch = math.ceil(config.train.batch / wanted) * wanted
+    batch = math.ceil(train.batch / every) * every
+    parts = f" in {train.microbatches} parts" if train.microbatches > 1 else ""
     say(
-        f"{wanted} devices cannot share config.train.batch={config.train.batch}; planned with "
+        f"{wanted} devices cannot share config.train.batch={train.batch}{parts}; planned with "
         f"--config.train.batch={batch}."
     )
-    return replace(config, train=replace(config.train, batch=batch))
+    return replace(config, train=replace(train, batch=batch))
 
 
 def _mesh(
@@ -292,7 +295,7 @@ def bound(
 def knobs(config: Config, devices: int) -> list[str]:
     """Options that take less memory and are not yet set, the first ones at no or little cost."""
     model, train, method, share = config.model, config.train, config.method, config.mesh.fsdp
-    images = train.batch // devices
+    images, fewest = train.batch // devices, devices * train.microbatches
     wider = next((n for n in range(share + 1, devices + 1) if devices % n == 0), None)
     return [
         words
@@ -301,7 +304,7 @@ def knobs(config: Config, devices: int) -> list[str]:
             ("--config.model.remat=blocks", model.remat == "none"),
             ("--config.train.pass_execution=sequential", train.pass_execution == "stacked"),
             (f"--config.mesh.fsdp={wider}", wider is not None),
-            (f"--config.train.batch={devices}", images > 1),
+            (f"--config.train.batch={fewest}", fewest < train.batch),
             (f"--config.train.microbatches={images}", 1 < images != train.microbatches),
             ("--config.method.teacher_dtype=bfloat16", method.teacher_dtype == "float32"),
             ("--config.model.remat=full", model.remat == "blocks"),

@@ -37,7 +37,11 @@ class LastWords:
     def __init__(self) -> None:
         shell = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
         self._shell = subprocess.Popen(
-            ["sh", "-c", shell], stdin=subprocess.PIPE, text=True, start_new_session=True
+            ["sh", "-c", f"trap '' INT TERM; {shell}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
 
     def set(self, line: str) -> None:
@@ -159,7 +163,9 @@ class Watch(threading.Thread):
         self._dying.acquire()  # for good: the other thread has nothing to add
         sys.stderr.write(f"mrm_jax: {line}\n")  # whole, where hosts share a terminal
         sys.stderr.flush()
-        self._words.close()  # only now: JAX may abort at any moment
+        with suppress(OSError):  # JAX may abort at any moment, with a trace that would bury it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        self._words.close()  # only now
         sys.stdout.flush()
         with suppress(Exception):
             self.client.key_value_set(f"mrm_jax_end/{self.index}", cause, allow_overwrite=True)

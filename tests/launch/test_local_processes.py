@@ -12,7 +12,7 @@ from .conftest import program
 
 WORDS = ("--config", "c.py", "--workdir", "runs/a b")
 # Says what it was started with, then does what the file `plan-INDEX` says, or waits. Told to stop
-# it ends with 0, as a run that has saved; stubborn, it does not hear.
+# it ends with 0, as a run that has saved; stubborn, it does not hear. "7 and loaders" leaves one.
 PYTHON = r"""#!/usr/bin/env bash
 index=${*: -1}
 index=${index#*=}
@@ -21,6 +21,15 @@ plan=$(cat "plan-$index" 2>/dev/null || echo wait)
 if [ "$plan" = stubborn ]; then trap '' TERM; else trap 'exit 0' TERM; fi
 echo "$$" >"pid-$index.part" && mv "pid-$index.part" "pid-$index"
 case $plan in
+*loaders)
+    sleep 99 &
+    echo $! >"pid-l"
+    exit "${plan%% *}"
+    ;;
+bereft)
+    cat <&"$MRM_JAX_LIFELINE"
+    echo "$MRM_JAX_LIFELINE" >"bereft-$index"
+    ;;
 [0-9]*) exit "$plan" ;;
 *) while true; do sleep 0.02; done ;;
 esac
@@ -92,6 +101,28 @@ def test_when_one_fails_the_others_are_ended_and_its_exit_code_is_the_scripts(pr
     assert "process_index=2" in err  # the end of its log
 
 
+def test_what_a_process_that_failed_had_started_ends_with_it(processes):
+    code, _, _ = processes.run("wait", "wait", "7 and loaders")
+    assert code == 7
+    assert processes.alive() in ([], ["pid-l"])  # where nobody has taken note of its end yet
+    loader = (processes.folder / "pid-l").read_text().strip()
+    state = subprocess.run(["ps", "-o", "stat=", "-p", loader], capture_output=True, text=True)
+    assert state.stdout[:1] in ("", "Z")
+
+
+def test_when_the_script_is_killed_the_processes_hear_of_it(processes):
+    for i in range(3):
+        (processes.folder / f"plan-{i}").write_text("bereft")
+    process = processes.start()
+    while len(processes.alive()) < 3:
+        time.sleep(0.01)
+    assert not list(processes.folder.glob("bereft-*"))
+    process.kill()
+    process.communicate(timeout=30)  # all have let go of the output
+    while len(list(processes.folder.glob("bereft-*"))) < 3:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_so_that_the_run_saves(processes, number):
     process = processes.start()
@@ -144,9 +175,16 @@ def test_the_flags_of_the_mesh_are_options_of_the_config(processes):
         (("--processes=0", "--", "x"), "say how many"),
         (("--processes=2",), "nothing to run"),
         (("--gpu", "--", "x"), "'--gpu' is not an option"),
+        (("--processes=2", "--logs", "--grace=3", "--", "x"), "--grace=3 is an option"),
+        (("--processes=2", "--logs", "a\nb", "--", "x"), "no control characters"),
+        (("--processes=2", "--grace=a[$(touch F)]", "--", "x"), "--grace is 'a[$(touch F)]'"),
+        (("--processes=2", "--port=1e3", "--", "x"), "--port is '1e3'; it has to be"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_line(processes, words, why):
-    done = subprocess.run(["bash", processes.script, *words], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", processes.script, *words], capture_output=True, text=True, cwd=processes.folder
+    )
     assert done.returncode == 2
     assert [why in line for line in done.stderr.splitlines()] == [True]
+    assert not (processes.folder / "F").exists()

@@ -259,8 +259,17 @@ def test_what_is_packed_is_in_the_checkout(cloud):
     ("options", "words", "why"),
     [
         (("--zonne=z",), (), "'--zonne' is not an option"),
-        (("--zone",), (), "nothing to run"),
-        (("--tries=some",), ("--workdir=gs://b/r",), "whole numbers"),
+        ((), (), "nothing to run"),
+        (("--zone",), (), "--zone needs a value"),
+        (("--name", "--zone", "z"), ("--workdir=gs://b/r",), "--zone is an option"),
+        (("--name=--zone",), ("--workdir=gs://b/r",), "--zone is an option"),
+        (("--zone=-z",), ("--workdir=gs://b/r",), "--zone is '-z'"),
+        (("--version=$(touch F)",), ("--workdir=gs://b/r",), "--version is '$(touch F)'"),
+        (("--log=a\nb",), ("--workdir=gs://b/r",), "no control characters"),
+        (("--extras=tpu; touch F",), ("--workdir=gs://b/r",), "--extras is 'tpu; touch F'"),
+        (("--restarts=", "--tries=3"), ("--workdir=gs://b/r",), "--restarts is ''"),
+        (("--poll=a[$(touch F)]",), ("--workdir=gs://b/r",), "--poll is"),
+        (("--tries=some",), ("--workdir=gs://b/r",), "a whole number"),
         ((), ("--workdir", "runs/here"), "--workdir has to be in a bucket"),
     ],
 )
@@ -269,6 +278,7 @@ def test_a_wrong_command_is_answered_in_one_line(cloud, options, words, why):
     assert done.returncode == 2
     assert [why in line for line in done.stderr.splitlines()] == [True]
     assert not cloud.calls()
+    assert not list(cloud.home.iterdir())
 
 
 def test_without_gcloud_one_line_says_where_it_is(cloud):

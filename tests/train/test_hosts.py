@@ -93,6 +93,19 @@ def test_what_names_hosts_in_part_or_wrongly_is_refused(mesh, environment, messa
         found(environment, **mesh)
 
 
+def test_hosts_meet_where_jax_will_join_them():
+    given = found(coordinator="10.0.0.2:8476", process_count=4, process_index=3)
+    assert hosts._meeting(given or {}, SLURM) == ("10.0.0.2:8476", 4, 3)
+    assert hosts._meeting({}, {}) is None  # a Cloud TPU, which JAX asks
+
+
+@pytest.mark.usefixtures("no_chips")
+def test_tasks_of_slurm_meet_at_the_address_that_jax_makes_of_their_job(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert hosts._meeting({}, SLURM) == ("node1:61457", 2, 1)
+
+
 def test_one_host_agrees_with_itself():
     assert (hosts.index(), hosts.count(), hosts.is_main()) == (0, 1, True)
     assert hosts.together(lambda: 7) == [7]
@@ -247,6 +260,7 @@ def test_hosts_that_cannot_be_joined_are_one_line(monkeypatch):
         raise ValueError("coordinator_address should be\ndefined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refused)
+    monkeypatch.setattr(hosts, "meet", lambda *place, seconds: None)
     config = Config(mesh=Mesh(coordinator="a:1", process_count=2, process_index=0))
     with (
         pytest.raises(RunError, match=r"^The hosts could not be joined: coordinator_address .*off"),

@@ -300,5 +300,5 @@ def test_a_shard_in_a_bucket_is_copied_into_the_cache_alone(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for file, digest in (("../x", "0" * 64), ("x", "../../../../../../x"), ("x", "/tmp/x/..")):
         with pytest.raises(UsageError, match="is refused"):
-            prepared._at_hand(located(gs), manifest.Shard(file, 1, digest))
+            prepared._at_hand(located(gs), manifest.Shard(file, 1, digest), "data.source")
     assert not any(tmp_path.iterdir())

@@ -36,10 +36,11 @@ class End(NamedTuple):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     program = Path(__file__).with_name("several.py")
+    (folder / "tmp").mkdir()
     subprocess.run(
         [sys.executable, program, folder],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "TMPDIR": str(folder / "tmp")},
         timeout=300,
     )
     return folder
@@ -100,6 +101,11 @@ def test_a_pair_killed_in_turn_and_in_a_save_ends_with_the_bits_of_one_that_was_
     assert codes(ended["goes on"]) == [0, 0]
     assert "goes on from step" in ended["goes on"][0].out
     assert_same_bits(folder / "killed", folder / "whole")
+
+
+def test_nothing_is_left_in_the_folder_of_temporary_files_however_hosts_end(folder, ended):
+    assert {-9, 0, 1} <= {end.code for ends in ended.values() for end in ends}
+    assert not list((folder / "tmp").glob("mrm_jax_*"))
 
 
 def test_a_process_killed_at_any_step_and_in_a_save_ends_with_the_bits_of_one_that_was_not(
