@@ -17,6 +17,7 @@ ALLOWED = {
     "command": {"options", "config", "checks"},
     "types": set(),
     "paths": {"options"},
+    "stop": set(),
     "rngs": {"types"},
     "sharding": {"config", "types"},
     "ops": {"config", "types"},
@@ -24,18 +25,18 @@ ALLOWED = {
     "uda": {"config", "types", "rngs", "ops", "models"},
     "convert": {"config", "types", "paths"},
     "data": {"config", "types", "paths"},
-    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths"},
-    "report": {"config", "types", "options", "data", "arms"},
+    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths", "stop"},
+    "report": {"config", "types", "options", "data", "arms", "stop"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
-        *("data", "evaluation", "report", "convert", "recipes", "arms", "paths"),
+        *("data", "evaluation", "report", "convert", "recipes", "arms", "paths", "stop"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
-        *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths"),
+        *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths", "stop"),
     },
-    "main": {"config", "options", "command", "cli", "paths"},
+    "main": {"config", "options", "command", "cli", "paths", "stop"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
@@ -43,6 +44,7 @@ LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets
 NO_JAX = {
     "options",
     "paths",
+    "stop",
     "config",
     "checks",
     "recipes",

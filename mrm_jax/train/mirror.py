@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mrm_jax.config import UsageError
 from mrm_jax.paths import check_checkpoints, names_below, renamed_in_errors, what_is_wrong
+from mrm_jax.stop import before_end
 from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import RunError
 
@@ -96,7 +97,8 @@ def following(remote: Path) -> Iterator[Mirror]:
     with tempfile.TemporaryDirectory(prefix="mrm_jax_") as folder:
         mirror = Mirror(remote, Path(folder), keep=False)
         mirror.pull(FROZEN)
-        with renamed_in_errors(mirror.local, remote):
+        cleared = before_end(lambda: shutil.rmtree(folder, ignore_errors=True))
+        with renamed_in_errors(mirror.local, remote), cleared:
             yield mirror
 
 
@@ -120,7 +122,8 @@ def mirrored(remote: Path) -> Iterator[Mirror]:
         raise
     with renamed_in_errors(mirror.local, remote):
         try:
-            yield mirror
+            with before_end(lambda: _close(mirror, place)):
+                yield mirror
         except BaseException:
             try:
                 _close(mirror, place)
