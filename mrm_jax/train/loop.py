@@ -282,6 +282,7 @@ def _next(run: Run, number: int, batches: Iterator[Batch], batch: Batch) -> Batc
             with run.stop.within(RAISED if hosts.count() == 1 else SHUT):
                 read = next(batches)
         except Stopped:
+            run.stopping = True
             return batch
         except Exception as error:
             run.failure = error
