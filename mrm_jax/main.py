@@ -20,6 +20,7 @@ from mrm_jax.command import load_config, split_config_flags
 from mrm_jax.config import UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import of_bucket, shown, what_is_wrong
+from mrm_jax.stop import heard
 
 VERBS = {
     "train": "train a network, or go on where the workdir stopped",
@@ -79,8 +80,18 @@ def entry() -> None:
     """Console script `mrm-jax`: `run`, with mistakes as one line on stderr and an exit code."""
     children.follow()
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+    with heard() as stop, stop.woken():
+        code = _answered()
+        stop.cut_short(code)
+        sys.exit(code)
+
+
+def _answered() -> int:
     try:
         code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        with heard() as stop:
+            code = _complain(*stop.last_words())
     except UsageError as error:
         code = _complain(error, 2)
     except BrokenPipeError:
@@ -93,7 +104,7 @@ def entry() -> None:
             code = _complain(error, 1)
         else:
             raise
-    sys.exit(code)
+    return code
 
 
 def _complain(error: Exception | str, code: int) -> int:

@@ -19,6 +19,7 @@ ALLOWED = {
     "paths": {"options", "children"},
     "shell": {"paths"},
     "children": set(),
+    "stop": set(),
     "rngs": {"types"},
     "sharding": {"config", "types"},
     "ops": {"config", "types"},
@@ -26,20 +27,20 @@ ALLOWED = {
     "uda": {"config", "types", "rngs", "ops", "models"},
     "convert": {"config", "types", "paths"},
     "data": {"config", "types", "paths", "children"},
-    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths"},
-    "report": {"config", "types", "options", "data", "arms", "paths"},
+    "evaluation": {"config", "types", "rngs", "sharding", "ops", "models", "data", "paths", "stop"},
+    "report": {"config", "types", "options", "data", "arms", "paths", "stop"},
     "benchmarks": {"config", "recipes", "data"},
     "train": {
         *("config", "options", "checks", "types", "rngs", "sharding", "ops", "models", "uda"),
         *("data", "evaluation", "report", "convert", "recipes", "arms", "paths", "shell"),
-        "children",
+        *("children", "stop"),
     },
     "cli": {
         *("config", "options", "types", "rngs", "sharding", "ops", "models", "uda", "convert"),
         *("data", "evaluation", "report", "train", "recipes", "arms", "command", "paths", "shell"),
-        "children",
+        *("children", "stop"),
     },
-    "main": {"config", "options", "command", "cli", "paths", "children"},
+    "main": {"config", "options", "command", "cli", "paths", "children", "stop"},
 }
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
@@ -49,6 +50,7 @@ NO_JAX = {
     "paths",
     "shell",
     "children",
+    "stop",
     "config",
     "checks",
     "recipes",

@@ -70,7 +70,7 @@ OURS = {
     "train/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }
 NUMBERS = re.compile(
-    r"(?:str\()?(?:int\()?(?:step|top|which|steps\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"
+    r"(?:str\()?(?:int\()?(?:steps?|newest|top|which|steps\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"
 )
 """Steps, of which no text is made but digits."""
 JOINS = {"joinpath", "with_name", "with_stem"}

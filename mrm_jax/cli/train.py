@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote, located
+from mrm_jax.stop import Stopped, heard
 from mrm_jax.train import hosts, workdir
 
 if TYPE_CHECKING:
@@ -25,19 +26,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
-    """Exit code 0 at the end and after SIGTERM or Ctrl-C, with the state on disk; 1 after a Ctrl-C
-    that left nothing to save.
+    """Exit code 0 at the end and after SIGTERM or Ctrl-C, with the state on disk; 1 after one that
+    left nothing to save.
 
     Raises UsageError (a mistake in the command, a folder of another run) or RunError.
     """
     if config is None:
         raise UsageError("train needs a config: add --config FILE, say configs/quickstart.py.")
-    try:
-        with hosts.joined(config):
-            return _with_workdir(config, arguments.workdir)
-    except KeyboardInterrupt:
-        print("stopped before the first step or for the second time; nothing more was saved.")
-        return 1
+    with heard() as stop:
+        stop.doing = "opening the folder"
+        try:
+            with hosts.joined(config):
+                return _with_workdir(config, arguments.workdir)
+        except Stopped:
+            line, code = stop.last_words()
+            print(line)
+            return code
+        except KeyboardInterrupt:
+            print("stopped for the second time; nothing more was saved.")
+            return 1
 
 
 def _with_workdir(config: Config, path: Path) -> int:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from mrm_jax import stop
 from mrm_jax.config import Config, UsageError, evaluation_domain, smallest_picture
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
@@ -160,6 +161,7 @@ def count(
     with jax.transfer_guard("allow"):
         networks = {name: on_device(variables) for name, variables in networks.items()}
         for batch in _batches(examples, config, classes):
+            stop.look()
             size = (batch.label.shape[1], batch.label.shape[2])
             inputs.add((batch.image.shape[1], batch.image.shape[2]))
             labels.add(size)
@@ -258,16 +260,16 @@ def _stack(group: list[tuple[str, np.ndarray, np.ndarray]], rows: int) -> _Batch
 
 def _read_ahead(read: Callable[[int], _T], count: int) -> Iterator[_T]:
     """`read(0)`, `read(1)`, ... in order, with up to `AHEAD` of them under way in threads."""
-    with ThreadPoolExecutor(READERS) as pool:
-        queue: deque[Future[_T]] = deque(pool.submit(read, i) for i in range(min(AHEAD, count)))
-        following = len(queue)
-        try:
-            while queue:
-                item = queue.popleft().result()
-                if following < count:
-                    queue.append(pool.submit(read, following))
-                    following += 1
-                yield item
-        finally:
-            for future in queue:
-                future.cancel()
+    pool = ThreadPoolExecutor(READERS)
+    queue: deque[Future[_T]] = deque(pool.submit(read, i) for i in range(min(AHEAD, count)))
+    following = len(queue)
+    try:
+        while queue:
+            item = queue.popleft().result()
+            if following < count:
+                queue.append(pool.submit(read, following))
+                following += 1
+            yield item
+    finally:
+        # Whoever ends early, say for a stop, does not wait for a disk that hangs.
+        pool.shutdown(wait=False, cancel_futures=True)

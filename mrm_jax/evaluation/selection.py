@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrm_jax import stop
 from mrm_jax.config import Config
 from mrm_jax.evaluation import confusion
 from mrm_jax.evaluation.evaluator import on_device, place
@@ -70,6 +71,7 @@ def label_free(
     with jax.transfer_guard("allow"):  # as in the evaluator
         networks = {name: on_device(variables) for name, variables in networks.items()}
         for index in _rows(len(crops.image), rows):
+            stop.look()
             image, valid, index = place(
                 networks["student"], *_part(crops, index, rows), np.resize(index, rows)
             )

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mrm_jax import __version__
+from mrm_jax import __version__, stop
 from mrm_jax.paths import write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
@@ -47,7 +47,11 @@ def page(run: Record) -> str:
         facts.time_and_memory,
         facts.environment,
     )
-    body = "\n".join(part for section in sections if (part := section(run)))
+    parts = []
+    for section in sections:
+        stop.look()
+        parts.append(section(run))
+    body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

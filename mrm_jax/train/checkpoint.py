@@ -130,10 +130,12 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, scores_of(facts)
 
-    def score(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds the scores of an evaluation that came after the checkpoint of `step` was saved."""
+    def score(self, step: int, scores: Mapping[str, float], **more: Any) -> None:
+        """Adds the scores of an evaluation that came after the checkpoint of `step` was saved, and
+        `more` facts that it changed."""
+        self.wait()
         folder = self.directory / str(step)
-        facts = {**read_facts(folder), "scores": dict(scores)}
+        facts = {**read_facts(folder), "scores": dict(scores), **more}
         if hosts.is_main():
             write_text(folder / FACTS / "metadata", json.dumps(facts))
         self._scores[step] = scores_of(facts)

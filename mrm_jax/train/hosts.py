@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from mrm_jax.config import Config, UsageError
 from mrm_jax.paths import is_remote
+from mrm_jax.stop import Stopped, before_end
 from mrm_jax.train.meeting import meet
 from mrm_jax.train.watch import AGAIN, LastWords, Watch, is_loss, line_of
 from mrm_jax.train.workdir import LOCK
@@ -112,7 +113,9 @@ def joined(config: Config) -> Iterator[None]:
 
         meet(*meeting, seconds=JOIN_SECONDS)
     words = LastWords()
-    if not _join(config, wanted, words):
+    with before_end(words.close):
+        several = _join(config, wanted, words)
+    if not several:
         yield
         return
     import jax
@@ -125,7 +128,8 @@ def joined(config: Config) -> Iterator[None]:
     )
     watch.start()
     try:
-        yield
+        with before_end(lambda: watch.end(Stopped())):
+            yield
         together(lambda: None)
     except BaseException as error:  # all of them end the process
         watch.end(error)
@@ -220,8 +224,8 @@ _rounds = itertools.count()
 def together(make: Callable[[], _T]) -> list[_T]:
     """`make()` (JSON) of every host, in their order; to be called by all of them.
 
-    Where one raises all raise: that host its error, the others a RunError that tells it. So they
-    stay in step.
+    Where one raises all raise: that host its error, the others a RunError that tells it, or all
+    Stopped. So they stay in step.
     """
     watch = Watch.running
     if watch is None:
@@ -231,10 +235,11 @@ def together(make: Callable[[], _T]) -> list[_T]:
     error, value = None, None
     try:
         value = make()
-    except Exception as raised:
+    except (Exception, Stopped) as raised:
         error = raised
     number = next(_rounds)
-    said = json.dumps([value, None if error is None else line_of(error)])
+    stopped = isinstance(error, Stopped)
+    said = json.dumps([value, None if error is None or stopped else line_of(error), stopped])
     watch.client.key_value_set(f"mrm_jax_round/{number}/{watch.index}", said)
     told = [
         json.loads(watch.client.blocking_key_value_get(f"mrm_jax_round/{number}/{h}", _FOREVER_MS))
@@ -244,10 +249,12 @@ def together(make: Callable[[], _T]) -> list[_T]:
         watch.client.key_value_delete(f"mrm_jax_round/{number - 1}/{watch.index}")
     if error is not None:
         raise error
-    for host, (_, text) in enumerate(told):
+    for host, (_, text, _) in enumerate(told):
         if text is not None:
             raise RunError(f"Host {host}: {text}")
-    return [value for value, _ in told]
+    if any(stopped for *_, stopped in told):
+        raise Stopped
+    return [value for value, *_ in told]
 
 
 def from_main(make: Callable[[], _T]) -> _T:

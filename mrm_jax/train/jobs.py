@@ -20,8 +20,8 @@ from typing import NamedTuple
 from mrm_jax.arms import Arm
 from mrm_jax.children import lifeline
 from mrm_jax.config import Config, UsageError
+from mrm_jax.stop import SHUT, Stopped, heard
 from mrm_jax.train import workdir as folders
-from mrm_jax.train.stop import StopSignal
 
 POLL_SECONDS = 2.0
 
@@ -40,8 +40,8 @@ class Job(NamedTuple):
     needs: tuple[Path, ...] = ()
 
     def done(self) -> bool:
-        """Whether the run's last step is evaluated and saved."""
-        return (self.folder / "checkpoints" / str(self.config.train.steps)).is_dir()
+        """Whether the run's last step is saved and evaluated, and its report written."""
+        return folders.complete(self.folder, self.config.train.steps)
 
 
 def own_first(jobs: Sequence[Job], k: int, n: int) -> list[Job]:
@@ -53,30 +53,53 @@ def own_first(jobs: Sequence[Job], k: int, n: int) -> list[Job]:
 
 def work(jobs: Sequence[Job]) -> int:
     """Trains the jobs that are neither done nor held by another process, each after those that it
-    needs; exit code 1 where one failed. Returns at once where a run is asked to stop."""
-    by_folder = {job.folder: job for job in jobs}
+    needs; exit code 1 where one failed. Returns at once where a run is asked to stop.
+
+    A job that another needs is tried again for as long as another process holds it: that may be
+    killed, or fail.
+    """
     failed: dict[Path, str] = {}
+    with heard() as stop:
+        stop.code = 0  # what is done is saved, and the next command goes on
+        try:
+            _work(jobs, failed)
+        except Stopped:
+            print(stop.last_words()[0], flush=True)
+        except KeyboardInterrupt:
+            print("stopped for the second time.", flush=True)
+    return _told(failed)
+
+
+def _work(jobs: Sequence[Job], failed: dict[Path, str]) -> None:
+    """Does the jobs, or adds them to `failed` with the reason. Raises Stopped."""
+    by_folder = {job.folder: job for job in jobs}
+    held: set[Path] = set()
     waiting = [job for job in jobs if not job.done()]
     while waiting:
-        later, held, before = [], False, len(waiting)
+        later = []
         for job in waiting:
             needs = [by_folder[path] for path in job.needs if path in by_folder]
-            if any(other.folder in failed for other in needs):
-                failed[job.folder] = f"it needs {needs[0].folder}, which failed."
+            broken = [other.folder for other in needs if other.folder in failed]
+            if broken:
+                failed[job.folder] = f"it needs {broken[0]}, which failed."
             elif not all(other.done() for other in needs):
                 later.append(job)
             elif not job.done():
-                outcome = _train(job)
-                held |= outcome == "held"
-                if outcome == "stopped":
-                    return _told(failed)
-                if outcome not in ("done", "held"):
+                outcome = _train(job, again=job.folder in held)
+                held.discard(job.folder)
+                if outcome == "held":
+                    held.add(job.folder)
+                    if any(job.folder in other.needs for other in waiting):
+                        later.append(job)
+                elif outcome != "done":
                     failed[job.folder] = outcome
-        if len(later) == before:
-            # What they need is trained elsewhere.
+        if len(later) == len(waiting):
+            if not held.intersection(job.folder for job in later):
+                for job in later:
+                    failed[job.folder] = "it needs a run that needs it in turn."
+                return
             time.sleep(POLL_SECONDS)
         waiting = later
-    return _told(failed)
 
 
 def _told(failed: dict[Path, str]) -> int:
@@ -85,25 +108,26 @@ def _told(failed: dict[Path, str]) -> int:
     return int(bool(failed))
 
 
-def _train(job: Job) -> str:
-    """Trains a job: "done", "held" by another process, "stopped" before its end, or why it
-    failed."""
-    print(f"=== {job.arm.name}, seed {job.seed} ({job.folder})", flush=True)
+def _train(job: Job, *, again: bool) -> str:
+    """Trains a job: "done", "held" by another process, or why it failed. Raises Stopped before its
+    end where it was asked to stop. again: what is said of one that is held is said already."""
     try:
         with folders.opened(job.folder, job.config) as folder:
+            print(f"=== {job.arm.name}, seed {job.seed} ({job.folder})", flush=True)
             from mrm_jax.train.loop import train
 
             train(job.config, folder)
     except folders.InUseError:
-        print("another process trains it.", flush=True)
+        if not again:
+            print(f"{job.folder}: another process trains it.", flush=True)
         return "held"
-    except KeyboardInterrupt:
-        return "stopped"
     except Exception as error:  # one broken run must not cost the others
         if not isinstance(error, UsageError) and type(error).__name__ != "RunError":
             traceback.print_exc()
         return " ".join(str(error).split()) or type(error).__name__
-    return "done" if job.done() else "stopped"
+    if not job.done():
+        raise Stopped
+    return "done"
 
 
 def share(command: Sequence[str], jobs: Sequence[Job], count: int, logs: Path) -> int:
@@ -163,7 +187,8 @@ def _watch(workers: Sequence[subprocess.Popen], jobs: Sequence[Job]) -> None:
     console = Console(highlight=False)
     began, first = time.monotonic(), sum(job.done() for job in jobs)
     shown, told = first, False
-    with StopSignal() as stop, Progress(console=console, disable=not console.is_terminal) as bar:
+    bar = Progress(console=console, disable=not console.is_terminal)
+    with heard() as stop, stop.within(SHUT), bar:
         task = bar.add_task("runs", total=len(jobs), completed=first)
         while True:
             running = [process for process in workers if process.poll() is None]

@@ -1,9 +1,9 @@
 """The training loop.
 
-The work of step n (n steps are done when it is over) has one order: step -> log -> evaluate -> save
--> panels. Each happens where n is a multiple of its cadence and at the last step; a save also where
-an evaluation gave a new best score, by labels or without, so that the best network is kept whatever
-the two cadences are, and where the run is asked to stop.
+The work of step n (n steps are done when it is over) has one order: step -> log -> save -> evaluate
+-> panels. Each happens where n is a multiple of its cadence and at the last step; a save also after
+an evaluation that gave a new best score, by labels or without, so that the best network is kept
+whatever the two cadences are, and where the run is asked to stop (`run.between`).
 
 Metrics are fetched while the next step runs, so that the device never waits for the host; the loop
 catches up before it evaluates or saves. A latch is compiled into the step: after one that is not
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ import numpy as np
 from mrm_jax import sharding
 from mrm_jax.config import Config, UsageError
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
-from mrm_jax.data.rare_class import open_sampler
+from mrm_jax.data.rare_class import Sampler, open_sampler
+from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
 from mrm_jax.train import hooks, hosts
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
@@ -36,15 +37,26 @@ from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, Programs, shared
-from mrm_jax.train.run import Done, Run, alarm, evaluate, facts, push, save
-from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
+from mrm_jax.train.run import (
+    EVALUATION,
+    Done,
+    Run,
+    alarm,
+    between,
+    due,
+    every,
+    finish,
+    left_undone,
+    push,
+    stop_at_failure,
+    stop_at_fault,
+)
+from mrm_jax.train.saved import read_facts
+from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
-from mrm_jax.train.stop import StopSignal
 from mrm_jax.train.writer import Writer
 from mrm_jax.types import Batch, RunError
-
-FAULT = "fault"
 
 
 def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
@@ -53,98 +65,118 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
     mirror: where the run's folder is elsewhere (in a bucket, or host 0's) and `workdir` holds the
     small files.
 
-    Raises UsageError or RunError with one line for the user.
+    Raises UsageError or RunError with one line for the user, and Stopped where it was asked to stop
+    before anything was saved.
     """
-    with Screen(config.train.steps, quiet=not hosts.is_main()) as screen:
+    with heard() as stop, Screen(config.train.steps, quiet=not hosts.is_main()) as screen:
+        stop.doing, stop.saved = "starting", folders.newest(workdir)
         try:
-            return _train(config, workdir, mirror, screen)
+            return _train(config, workdir, mirror, screen, stop)
+        except Stopped:
+            if stop.saved is None or hosts.count() > 1:  # then the others are to be told
+                raise
+            screen.say(stop.last_words()[0])
+            return 0
         except OSError as error:
             name = f" ({error.filename})" if error.filename else ""
             raise RunError(f"The run stopped: {error.strerror or error}{name}.") from error
 
 
-def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen) -> int:
+def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen, stop: Stop) -> int:
     mesh = sharding.run_mesh(config)
     keep_memory(mesh.devices.flat[0].platform)
     home = workdir if mirror is None else mirror.remote
     checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
     for line in checkpoints.damaged:
         screen.warn(line)
-    start = checkpoints.latest() or 0
+    start, undone = checkpoints.latest() or 0, hosts.from_main(lambda: _undone(config, checkpoints))
     weights = load(config) if checkpoints.latest() is None else None
     anchor = frozen_encoder(config, workdir)
     examples = evaluation_set(config)
     _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
-    if start >= config.train.steps:
+    if start >= config.train.steps and not undone:
         screen.say(f"All {start} steps are done already; writing {home / 'report.html'} again.")
         checkpoints.close()
-        _report(workdir)
+        _report(workdir, home, screen, stop)
         return 0
     sampler = open_sampler(config, say=screen.say)
     batches = train_batches(
         config,
         sampler=sampler,
-        start_step=start,
+        start_step=start - bool(undone),  # the batch of that step, which a panel shows
         process_index=hosts.index(),
         process_count=hosts.count(),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
     programs = shared(build, structure(config), mesh)
-    program = programs.program
     sentinel = Sentinel(config.data.classes.names)
     try:
-        state, known = first_state(config, program, mesh, checkpoints, weights)
+        state, known = first_state(config, programs.program, mesh, checkpoints, weights)
     except DamagedError as error:
         screen.warn(_set_aside(checkpoints, start, error))
-        return _train(config, workdir, mirror, screen)
-    if known["sentinel"]:
-        sentinel.remember(known["sentinel"])
-    told = () if weights is None else weights.lines()
-    for line in (*banner(mesh, str(home), state, start), *told):
+        return _train(config, workdir, mirror, screen, stop)
+    sentinel.remember(known["sentinel"])
+    for line in (*banner(mesh, str(home), state, start), *(weights.lines() if weights else ())):
         screen.say(line)
-    frozen = jax.device_put(program.frozen(config, anchor), sharding.replicated(mesh))
+    frozen = jax.device_put(programs.program.frozen(config, anchor), sharding.replicated(mesh))
     good = jax.device_put(np.True_, sharding.replicated(mesh))
+    arguments = (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
+    stop.doing = "compiling the step"
     hosts.beat(start, "compiling")
-    fed = Fed(first, sharding.put_wish(GO_ON, mesh))
-    step, seconds = _compiled(programs, mesh, (state, good, frozen, fed), screen)
-    begun_with = hooks.device_facts(mesh, start)
-    if known["weights"]:
-        begun_with["weights"] = known["weights"]
+    step, seconds = None, 0.0
+    if start < config.train.steps:
+        step, seconds = _compiled(programs, mesh, arguments, screen)
+    begun_with = {**hooks.device_facts(mesh, start), **_drawn_from(config, known, sampler)}
+    with stop.within(SHUT):
+        folders.begin(workdir, config, begun_with)
+        writer = Writer(workdir, step=start, unscored=EVALUATION in undone)
+        writer.write(start, {"perf/compile_seconds": seconds})
+        run = Run(
+            config=config,
+            workdir=workdir,
+            mirror=mirror,
+            screen=screen,
+            mesh=mesh,
+            program=programs.program,
+            frozen=frozen,
+            examples=examples,
+            crops=crops,
+            checkpoints=checkpoints,
+            writer=writer,
+            sentinel=sentinel,
+            weights=known["weights"],
+            pace=hooks.Pace(config.train.batch),
+            stop=stop,
+            step=step,
+            inspect=programs.inspect,
+            state=state,
+            good=good,
+            at=start,
+            scores=known["scores"],
+            undone=undone,
+        )
+        push(run)  # a run killed before its first checkpoint is known by its config all the same
+        with contextlib.closing(writer):
+            _steps(run, start, first, batches)
+        if not run.stopping:
+            _report(workdir, home, screen, stop)
+    return 0
+
+
+def _drawn_from(config: Config, known: Mapping[str, Any], sampler: Sampler | None) -> dict:
+    """What environment.json says of the weights that a run starts from and of its classes."""
+    found = {"weights": known["weights"]} if known["weights"] else {}
     if sampler:
-        begun_with["rare_class_sampling"] = sampler.facts(config.data.classes.names)
-    folders.begin(workdir, config, begun_with)
-    writer = Writer(workdir, step=start)
-    writer.write(start, {"perf/compile_seconds": seconds})
-    run = Run(
-        config=config,
-        workdir=workdir,
-        mirror=mirror,
-        screen=screen,
-        mesh=mesh,
-        program=program,
-        frozen=frozen,
-        examples=examples,
-        crops=crops,
-        checkpoints=checkpoints,
-        writer=writer,
-        sentinel=sentinel,
-        weights=known["weights"],
-        pace=hooks.Pace(config.train.batch),
-        step=step,
-        inspect=programs.inspect,
-        state=state,
-        good=good,
-    )
-    push(run)  # a run killed before its first checkpoint is known by its config all the same
-    with contextlib.closing(writer):
-        if start and not known["scores"] and start % config.train.eval_every == 0:
-            checkpoints.score(start, evaluate(run, start))  # it was asked to stop before
-        code = _steps(run, start, first, batches)
-    if int(run.state.step) == config.train.steps:
-        _report(workdir)
-        screen.say(f"report: {home / 'report.html'}")
-    return code
+        found["rare_class_sampling"] = sampler.facts(config.data.classes.names)
+    return found
+
+
+def _undone(config: Config, checkpoints: Checkpoints) -> list[str]:
+    """What a stop left undone at the newest checkpoint."""
+    if not (newest := checkpoints.latest()):
+        return []
+    return left_undone(config, newest, read_facts(checkpoints.directory / str(newest)))
 
 
 def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
@@ -170,82 +202,94 @@ def _compiled(
     return step, seconds
 
 
-def _report(workdir: Path) -> None:
-    if hosts.is_main():
-        hooks.write_report(workdir)
+def _report(workdir: Path, home: Path, screen: Screen, stop: Stop) -> None:
+    """Writes the report, unless it is asked to stop: then the same command does so later."""
+    if not hosts.is_main():
+        return
+    stop.doing = "writing the report"
+    try:
+        with stop.within(ENDED if hosts.count() == 1 else LOOKED):
+            hooks.write_report(workdir)
+    except Stopped:
+        screen.say(stop.last_words()[0])
+    else:
+        screen.say(f"report: {home / 'report.html'}")
 
 
-def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> int:
-    """All steps from `start` on, or until a signal; returns the exit code. The last save is
+def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None:
+    """What is undone at `start` and all steps after it, or until a signal. The last save is
     complete then.
+
+    batch: that of step `start` where anything is undone there, or else of the one after.
     """
     steps, number = run.config.train.steps, start
     wishes = {wish: sharding.put_wish(wish, run.mesh) for wish in (GO_ON, STOP, FAILED)}
-    with StopSignal() as stop:
-        try:
-            for number in range(start + 1, steps + 1):
-                fed = Fed(batch, wishes[_wish(run, stop)])
-                with jax.transfer_guard("disallow"):
-                    run.state, run.good, metrics = run.step(run.state, run.good, run.frozen, fed)
-                run.unread.append(Done(number, metrics, batch))
-                run.pace.step()
-                following = _next(run, number, batches) if number < steps else batch
-                while len(run.unread) > 1:
-                    _read(run, run.unread.popleft())
-                if hosts.count() == 1:
-                    run.stopping = stop.received is not None
-                if run.stopping or _due(run.config, number):
-                    _between(run, number, batch)
-                run.screen.advance(number)
-                batch = following
-                if run.stopping and number < steps:
-                    break
-            run.checkpoints.close()
-        except BaseException as error:
-            # With a host that is gone no save ever completes.
-            if hosts.count() == 1 or isinstance(error, UsageError | RunError):
-                with contextlib.suppress(RunError):  # the first error is the one to report
-                    run.checkpoints.close()
-            raise
-        if run.stopping:
-            name = "another host" if stop.received is None else stop.received.name
-            run.screen.say(
-                f"stopped by {name} after step {number}, which is saved; "
-                "the same command goes on from there."
-            )
-        return 0
+    try:
+        if run.undone:
+            finish(run, batch)
+            batch = batch if start == steps else _next(run, start, batches, batch)
+        while number < steps and not run.stopping:
+            number += 1
+            fed = Fed(batch, wishes[_wish(run)])
+            with jax.transfer_guard("disallow"):
+                run.state, run.good, metrics = run.step(run.state, run.good, run.frozen, fed)
+            run.unread.append(Done(number, metrics, batch))
+            run.pace.step()
+            following = _next(run, number, batches, batch) if number < steps else batch
+            while len(run.unread) > 1:
+                _read(run, run.unread.popleft())
+            if hosts.count() == 1:
+                run.stopping = run.stop.received is not None
+            if run.stopping or _due(run.config, number):
+                _catch_up(run)
+                between(run, number, batch)
+            run.screen.advance(number)
+            batch = following
+        run.checkpoints.close()
+    except BaseException as error:
+        # With a host that is gone no save ever completes.
+        if hosts.count() == 1 or isinstance(error, UsageError | RunError):
+            with contextlib.suppress(RunError):  # the first error is the one to report
+                run.checkpoints.close()
+        raise
+    run.stop.saved = number
+    if run.stopping:
+        name = "another host" if run.stop.received is None else run.stop.received.name
+        run.screen.say(
+            f"stopped by {name} after step {number}, which is saved; "
+            "the same command goes on from there."
+        )
 
 
-def _wish(run: Run, stop: StopSignal) -> int:
+def _wish(run: Run) -> int:
     if run.failure is not None:
         return FAILED
-    return GO_ON if stop.received is None else STOP
-
-
-def _every(number: int, cadence: int, steps: int) -> bool:
-    return number % cadence == 0 or number == steps
+    return GO_ON if run.stop.received is None else STOP
 
 
 def _due(config: Config, number: int) -> bool:
-    train = config.train
-    cadences = (train.eval_every, train.checkpoint_every, train.panels_every)
-    return any(_every(number, cadence, train.steps) for cadence in cadences)
+    saved = every(number, config.train.checkpoint_every, config.train.steps)
+    return saved or bool(due(config, number))
 
 
-def _next(run: Run, number: int, batches: Iterator[Batch]) -> Batch:
+def _next(run: Run, number: int, batches: Iterator[Batch], batch: Batch) -> Batch:
     """The next batch on its way to the devices, while step `number` runs; where it cannot be read
-    this one again, for steps that change nothing."""
+    `batch` again, for steps that change nothing, and where a stop does not wait for it."""
     hosts.beat(number, "reading")
     if run.failure is None:
         began = time.perf_counter()
         try:
-            batch = next(batches)
+            with run.stop.within(RAISED if hosts.count() == 1 else SHUT):
+                read = next(batches)
+        except Stopped:
+            run.stopping = True
+            return batch
         except Exception as error:
             run.failure = error
         else:
             run.pace.wait(time.perf_counter() - began)
-            return sharding.put_batch(batch, run.mesh)
-    return run.unread[-1].batch
+            return sharding.put_batch(read, run.mesh)
+    return batch
 
 
 def _catch_up(run: Run) -> None:
@@ -260,9 +304,9 @@ def _read(run: Run, done: Done) -> None:
     wish = int(values.pop("wish"))
     run.stopping |= wish == STOP
     if wish == FAILED:
-        _stop_at_failure(run)
+        stop_at_failure(run)
     if not values.pop("finite"):
-        _stop_at_fault(run, done, values)
+        stop_at_fault(run, done, values)
     shares = values.pop("teacher/class_share", None)
     alarms = {}
     if shares is not None:
@@ -270,7 +314,7 @@ def _read(run: Run, done: Done) -> None:
         alarms = run.sentinel.see_shares(shares, done.number, confident=sure)
     alarm(run, done.number, "share", alarms)
     train = run.config.train
-    if not _every(done.number, train.log_every, train.steps):
+    if not every(done.number, train.log_every, train.steps):
         return
     if shares is not None:
         names = run.config.data.classes.names
@@ -280,59 +324,3 @@ def _read(run: Run, done: Done) -> None:
     text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"])
     run.screen.metrics(done.number, values, text)
     run.screen.advance(done.number, text)
-
-
-def _stop_at_failure(run: Run) -> None:
-    """Saves what was reached before a host could not read its pictures. Raises its error there."""
-    if good := int(run.state.step):
-        save(run, good, {})
-    raise run.failure or RunError("Another host could not read its pictures; it says which.")
-
-
-def _stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
-    """Saves the last good state and what the faulty step computed from. Raises RunError."""
-    good = int(run.state.step)
-    batch = sharding.gathered(done.batch, run.mesh)
-    key, step = sharding.gathered((run.state.root_key, run.state.step), run.mesh)
-    draws = jax.jit(run.program.draw)(key, step, batch.index)
-    path = save_fault(run.workdir / FAULT, done.number, batch, draws, values)
-    run.writer.write(done.number, {"alarm/not_finite": f"step {done.number} is not finite"})
-    if good:
-        save(run, good, {})
-    names = ", ".join(not_finite(values)) or "a gradient"
-    raise RunError(
-        f"Step {done.number} is not finite ({names}) and was not applied; the state after step "
-        f"{good} is kept. Its pictures, labels and draws are in {path}: look whether one of them "
-        f"is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
-        f"model.dtype=float32 in a new workdir."
-    )
-
-
-def _between(run: Run, number: int, batch: Batch) -> None:
-    """Evaluate, save, panels: what is due after step `number`.
-
-    Whoever asks to stop may not wait for an evaluation: it is made up for on resuming.
-    """
-    _catch_up(run)
-    began = time.perf_counter()
-    train = run.config.train
-    if run.stopping and number < train.steps:
-        save(run, number, {})
-        return
-    scores: dict[str, float] = {}
-    if _every(number, train.eval_every, train.steps):
-        try:
-            scores = evaluate(run, number)
-        except Exception:
-            save(run, number, {})  # a broken picture must not cost the steps since the last one
-            raise
-    best = run.checkpoints.is_best(facts(run, scores))
-    if best or _every(number, train.checkpoint_every, train.steps):
-        save(run, number, scores)
-    if _every(number, train.panels_every, train.steps):
-        views = sharding.gathered(run.inspect(run.state, run.frozen, batch), run.mesh)
-        if hosts.is_main():
-            hooks.save_views(run.config, run.workdir, number, views)
-    run.writer.flush()
-    push(run)
-    run.pace.pause(time.perf_counter() - began)

@@ -24,6 +24,7 @@ from mrm_jax.paths import (
     renamed_in_errors,
     what_is_wrong,
 )
+from mrm_jax.stop import before_end
 from mrm_jax.train.workdir import FROZEN
 from mrm_jax.types import RunError
 
@@ -123,7 +124,8 @@ def mirrored(remote: Path) -> Iterator[Mirror]:
         mirror.check_writable()
         with renamed_in_errors(mirror.local, remote):
             try:
-                yield mirror
+                with before_end(lambda: _last_push(mirror, place, keep)):
+                    yield mirror
             except BaseException:
                 try:
                     _last_push(mirror, place, keep)

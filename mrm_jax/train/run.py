@@ -1,30 +1,42 @@
 """A run under way: what it holds, and what the loop does with it between steps. On several hosts
 all of them call these alike; scores are the same on all.
+
+What is due after a step has one order: save -> evaluate -> panels. The state comes to disk first,
+since whoever asks to stop waits for nothing else: what is not made then is a fact of the checkpoint
+(`undone`) and is made when the run goes on, be it only to end.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from mrm_jax import sharding
-from mrm_jax.config import Config
+from mrm_jax.config import Config, has_evaluation
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation.scores import Evaluation, document
+from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
 from mrm_jax.train import hooks, hosts
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.console import Screen
 from mrm_jax.train.mirror import Mirror
-from mrm_jax.train.sentinel import Sentinel
+from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.step import Program
 from mrm_jax.train.writer import Writer
 from mrm_jax.types import Batch, Frozen, RunError, TrainState, Unlabelled
+
+FAULT = "fault"
+EVALUATION, PANELS = "evaluation", "panels"
+"""Names of what may be undone at a checkpoint."""
 
 
 class Done(NamedTuple):
@@ -38,8 +50,9 @@ class Done(NamedTuple):
 @dataclass
 class Run:
     """What stays, and what a step changes: `state`, `good` (the latch of the compiled step),
-    `unread`, `stopping` (the next save is the last) and `failure`, with which this host could not
-    read its next batch.
+    `unread`, `stopping` (the next save is the last), `failure`, with which this host could not read
+    its next batch, and of step `at`, the last after which anything was due, its `scores` and what
+    is `undone`.
     """
 
     config: Config
@@ -56,13 +69,109 @@ class Run:
     sentinel: Sentinel
     weights: dict[str, Any]
     pace: hooks.Pace
-    step: Callable[..., Any]
+    stop: Stop
+    step: Any
     inspect: Callable[..., dict[str, jax.Array]]
     state: TrainState
     good: jax.Array
     unread: deque[Done] = field(default_factory=deque)
     stopping: bool = False
     failure: Exception | None = None
+    at: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
+
+
+def every(number: int, cadence: int, steps: int) -> bool:
+    """Whether step `number` of `steps` is one of a cadence; the last one always is."""
+    return number % cadence == 0 or number == steps
+
+
+def due(config: Config, number: int) -> list[str]:
+    """What is to be made after step `number` besides a checkpoint."""
+    train = config.train
+    scored = has_evaluation(config) or config.evaluation.selection_pictures > 0
+    found = [EVALUATION] if scored and every(number, train.eval_every, train.steps) else []
+    return [*found, PANELS] if every(number, train.panels_every, train.steps) else found
+
+
+def left_undone(config: Config, number: int, known: Mapping[str, Any]) -> list[str]:
+    """What of `due` is still to be made, by the facts of the checkpoint of step `number`; a cadence
+    may have changed since."""
+    listed = known.get(folders.UNDONE)
+    left = listed if isinstance(listed, list) else []
+    if not known["scores"]:
+        left = [*left, *(what for what in due(config, number) if what == EVALUATION)]
+    return [what for what in (EVALUATION, PANELS) if what in left]
+
+
+def between(run: Run, number: int, batch: Batch) -> None:
+    """Makes all that is due after step `number`, whose metrics are read; of what is not a
+    checkpoint only as much as a stop allows."""
+    began = time.perf_counter()
+    train = run.config.train
+    run.at, run.scores, run.undone = number, {}, due(run.config, number)
+    if run.stopping or every(number, train.checkpoint_every, train.steps):
+        save(run, number)
+    finish(run, batch)
+    run.writer.flush()
+    push(run)
+    run.pace.pause(time.perf_counter() - began)
+
+
+def finish(run: Run, batch: Batch) -> None:
+    """Makes what is undone at the present step, or sees to it that this is saved as undone."""
+    try:
+        if EVALUATION in run.undone and not run.stopping:
+            _score(run)
+        if PANELS in run.undone and not run.stopping:
+            _panels(run, batch)
+    except Stopped:
+        run.stopping = True
+        save(run, run.at)
+
+
+def _score(run: Run) -> None:
+    """Evaluates; where the step is not saved and its scores are a new best, it is."""
+    try:
+        run.scores = evaluate(run, run.at)
+    except Exception:
+        save(run, run.at)  # a broken picture must not cost the steps since the last one
+        raise
+    _made(run, EVALUATION)
+    if run.checkpoints.is_best(facts(run, run.at)):
+        save(run, run.at)
+
+
+def _panels(run: Run, batch: Batch) -> None:
+    with stoppable(run, f"drawing what step {run.at} saw"):
+        hosts.together(run.stop.look)
+        views = sharding.gathered(run.inspect(run.state, run.frozen, batch), run.mesh)
+        if hosts.is_main():
+            hooks.save_views(run.config, run.workdir, run.at, views)
+    _made(run, PANELS)
+
+
+def _made(run: Run, what: str) -> None:
+    run.undone.remove(what)
+    if run.checkpoints.latest() == run.at:
+        run.checkpoints.score(run.at, run.scores, **_changing(run, run.at))
+
+
+@contextmanager
+def stoppable(run: Run, doing: str) -> Iterator[None]:
+    """For what may be made up for later: a stop ends it. On several hosts only where all agree, in
+    `hosts.together`. Raises Stopped."""
+
+    def keep() -> None:
+        save(run, run.at)
+        run.checkpoints.wait()
+        run.stop.saved = run.at
+        push(run)
+
+    run.stop.doing = doing
+    with run.stop.before_end(keep), run.stop.within(ENDED if hosts.count() == 1 else LOOKED):
+        yield
 
 
 def evaluate(run: Run, number: int) -> dict[str, float]:
@@ -70,12 +179,13 @@ def evaluate(run: Run, number: int) -> dict[str, float]:
     them down and sounds the alarms that follow. Where that fails on one host it does on all.
     """
     here = sharding.local(replace(run.state, opt_state={}), run.mesh)
-    scores = hosts.from_main(
-        lambda: hooks.select(run.config, run.program.networks, here, run.crops)
-    )
     found: dict[str, Evaluation] = {}
-    if run.examples:
-        found = hooks.evaluate(run.config, here, run.examples, workdir=run.workdir, step=number)
+    with stoppable(run, f"evaluating step {number}"):
+        scores = hosts.from_main(
+            lambda: hooks.select(run.config, run.program.networks, here, run.crops)
+        )
+        if run.examples:
+            found = hooks.evaluate(run.config, here, run.examples, workdir=run.workdir, step=number)
     hosts.together(lambda: _tell(run, number, scores, found))
     return scores | hooks.score_metrics(found)
 
@@ -99,11 +209,14 @@ def alarm(run: Run, number: int, kind: str, alarms: dict[str, str]) -> None:
         run.writer.write(number, {f"alarm/{kind}/{name}": sentence})
 
 
-def save(run: Run, number: int, scores: dict[str, float]) -> None:
-    """Begins the checkpoint of step `number`, with the scores of its evaluation, if any."""
+def save(run: Run, number: int) -> None:
+    """Begins the checkpoint of step `number` where there is none yet, with the scores of its
+    evaluation, if any."""
+    if number == run.checkpoints.latest():
+        return
     hosts.beat(number, "saving")
     push(run)  # first: a checkpoint without the lines before it would leave a gap
-    run.checkpoints.save(number, run.state, facts(run, scores))
+    run.checkpoints.save(number, run.state, facts(run, number))
 
 
 def push(run: Run) -> None:
@@ -118,7 +231,40 @@ def push(run: Run) -> None:
         run.screen.warn(str(error))
 
 
-def facts(run: Run, scores: dict[str, float]) -> dict[str, Any]:
-    """What is stored beside the arrays of a checkpoint."""
-    memory = run.sentinel.memory()
-    return hooks.facts(run.config, scores=scores, sentinel=memory, weights=run.weights)
+def facts(run: Run, number: int) -> dict[str, Any]:
+    """What is stored beside the arrays of the checkpoint of step `number`."""
+    scores = run.scores if number == run.at else {}
+    changing = _changing(run, number)
+    return hooks.facts(run.config, scores=scores, weights=run.weights, **changing)
+
+
+def _changing(run: Run, number: int) -> dict[str, Any]:
+    """Facts that what is made after the save changes, besides the scores."""
+    undone = run.undone if number == run.at else due(run.config, number)
+    return {"sentinel": run.sentinel.memory(), folders.UNDONE: list(undone)}
+
+
+def stop_at_failure(run: Run) -> None:
+    """Saves what was reached before a host could not read its pictures. Raises its error there."""
+    if good := int(run.state.step):
+        save(run, good)
+    raise run.failure or RunError("Another host could not read its pictures; it says which.")
+
+
+def stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
+    """Saves the last good state and what the faulty step computed from. Raises RunError."""
+    good = int(run.state.step)
+    batch = sharding.gathered(done.batch, run.mesh)
+    key, step = sharding.gathered((run.state.root_key, run.state.step), run.mesh)
+    draws = jax.jit(run.program.draw)(key, step, batch.index)
+    path = save_fault(run.workdir / FAULT, done.number, batch, draws, values)
+    run.writer.write(done.number, {"alarm/not_finite": f"step {done.number} is not finite"})
+    if good:
+        save(run, good)
+    names = ", ".join(not_finite(values)) or "a gradient"
+    raise RunError(
+        f"Step {done.number} is not finite ({names}) and was not applied; the state after step "
+        f"{good} is kept. Its pictures, labels and draws are in {path}: look whether one of them "
+        f"is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
+        f"model.dtype=float32 in a new workdir."
+    )

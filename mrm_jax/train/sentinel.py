@@ -108,7 +108,9 @@ class Sentinel:
         }
 
     def remember(self, memory: Mapping[str, Any]) -> None:
-        """Takes back what `memory` returned."""
+        """Takes back what `memory` returned; {} says nothing."""
+        if not memory:
+            return
         self._steps = memory["steps"]
         self._share = np.asarray(memory["share"])
         self._top_share = np.asarray(memory["top_share"])

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from mrm_jax.config import Config, UsageError
+from mrm_jax.stop import Stop, Stopped
 
 POLL_SECONDS = 1.0
 LINGER_SECONDS = 3.0
@@ -94,10 +95,19 @@ class Watch(threading.Thread):
                 self.client.key_value_set(f"mrm_jax/{self.index}", said, allow_overwrite=True)
                 beats = dict(self.client.key_value_dir_get("mrm_jax/"))
                 ends = dict(self.client.key_value_dir_get("mrm_jax_end/"))
+                self._spread_stop()
             except Exception as error:
                 self._die(f"Host 0 cannot be reached any more ({line_of(error)}) {AGAIN}")
             if line := self._ended(ends) or self._silent(beats) or self._stuck(beats):
                 self._die(line)
+
+    def _spread_stop(self) -> None:
+        """A stop that one host was asked for is heard by all between two parts of what all do."""
+        if (stop := Stop.running) is None:
+            return
+        if stop.received and not stop.asked:
+            self.client.key_value_set(f"mrm_jax_stop/{self.index}", "1", allow_overwrite=True)
+        stop.asked |= bool(self.client.key_value_dir_get("mrm_jax_stop/"))
 
     def beat(self, step: int, doing: str) -> None:
         """This host has got on, to `doing` something of `step`."""
@@ -150,6 +160,8 @@ class Watch(threading.Thread):
             code = 2
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             line = "it was stopped."
+            if isinstance(error, Stopped) and Stop.running is not None:
+                line, code = Stop.running.last_words()
         elif not isinstance(error, RunError):
             if is_loss(error):
                 time.sleep(3 * POLL_SECONDS)  # the thread may know why

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import mrm_jax
+from mrm_jax import stop
 from mrm_jax.config import Config, UsageError, runtime_fields
 from mrm_jax.paths import write_text
 from mrm_jax.shell import pasteable
@@ -32,6 +33,9 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 """File of a run's folder that the process which trains there holds."""
+REPORT = "report.html"
+UNDONE = "undone"
+"""Fact of a checkpoint: what was due after its step and is still to be done, see `train.run`."""
 _CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
@@ -88,6 +92,11 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
         lock = open(path / LOCK, "a")  # noqa: SIM115 - held open for as long as the run
     except OSError as error:
         raise UsageError(f"--workdir {path} cannot be written: {error.strerror}.") from error
+
+    def leave() -> None:
+        if held and not (path / CONFIG).exists():
+            _take_back(path, new=new)
+
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,10 +111,12 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
             if held and not (path / CONFIG).exists():
                 # Left by a start that was killed: it may be another encoder than today's.
                 shutil.rmtree(path / FROZEN, ignore_errors=True)
-            yield path
+            if stop.Stop.running is not None:
+                stop.Stop.running.saved = newest(path)
+            with stop.before_end(leave):
+                yield path
         finally:
-            if held and not (path / CONFIG).exists():
-                _take_back(path, new=new)
+            leave()
 
 
 @contextmanager
@@ -127,6 +138,22 @@ def _take_back(path: Path, *, new: bool) -> None:
         (path / LOCK).unlink()
         if new:
             path.rmdir()
+
+
+def newest(path: Path) -> int | None:
+    """The newest checkpoint's step; without jax, and without a look into it."""
+    folder = path / _CHECKPOINTS
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def complete(path: Path, steps: int) -> bool:
+    """Whether the last of `steps` is saved and evaluated, and the report written."""
+    facts = path / _CHECKPOINTS / str(steps) / "facts" / "metadata"
+    try:
+        return not json.loads(facts.read_text()).get(UNDONE) and (path / REPORT).is_file()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:

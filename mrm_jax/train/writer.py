@@ -18,8 +18,13 @@ from mrm_jax.paths import write_text
 METRICS = "metrics.jsonl"
 
 
-def cut_back(path: Path, step: int) -> int:
-    """Drops the lines of metrics.jsonl after `step`, and torn ones; returns how many went.
+_EVALUATED = ("eval/", "select/", "alarm/IoU/")
+"""What an evaluation writes."""
+
+
+def cut_back(path: Path, step: int, *, unscored: bool = False) -> int:
+    """Drops the lines of metrics.jsonl after `step`, where `unscored` also those of its evaluation,
+    and torn ones; returns how many went.
 
     What a killed run wrote after its last checkpoint is computed again, and must not stand there
     twice. A link becomes a file of its own: what is appended stays in the folder.
@@ -30,6 +35,8 @@ def cut_back(path: Path, step: int) -> int:
         return 0
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _step(line) <= step]
+    if unscored:
+        kept = [line for line in kept if _step(line) < step or not _of_evaluation(line)]
     torn = bool(lines) and not path.read_bytes().endswith(b"\n")
     if len(kept) < len(lines) or torn or path.is_symlink():
         write_text(path, "".join(line + "\n" for line in kept))
@@ -44,13 +51,18 @@ def _step(line: str) -> float:
         return math.inf
 
 
-class Writer:
-    """Appends to metrics.jsonl and TensorBoard of a run that restarts at `step`."""
+def _of_evaluation(line: str) -> bool:
+    return any(name.startswith(_EVALUATED) for name in json.loads(line))
 
-    def __init__(self, workdir: Path, *, step: int):
+
+class Writer:
+    """Appends to metrics.jsonl and TensorBoard of a run that restarts at `step`, whose evaluation
+    comes again where it is `unscored`."""
+
+    def __init__(self, workdir: Path, *, step: int, unscored: bool = False):
         from tensorboardX import SummaryWriter
 
-        cut_back(workdir / METRICS, step)
+        cut_back(workdir / METRICS, step, unscored=unscored)
         self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         # purge_step hides what a killed run wrote beyond the restored step.
         self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from toy_run import TINY, Toy
 
-from mrm_jax import main
+from mrm_jax import main, stop
 from mrm_jax.config import UsageError
-from mrm_jax.train import loop
+from mrm_jax.train import hooks, hosts, loop
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run
 
@@ -88,6 +88,22 @@ def at_batch(number, act):
 
 def me(number):
     return lambda: os.kill(os.getpid(), number)
+
+
+def while_evaluating(act):
+    """Calls `act()` in the first evaluation, which then goes on to where all hosts agree."""
+
+    def install(patch):
+        real = hooks.evaluate
+
+        def evaluate(*arguments, **more):
+            act()
+            hosts.together(stop.look)
+            return real(*arguments, **more)
+
+        patch.setattr(hooks, "evaluate", evaluate)
+
+    return install
 
 
 def fail():
@@ -195,10 +211,13 @@ def whole(chain):
 
 
 def killed(chain):
-    """One process is killed; the other ends by itself; both start again."""
+    """One process is killed; the other ends by itself; both start again. At last one is asked to
+    stop in an evaluation."""
     chain.pair("first killed", faults=(at_step(3, me(signal.SIGKILL)), None))
     chain.pair("second killed", faults=(None, while_saving(4, me(signal.SIGKILL))))
     chain.pair("both killed", faults=(at_step(5, me(signal.SIGKILL)),) * 2)
+    look = while_evaluating(lambda: None)
+    chain.pair("stopped scoring", faults=(look, while_evaluating(me(signal.SIGTERM))))
     chain.pair("goes on")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from mrm_jax.types import RunError
 
 OFF = FeatureDistance()
 CONFIG = f"--config={toy_run.TINY}"
+NEEDS = "--config.train.init_from={workdir}/source_only/seed{seed}"
 ARMS = ("--arm", "source_only", "--arm", "dacs", "--against", "source_only")
 
 
@@ -126,6 +128,54 @@ def test_a_run_that_another_process_holds_is_left_to_it(toy, trained, capsys):
         assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
     assert trained == [("dacs", 1)]
     assert "another process trains it" in capsys.readouterr().out
+
+
+def test_a_run_whose_holder_dies_is_trained_by_whoever_needs_it(toy, trained, monkeypatch, capsys):
+    """The arm `long` reads the run of `source_only`, which a process holds that is then killed."""
+    arms = ("--arm", "source_only", "--arm", "long: source_only " + NEEDS, "--seeds", "1")
+    first = toy.path / "all" / "source_only" / "seed0"
+    first.mkdir(parents=True)
+    hold = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); "
+    hold += "print(flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, first / ".lock"], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    polls, train = [], loop.train
+
+    def sleep(_):
+        polls.append(1)
+        assert len(polls) < 5
+        if len(polls) == 2:
+            holder.kill()
+            holder.wait()
+
+    def without_weights(config, workdir):  # the toy's fit no network
+        return train(replace(config, train=replace(config.train, init_from=None)), workdir)
+
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(loop, "train", without_weights)
+    try:
+        assert ablate_in(toy, *arms) == 0
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert trained == [("source_only", 0), ("long", 0)]
+    assert capsys.readouterr().out.count("another process trains it") == 1
+
+
+def test_runs_that_need_each_other_or_a_failed_one_are_told_in_a_line(toy, monkeypatch, capsys):
+    def fails(config, workdir):
+        raise RunError("it broke")
+
+    monkeypatch.setattr(loop, "train", fails)
+    waits = SimpleNamespace(sleep=lambda _: pytest.fail("it waits for nobody"))
+    monkeypatch.setattr(jobs, "time", waits)
+    own = "own: source_only " + NEEDS.replace("source_only", "own")
+    after = "after: source_only " + NEEDS
+    assert ablate_in(toy, "--arm", "source_only", "--arm", own, "--arm", after, "--seeds=1") == 1
+    said = capsys.readouterr().err
+    assert "source_only/seed0: it broke" in said
+    assert f"after/seed0: it needs {toy.path}/all/source_only/seed0, which failed." in said
+    assert "own/seed0: it needs a run that needs it in turn." in said
 
 
 def test_a_run_that_waits_for_another_comes_after_it(toy, monkeypatch):

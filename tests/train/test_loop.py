@@ -12,6 +12,7 @@ from mrm_jax.config import UsageError
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.train import hooks, loop
 from mrm_jax.train.checkpoint import Checkpoints, load_run
+from mrm_jax.train.saved import read_facts
 from mrm_jax.train.writer import Writer
 from mrm_jax.types import RunError
 
@@ -22,12 +23,13 @@ def toy(tmp_path, monkeypatch):
 
 
 def _signal_before_step(monkeypatch, number, step):
-    """Sends this process `number` while batch `step` (from 0) is read."""
+    """Sends this process `number` while batch `step` (from 0) is read, which then hangs."""
 
     def batches(config, *, start_step, **kwargs):
         for index, batch in enumerate(train_batches(config, start_step=start_step), start_step):
             if index == step:
                 os.kill(os.getpid(), number)
+                pytest.fail("a stop waits for no batch")
             yield batch
 
     monkeypatch.setattr(loop, "train_batches", batches)
@@ -54,7 +56,7 @@ def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
         ("train__eval_every", "train__checkpoint_every", "train__panels_every"), 2
     )
     assert toy.train(train__steps=4, train__log_every=2, **every) == 0
-    work = ["perf", "evaluate", "eval", "save", "panels"]  # perf: the line of the step's metrics
+    work = ["perf", "save", "evaluate", "eval", "panels"]  # perf: the line of the step's metrics
     expected = [(0, "perf")] + [(n, what) for n in (2, 4) for what in work] + [(0, "report")]
     assert events == expected
 
@@ -98,6 +100,78 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, 
     assert toy.train() == 0
     assert toy.weight("last") == toy.weight("last", "whole")
     assert toy.lines() == toy.lines("whole")
+
+
+@pytest.fixture
+def whole(toy, monkeypatch):
+    """What a run that nothing stopped ends with."""
+    toy.scores = [0.9, 0.9, 0.9, 0.005, 0.005, 0.005]  # all classes collapse: alarms at step 6
+    assert toy.train("whole") == 0
+    return _outcome(toy, "whole")
+
+
+def _outcome(toy, name):
+    folder = toy.path / name
+    facts = read_facts(folder / "checkpoints" / "6")
+    kept = {key: facts[key] for key in ("scores", "sentinel", "undone")}
+    views = sorted(path.name for path in (folder / "views").iterdir())
+    evaluation = (folder / "evaluation.json").read_text()
+    report = (folder / "report.html").exists()
+    return toy.weight("last", name), toy.lines(name), kept, views, evaluation, report
+
+
+def test_a_stop_waits_for_no_evaluation_sheet_or_report_and_the_same_command_makes_them(
+    toy, whole, monkeypatch, capsys
+):
+    places = {"evaluate": (3, 6), "select": (6,), "save_views": (6,), "write_report": (6,)}
+    for place, number in [(place, n) for place, numbers in places.items() for n in numbers]:
+        name, real = f"{place}{number}", getattr(hooks, place)
+        calls = iter([False, True] if number == 6 and place != "write_report" else [True])
+
+        def asked(*arguments, real=real, calls=calls, **more):
+            if next(calls):
+                signal.raise_signal(signal.SIGTERM)
+                pytest.fail("a stop waits for nothing that can be made up for")
+            return real(*arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hooks, place, asked)
+            assert toy.train(name) == 0
+        assert toy.steps(name)[-1] == number
+        said = capsys.readouterr().out.strip().splitlines()[-1]
+        assert said.startswith("stopped by SIGTERM ")
+        assert said.endswith("the same command goes on from there.")
+        assert str(number) in said
+        assert not (toy.path / name / "report.html").exists()
+        assert toy.train(name) == 0
+        assert _outcome(toy, name) == whole, name
+
+
+def test_an_evaluation_cut_off_by_kill_9_comes_once(toy, whole, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    real = Checkpoints.score
+
+    def killed(self, step, *arguments, **more):
+        if step == 6:
+            raise Killed
+        real(self, step, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "score", killed)  # what it found is written down already
+        with pytest.raises(Killed):
+            toy.train()
+    assert toy.lines()[-1]["step"] == 6
+    assert toy.train() == 0
+    assert _outcome(toy, "run") == whole
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_behind(toy, monkeypatch):
+    monkeypatch.setattr(loop, "selection_crops", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        toy.train()
+    assert not (toy.path / "run").exists()
 
 
 def test_lines_after_the_last_checkpoint_of_a_killed_run_are_written_once(toy, monkeypatch):

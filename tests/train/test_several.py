@@ -5,6 +5,7 @@ The runs are those of `several.py`: the toy's network, and everything around it 
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_a_host_that_is_asked_to_stop_saves_with_the_other_at_once(folder, ended
     stopped = int(first.out.partition("stopped by another host after step ")[2].partition(",")[0])
     assert stopped <= 5  # asked when step 2 was read: two more may be on their way
     assert stopped in steps_in(folder / "told" / "checkpoints")
+    assert first.err == second.err == ""
+
+
+def test_a_host_that_is_asked_to_stop_in_an_evaluation_ends_it_on_both(folder, ended):
+    first, second = ended["stopped scoring"]
+    assert codes((first, second)) == [0, 0]
+    assert re.search(r"stopped by another host after step \d, which is saved", first.out)
+    assert "Evaluation at step" not in first.out
+    assert "Evaluation at step 6" in ended["goes on"][0].out
     assert first.err == second.err == ""
 
 
