@@ -61,7 +61,8 @@ def spoilt(archive, member):
     with zipfile.ZipFile(archive) as opened:
         info = opened.getinfo(member)
     content = bytearray(archive.read_bytes())
-    content[info.header_offset + 30 + len(member)] = 0xFF  # the stream's first byte
+    at = info.header_offset + 30 + len(member)
+    content[at] = content[at + 20] = 0xFF  # deflate knows no such block; LZMA skips the first byte
     archive.write_bytes(content)
 
 
