@@ -30,7 +30,7 @@ from mrm_jax.evaluation.inference import predict
 from mrm_jax.models.segmentor import transformed
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.ops.resize import resize
-from mrm_jax.rngs import per_sample, stream
+from mrm_jax.rngs import per_sample, root, stream
 from mrm_jax.types import IGNORE, Array, Scale, Tree, Unlabelled
 
 PREFIX = "select/"
@@ -151,9 +151,9 @@ def _whole_and_masked(
 
 def _uniforms(scale: Scale, index: Array, parts: int, grid: tuple[int, int]) -> jax.Array:
     """f32[parts * B, *grid] in [0, 1): of every picture's part 0, then 1 (HRDA's crops)."""
-    root = jax.random.key(MASK_SEED)
-    keys = [per_sample(stream(root, f"selection/{scale}", part), index) for part in range(parts)]
-    return jax.vmap(lambda key: jax.random.uniform(key, grid))(jnp.concatenate(keys))
+    key = root(MASK_SEED)
+    keys = [per_sample(stream(key, f"selection/{scale}", part), index) for part in range(parts)]
+    return jax.vmap(lambda key: jax.random.uniform(key, grid, jnp.float32))(jnp.concatenate(keys))
 
 
 _normalise = jax.jit(normalise)

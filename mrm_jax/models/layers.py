@@ -1,4 +1,4 @@
-"""Building blocks of all networks: normalisation, attention, convolutions in the forms that run
+"""Building blocks of all networks: normalisation, convolutions in the forms that run
 fast, dropping, initialisers.
 
 Conventions. Maps are [B, H, W, C]. Every layer computes in the dtype of its input, and reductions
@@ -183,22 +183,6 @@ def gelu(x: jax.Array) -> jax.Array:
     float32."""
     wide = x.astype(at_least_float32(x))
     return (wide * 0.5 * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
-    """Multi-head attention of `query` [B, N, C] over `key`, `value` [B, M, C]: [B, N, C]. Channels
-    are split head-major."""
-    batch, length, channels = query.shape
-    width = channels // heads
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(batch, -1, heads, width).transpose(0, 2, 1, 3)
-
-    scores = jnp.einsum("bhnd,bhmd->bhnm", split(query), split(key))
-    # float32: a bfloat16 softmax over 256 keys loses the small shares.
-    share = nn.softmax(scores.astype(at_least_float32(scores)) * width**-0.5, axis=-1)
-    mixed = jnp.einsum("bhnm,bhmd->bhnd", share.astype(value.dtype), split(value))
-    return mixed.transpose(0, 2, 1, 3).reshape(batch, length, channels)
 
 
 class Conv(nn.Module):

@@ -19,7 +19,6 @@ from mrm_jax.models.layers import (
     DepthwiseConv,
     LayerNorm,
     PatchReduction,
-    attend,
     dense,
     drop_path_scales,
     fan_out_normal,
@@ -27,6 +26,7 @@ from mrm_jax.models.layers import (
     scale_samples,
     stacked_blocks,
 )
+from mrm_jax.ops.attention import attend
 from mrm_jax.types import Mode
 
 # The reference truncates at +-2 absolute, which is 100 standard deviations: a plain normal.

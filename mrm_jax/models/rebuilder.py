@@ -20,13 +20,13 @@ import numpy as np
 from mrm_jax.models.layers import (
     LayerNorm,
     TransposedConv,
-    attend,
     dense,
     gelu,
     recomputed,
     stacked_blocks,
     torch_dense,
 )
+from mrm_jax.ops.attention import attend
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import FeatureSpec
 

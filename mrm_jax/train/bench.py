@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax import sharding
+from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.step import Program, build
@@ -57,7 +57,7 @@ def measure(
     program = build(config)
     batch = sharding.put_batch(random_batch(config), mesh)
     options = None if config.train.optimise else sharding.quick(mesh)
-    key = jax.random.key_data(jax.random.key(config.seed))
+    key = jax.random.key_data(rngs.root(config.seed))
     state = sharding.init(program.init, key, mesh)
     frozen = jax.device_put(program.frozen(config, _encoder(state)), sharding.replicated(mesh))
     for what in WHATS:  # the step last: as in training, it is given the state to keep (donated)
@@ -125,7 +125,7 @@ def _jitted(program: Program, what: What, state: TrainState, mesh: jax.sharding.
             batch.source.image,
             mode="train",
             offset=draws.offset.get("source"),
-            rngs={"dropout": jax.random.wrap_key_data(jnp.asarray(draws.module["source"]))},
+            rngs={"dropout": rngs.typed(draws.module["source"])},
             mutable=["moments"],
         )
         return weighted_cross_entropy(applied[0].logits["main"], batch.source.label)

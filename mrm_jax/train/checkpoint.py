@@ -27,6 +27,7 @@ from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
+from mrm_jax.rngs import typed
 from mrm_jax.shell import quoted
 from mrm_jax.train import hosts
 from mrm_jax.train.saved import (
@@ -329,7 +330,7 @@ def _join(items: Mapping[str, Any], like: TrainState) -> TrainState:
     }
     state: Any = serialization.from_state_dict(like, tree)
     if jnp.issubdtype(like.root_key.dtype, jax.dtypes.prng_key):
-        state = replace(state, root_key=jax.random.wrap_key_data(state.root_key))
+        state = replace(state, root_key=typed(state.root_key))
     return state
 
 

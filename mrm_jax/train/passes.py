@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mrm_jax.models.segmentor import Features, transformed
 from mrm_jax.ops.mask import hidden
+from mrm_jax.rngs import typed
 from mrm_jax.train.state import Networks
 from mrm_jax.types import Array, Draws, Frozen, Metrics, Mode, Scale, SegOutput, Tree, View
 from mrm_jax.uda.methods import Pass
@@ -45,7 +46,7 @@ class Shared(NamedTuple):
 
     def key(self, row: Pass) -> jax.Array:
         """The key of the pass's dropout and objectives."""
-        return jax.random.wrap_key_data(jnp.asarray(self.draws.module[row.name]))
+        return typed(self.draws.module[row.name])
 
     def ratio(self, row: Pass) -> Array:
         """The share f[] that the pass hides, in expectation."""
@@ -175,8 +176,7 @@ def _in_parts(
         return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
     def own_key(key: Array, number: jax.Array) -> jax.Array:
-        key = jax.random.wrap_key_data(jnp.asarray(key))
-        return jax.random.key_data(jax.random.fold_in(key, number))
+        return jax.random.key_data(jax.random.fold_in(typed(key), number))
 
     def one(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, list[Outcome]]:
         (mine, mask), number = part

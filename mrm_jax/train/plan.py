@@ -20,7 +20,7 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AbstractMesh, Mesh
 
-from mrm_jax import sharding
+from mrm_jax import rngs, sharding
 from mrm_jax.config import Config, UsageError
 from mrm_jax.train.bench import costs
 from mrm_jax.train.chips import GIB, USABLE, Slice
@@ -140,7 +140,7 @@ def _mesh(
 
 def abstract(config: Config, program: Program, mesh: Mesh | AbstractMesh) -> Arguments:
     """What the step is given, as shapes with shardings."""
-    key = jax.random.key_data(jax.random.key(config.seed))
+    key = jax.random.key_data(rngs.root(config.seed))
     state = jax.eval_shape(program.init, key)
     student = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
     encoder = {name: tree.get("encoder", {}) for name, tree in student.items()}

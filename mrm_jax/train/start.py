@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrm_jax import sharding
+from mrm_jax import rngs, sharding
 from mrm_jax.config import Config, UsageError
 from mrm_jax.train import hosts
 from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
@@ -121,7 +121,7 @@ def first_state(
     """The newest checkpoint's state on the mesh and its facts, or without any checkpoint a fresh
     one that starts from `weights`.
     """
-    key = jax.random.key_data(jax.random.key(config.seed))
+    key = jax.random.key_data(rngs.root(config.seed))
     start = checkpoints.latest()
     if start is None:
         state = sharding.init(program.init, key, mesh)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mrm_jax.config import Config, detail_crop
 from mrm_jax.models.build import build_auxiliary, build_rebuilder, build_segmentor, feature_spec
-from mrm_jax.rngs import stream
+from mrm_jax.rngs import stream, typed
 from mrm_jax.train.optimizer import adam
 from mrm_jax.types import Array, Frozen, Scalars, TrainState, Tree
 from mrm_jax.uda.methods import has_teacher
@@ -54,8 +54,7 @@ def init(config: Config, modules: Networks, key: Array) -> TrainState:
     The teacher starts as the student's copy and is empty ({}) for a method without one.
     `jax.eval_shape` of this function gives the abstract state.
     """
-    key = jnp.asarray(key)
-    root = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    root = typed(key)
     image = jnp.zeros((1, *config.data.crop, 3))
     keys = {"params": stream(root, "init/segmentor", 0)}
     corner = jnp.zeros(2, jnp.int32)

@@ -22,6 +22,7 @@ from mrm_jax.models.multires import crop
 from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
+from mrm_jax.rngs import typed
 from mrm_jax.train import optimizer
 from mrm_jax.train import state as states
 from mrm_jax.train.passes import Shared, accumulate, decode, encode, transform
@@ -235,7 +236,7 @@ def _teach(
         state.teacher_params,
         state.step,
         scalars.ema_decay,
-        None if key is None else jax.random.wrap_key_data(jnp.asarray(key)),
+        None if key is None else typed(key),
     )
     output, moments = teacher.predict(
         run.modules.segmentor,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.config import Config, detail_crop
-from mrm_jax.rngs import per_sample, stream
+from mrm_jax.rngs import per_sample, stream, typed
 from mrm_jax.types import Array, Draws, Jitter
 from mrm_jax.uda.methods import Pass
 
@@ -75,7 +75,7 @@ def draw(
     where HRDA's detail crops may start, None without HRDA. rounding: whether the teacher is rounded
     by chance.
     """
-    root = jax.random.wrap_key_data(jnp.asarray(root_key))
+    root = typed(root_key)
     views = {row.view for row in passes}
     grids = {row.name: grid for row in passes if row.transform == "rebuild"}
     if offsets:

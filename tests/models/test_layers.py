@@ -127,14 +127,6 @@ def test_dropout2d_drops_whole_channels_of_a_sample_in_training_only():
         np.testing.assert_array_equal(Drop().apply({}, x, mode), x)
 
 
-def test_attention_equals_flax_dot_product_attention():
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 12)), jnp.float32) for n in (7, 4, 4))
-    heads = [a.reshape(2, -1, 3, 4) for a in (q, k, v)]
-    expected = nn.dot_product_attention(*heads).reshape(2, 7, 12)
-    np.testing.assert_allclose(layers.attend(q, k, v, 3), expected, atol=1e-6)
-
-
 def test_patch_reduction_is_the_strided_convolution_and_drops_the_remainder():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 9, 3)), jnp.float32)
     module = layers.PatchReduction(2)

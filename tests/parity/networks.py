@@ -6,7 +6,7 @@ Everything is built by the functions that training uses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from golden import Case
 
 from mrm_jax import config
-from mrm_jax.convert import describe, export_torch, import_torch
+from mrm_jax.convert import describe, export_torch, import_torch, trace
 from mrm_jax.models.build import (
     build_decoder,
     build_encoder,
@@ -117,6 +117,28 @@ def segmentor_config(state: State, kind: str, stored: Mapping[str, Any]) -> conf
         decoder=decoder_config(shown["decoder"], stored["decode_head"]),
         multires=multires_config(shown, stored),
     )
+
+
+def model_of_names(names: Sequence[str]) -> tuple[config.Model, frozenset[str]]:
+    """A small model whose parameters have these names, and the names that no parameter of ours has
+    (an import drops them by a rule). ValueError where no layout has the names."""
+    shown = trace(dict.fromkeys(names, np.zeros(())), "segmentor")
+    found, decoder = shown.found["encoder"], shown.found["decoder"]
+    if found["layout"].startswith("resnet"):
+        stem = "v1c" if found["layout"] == "resnet_v1c" else "7x7"
+        encoder = replace(ENCODERS["resnet50"], depths=found["depths"], stem=stem)
+    else:
+        reduced = [f"backbone.block{s}.0.attn.sr.weight" in names for s in (1, 2, 3, 4)]
+        ratios = tuple(2 if there else 1 for there in reduced)
+        encoder = replace(ENCODERS["mit_b0"], depths=found["depths"], sr_ratios=ratios)
+    kind = decoder["layout"].partition("_")[0]
+    stored = {"dilations": range(1, decoder["branches"] + 1)} if decoder.get("branches") else {}
+    head = decoder_config(
+        {**decoder, "channels": 8, "low_channels": 8},
+        {**stored, "decoder_params": {"fusion_cfg": stored}} if kind == "daformer" else stored,
+    )
+    multires = config.MultiRes(enabled="attention" in shown.found, detail=(32, 32))
+    return config.Model(encoder, head, multires=multires), frozenset(shown.dropped)
 
 
 def multires_config(shown: Mapping[str, Any], stored: Mapping[str, Any]) -> config.MultiRes:

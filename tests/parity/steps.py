@@ -78,11 +78,11 @@ def rebuilder(case: Case) -> config.MRM:
         learning_rate=options["lr"],
         # By names: the reference's rule finds no "norm" between the transposed convolutions, and
         # the step cases have no rule for the token.
-        undecayed=() if _norms_decayed(options) else ("norms",),
+        undecayed=() if norms_decayed(options) else ("norms",),
     )
 
 
-def _norms_decayed(options: Mapping[str, Any]) -> bool:
+def norms_decayed(options: Mapping[str, Any]) -> bool:
     keys = options["paramwise_cfg"]["custom_keys"]
     return keys.get("norm", {}).get("decay_mult", 1.0) > 0
 
@@ -113,7 +113,7 @@ def configuration(case: Case) -> config.Config:
             learning_rate=options["lr"],
             decoder_multiplier=keys["head"]["lr_mult"],
             weight_decay=options["weight_decay"],
-            decay_encoder_norms=_norms_decayed(options),
+            decay_encoder_norms=norms_decayed(options),
             warmup=0.0,
             beta1=options["betas"][0],
             beta2=options["betas"][1],
