@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import os
+from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,56 @@ def write_report(workdir: str | Path) -> Path:
 
     Reads config.json, environment.json, metrics.jsonl, evaluation.json and views/*.png; what is
     missing or torn is left out. The file appears whole or not at all. Raises FileNotFoundError when
-    there is no such folder.
+    there is no such folder, RunError where a file's values are none that a run writes, and where
+    the folder cannot be written.
     """
+    from mrm_jax.types import RunError  # only now: imports jax
+
     found = record.read(workdir)
     path = found.workdir / NAME
     partial = path.with_suffix(".html.partial")
-    partial.write_text(page(found), "utf-8")
-    os.replace(partial, path)
+    try:
+        text = page(found)
+    except _ODD as error:
+        raise RunError(
+            f"{found.workdir / _odd_file(found)} holds what no run writes there "
+            f"({type(error).__name__}: {error}); put it right or move it away, then give the same "
+            "command again."
+        ) from error
+    try:
+        partial.write_text(text, "utf-8", "backslashreplace")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
     return path
+
+
+_ODD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    OSError,
+)
+"""What comes of values of other types, and of pictures that cannot be read."""
+
+
+def _odd_file(found: Record) -> str:
+    """The file without which a report can be written."""
+    parts: dict[str, dict[str, Any]] = {
+        "metrics.jsonl": {"lines": ()},
+        "config.json": {"config": {}},
+        "environment.json": {"environment": {}},
+        "evaluation.json": {"evaluation": {}},
+        "views": {"sheets": {}},
+    }
+    for name, without in parts.items():
+        with suppress(*_ODD):
+            page(replace(found, **without))
+            return name
+    return "."
 
 
 def page(run: Record) -> str:
