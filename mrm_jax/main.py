@@ -100,7 +100,7 @@ def _answered() -> int:
     except Exception as error:
         if of_bucket(error):
             code = _complain(f"A bucket could not be read or written: {what_is_wrong(error)}.", 1)
-        elif type(error).__name__ == "RunError":
+        elif "RunError" in (kind.__name__ for kind in type(error).__mro__):  # jax is not loaded
             code = _complain(error, 1)
         else:
             raise

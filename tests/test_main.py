@@ -84,3 +84,17 @@ def test_help_names_every_verb(capsys):
     assert main.run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in main.VERBS)
+
+
+def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):
+    from mrm_jax.train.saved import DamagedError
+
+    def damaged(_):
+        raise DamagedError(tmp_path / "3", "student/_METADATA is not there")
+
+    monkeypatch.setattr(main, "run", damaged)
+    monkeypatch.setattr("sys.argv", ["mrm_jax"])
+    with pytest.raises(SystemExit) as exit_code:
+        main.entry()
+    assert exit_code.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1

@@ -56,8 +56,10 @@ OURS = {
     },
     "report/ablation.py": {"f'{NAME}.{ending}'"},  # four constants
     "report/panels.py": {"path"},  # the caller's
-    "report/record.py": {"workdir"},  # the caller's
-    "train/checkpoint.py": {"f'.{path.name}.{os.getpid()}'"},  # beside --to
+    "report/html.py": {"_odd_file(found)"},  # one of four constants
+    "report/record.py": {"workdir", "name"},  # the caller's; two constants
+    "train/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
+    "train/items.py": {"item"},  # of a state
     "train/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
     "train/hooks.py": {"'/proc/self/statm'"},
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
@@ -65,12 +67,14 @@ OURS = {
         *("f'.probe-{uuid.uuid4().hex}'", "name"),  # what lies in the run's folder here
         "tempfile.mkdtemp(prefix='mrm_jax_')",
     },
-    "train/saved.py": {"f'damaged_{number}_step_{folder.name}'"},  # beside a folder that is there
+    "train/saved.py": {  # beside a folder that is there; constants, and items of a state
+        *("f'damaged_{number}_step_{folder.name}'", "f'{_DELETED}{folder.name}'", "name", "item"),
+    },
     "train/sentinel.py": {"f'step_{step}.npz'"},
     "train/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }
 NUMBERS = re.compile(
-    r"(?:str\()?(?:int\()?(?:steps?|newest|top|which|steps\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"
+    r"(?:str\()?(?:int\()?(?:steps?|newest|top|which|(?:steps|before)\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"
 )
 """Steps, of which no text is made but digits."""
 JOINS = {"joinpath", "with_name", "with_stem"}

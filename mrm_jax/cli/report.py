@@ -19,10 +19,15 @@ def run(arguments: argparse.Namespace, config: Any) -> int:
     its own."""
     del config
     from mrm_jax.report.html import write_report
+    from mrm_jax.report.record import is_run
 
     workdir = arguments.workdir
     if not workdir.is_dir():
         raise UsageError(f"--workdir {workdir}: there is no such folder.")
+    if not is_run(workdir):
+        raise UsageError(
+            f"--workdir {workdir} holds no run: neither metrics.jsonl nor config.json."
+        )
     if is_remote(workdir):
         from mrm_jax.train.mirror import mirrored
 

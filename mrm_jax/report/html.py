@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
+from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__, stop
-from mrm_jax.paths import write_text
+from mrm_jax.paths import what_is_wrong, write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
 from mrm_jax.report.record import Record
@@ -23,12 +25,54 @@ def write_report(workdir: str | Path) -> Path:
 
     Reads config.json, environment.json, metrics.jsonl, evaluation.json and views/*.png; what is
     missing or torn is left out. The file appears whole or not at all. Raises FileNotFoundError when
-    there is no such folder.
+    there is no such folder, RunError where a file's values are none that a run writes, and where
+    the folder cannot be written.
     """
+    from mrm_jax.types import RunError  # only now: imports jax
+
     found = record.read(workdir)
     path = found.workdir / NAME
-    write_text(path, page(found))
+    try:
+        text = page(found)
+    except _ODD as error:
+        raise RunError(
+            f"{found.workdir / _odd_file(found)} holds what no run writes there "
+            f"({type(error).__name__}: {error}); put it right or move it away, then give the same "
+            "command again."
+        ) from error
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
     return path
+
+
+_ODD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    OSError,
+)
+"""What comes of values of other types, and of pictures that cannot be read."""
+
+
+def _odd_file(found: Record) -> str:
+    """The file without which a report can be written."""
+    parts: dict[str, dict[str, Any]] = {
+        "metrics.jsonl": {"lines": ()},
+        "config.json": {"config": {}},
+        "environment.json": {"environment": {}},
+        "evaluation.json": {"evaluation": {}},
+        "views": {"sheets": {}},
+    }
+    for name, without in parts.items():
+        with suppress(*_ODD):
+            page(replace(found, **without))
+            return name
+    return "."
 
 
 def page(run: Record) -> str:

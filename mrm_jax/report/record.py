@@ -139,9 +139,20 @@ def read(workdir: str | Path) -> Record:
     )
 
 
+def is_run(workdir: Path) -> bool:
+    """Whether a folder holds records of a run. Another program's config.json is none, a damaged one
+    may be."""
+    if any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        return True
+    config = workdir / "config.json"
+    found = _object(config)
+    ours = {field.name for field in dataclasses.fields(Config)}
+    return config.is_file() and (not found or bool(ours & found.keys()))
+
+
 def number(value: Any) -> float:
     """The value as a float; NaN for anything that is none."""
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and (type(value) is float or abs(value) < 2**63):
         return float(value)
     return math.nan
 
@@ -155,7 +166,7 @@ def best(scores: list[Score]) -> Score | None:
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8", "replace"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -169,9 +180,9 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for row in filter(str.strip, text.splitlines()):
         try:
             line = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        if isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < 2**53:
             lines.append(line)
         else:
             unread += 1

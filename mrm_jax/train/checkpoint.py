@@ -4,7 +4,8 @@ A checkpoint is a folder `checkpoints/<steps done>/` with one folder an item: `s
 `rebuilder`, `auxiliary` (heads for training alone, if any), `training` (step, optimiser, root key)
 and `facts` (config, versions, scores). It appears under its name by one rename when all of it is
 written, so that a save cut short is never taken for a checkpoint. With `student` and `facts` alone
-a checkpoint still evaluates and predicts.
+a checkpoint still evaluates and predicts. The facts hold a digest of every array (`digest.py`),
+with which the arrays are compared whenever they are read.
 """
 
 from __future__ import annotations
@@ -14,33 +15,32 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from flax import serialization
 
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
-from mrm_jax.rngs import typed
 from mrm_jax.shell import quoted
-from mrm_jax.train import hosts
+from mrm_jax.train import hosts, saved
+from mrm_jax.train.damage import one_line
+from mrm_jax.train.digest import digests
+from mrm_jax.train.facts import scores_of, top_of
+from mrm_jax.train.items import abstract, check, join, split
+from mrm_jax.train.quiet import quietly
 from mrm_jax.train.saved import (
     FACTS,
+    DamagedError,
     check_version,
     made_ready,
-    one_line,
     read_facts,
     read_tree,
-    scores_of,
-    set_aside,
     steps_in,
-    top_of,
 )
 from mrm_jax.types import RunError, TrainState
 
@@ -50,10 +50,6 @@ _UNSCORED = {
     "picked": "No checkpoint in {folder} has scores without labels; use last or a step.",
 }
 _TREES = ("student", "teacher", "rebuilder", "auxiliary", "training")
-
-
-class DamagedError(RunError):
-    """A checkpoint that cannot be read; `aside` says what can be done without it."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +116,10 @@ class Checkpoints:
             return
         self.wait()
         self._prune()
-        items: dict[str, Any] = {
-            name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()
-        }
-        items[FACTS] = ocp.args.JsonSave(dict(facts))
+        trees = split(state)
+        items: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in trees.items()}
         try:
+            items[FACTS] = ocp.args.JsonSave({**facts, "digests": digests(trees)})
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
             hosts.raise_loss(error)
@@ -159,23 +154,28 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The state saved at `step`, with the shardings of `like`, and its facts.
 
-        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises DamagedError where it
-        cannot be read, RunError where another version wrote it.
+        `like` holds arrays or `ShapeDtypeStruct`s with shardings. Raises DamagedError where files
+        are not what was written, RunError where another version or other code wrote it, where it
+        lacks an item, and where it could not be read for another reason.
         """
         self.wait()
-        facts = read_facts(self.directory / str(step))
-        check_version(facts, self.directory / str(step))
-        wanted = {name: jax.tree.map(_abstract, tree) for name, tree in _split(like).items()}
+        folder = self.directory / str(step)
+        facts = read_facts(folder)
+        check_version(facts, folder)
+        wanted = {name: jax.tree.map(abstract, tree) for name, tree in split(like).items()}
+        check(folder, facts, wanted)
+        saved.say_unverified(folder, facts)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**args))
-            state = _join({name: found[name] for name in wanted}, like)
+            with quietly():
+                found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            items = {name: found[name] for name in wanted}
+            state = join(items, like)
+            if "digests" in facts:
+                saved.check_digests(folder, {n: digests(tree) for n, tree in items.items()}, facts)
         except Exception as error:  # as in save
             hosts.raise_loss(error)
-            raise DamagedError(
-                f"The checkpoint {self.directory / str(step)} does not open: {one_line(error)} "
-                "Restore this folder, or train again in a new one."
-            ) from error
+            raise saved.unrestored(folder, facts, wanted, error) from error
         return state, facts
 
     def aside(self, step: int) -> str | None:
@@ -186,7 +186,7 @@ class Checkpoints:
             return None
         if hosts.count() == 1:  # the others may still be reading it
             self._manager.close()
-        folder = set_aside(self.directory / str(step))
+        folder = saved.set_aside(self.directory / str(step))
         return (
             f"the checkpoint of step {step} is damaged and now {folder}; step {before[-1]} is used."
         )
@@ -194,10 +194,13 @@ class Checkpoints:
     def _prune(self) -> None:
         # Ours, not Orbax's max_to_keep: nothing goes before the newer one is complete, and the
         # best and the picked one stay.
-        steps = sorted(self._manager.all_steps())
-        for step in set(steps[: -self._keep]) - {self.top("best"), self.top("picked")}:
-            self._manager.delete(step)
-            self._scores.pop(step, None)
+        old = sorted(self._scores)[: -self._keep]
+        gone = sorted({*old} - {self.top("best"), self.top("picked")})
+        hosts.from_main(
+            lambda: [saved.delete(self.directory / str(step)) for step in gone] and None
+        )
+        for step in gone:
+            del self._scores[step]
 
     def _failure(self, step: int | None, error: Exception) -> RunError:
         self._scores.pop(-1 if step is None else step, None)
@@ -214,19 +217,26 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
 
     `path` is a workdir, its `checkpoints` folder or one checkpoint in it (then `which` is not
     used); `which` is "last", "best" (by labels), "picked" (without) or a step. Raises UsageError if
-    there is none.
+    there is none, DamagedError where a file is not what was written, RunError where it cannot be
+    read for another reason.
     """
-    folder = _find(located(path), which)
+    with saved.readable(located(path)):
+        folder = _find(located(path), which)
     facts = read_facts(folder)
     check_version(facts, folder)
-    student = read_tree(folder / "student")
+    try:
+        config = from_config_dict(facts["config"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedError(folder, f"{FACTS}/metadata: {one_line(error)}") from error
+    student = read_tree(folder / "student", facts)
     if student is None:
-        raise UsageError(f"{folder} is not a checkpoint: it has no folder 'student'.")
+        raise DamagedError(folder, "student is not there")
+    saved.say_unverified(folder, facts)
     return LoadedRun(
-        config=from_config_dict(facts["config"]),
+        config=config,
         step=int(folder.name),
         student=student,
-        teacher=read_tree(folder / "teacher"),
+        teacher=read_tree(folder / "teacher", facts),
         facts=facts,
     )
 
@@ -234,8 +244,9 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
 def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any]:
     """{"params"} of a checkpoint's Rebuilder, as `load_run` opens networks. Raises UsageError where
     it has none."""
-    folder = _find(located(path), which)
-    params = read_tree(folder / "rebuilder")
+    with saved.readable(located(path)):
+        folder = _find(located(path), which)
+    params = read_tree(folder / "rebuilder", read_facts(folder))
     if params is None:
         raise UsageError(f"{folder} holds no Rebuilder.")
     return {"params": params}
@@ -263,7 +274,8 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
         with saver:
             saver.save(step / "student", dict(student))
         (step / FACTS).mkdir()
-        (step / FACTS / "metadata").write_text(json.dumps(dict(facts)))
+        given = {**facts, "digests": digests({"student": dict(student)})}
+        (step / FACTS / "metadata").write_text(json.dumps(given))
         (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)
     except Exception as error:  # as in save
@@ -281,7 +293,7 @@ def _find(path: Path, which: str | int) -> Path:
         )
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder; give a workdir or a checkpoint in it.")
-    if (path / "student").is_dir() and path.name.isdigit():
+    if saved.is_step(path.name) and any((path / name).is_dir() for name in ("student", FACTS)):
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     steps = steps_in(folder)
@@ -301,47 +313,3 @@ def _find(path: Path, which: str | int) -> Path:
         f"There is no checkpoint '{which}' in {folder}; use last, best, picked or one of "
         f"{', '.join(map(str, steps))}."
     )
-
-
-def _split(state: TrainState) -> dict[str, Any]:
-    """The state as plain nested dicts, one an item; items without arrays are left out."""
-    tree = serialization.to_state_dict(replace(state, root_key=_key_data(state.root_key)))
-    items = {
-        "student": {"params": tree["params"]["segmentor"], "batch_stats": tree["batch_stats"]},
-        "teacher": {"params": tree["teacher_params"], "batch_stats": tree["teacher_batch_stats"]},
-        "rebuilder": tree["params"].get("rebuilder", {}),
-        "auxiliary": tree["params"].get("auxiliary", {}),
-        "training": {name: tree[name] for name in ("step", "opt_state", "root_key")},
-    }
-    return {name: item for name, item in items.items() if jax.tree.leaves(item)}
-
-
-def _join(items: Mapping[str, Any], like: TrainState) -> TrainState:
-    """The inverse of `_split`; what was left out is empty in `like` too."""
-    empty: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    student, teacher = items["student"], items.get("teacher", empty)
-    extras = {k: items.get(k, {}) for k in ("rebuilder", "auxiliary") if k in like.params}
-    tree = {
-        "params": {"segmentor": student["params"], **extras},
-        "batch_stats": student["batch_stats"],
-        "teacher_params": teacher["params"],
-        "teacher_batch_stats": teacher["batch_stats"],
-        **items["training"],
-    }
-    state: Any = serialization.from_state_dict(like, tree)
-    if jnp.issubdtype(like.root_key.dtype, jax.dtypes.prng_key):
-        state = replace(state, root_key=typed(state.root_key))
-    return state
-
-
-def _key_data(key: Any) -> Any:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if isinstance(key, jax.ShapeDtypeStruct):
-        shape = jax.eval_shape(jax.random.key_data, key)
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=key.sharding)
-    return jax.random.key_data(key)
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

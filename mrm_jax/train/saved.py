@@ -1,14 +1,18 @@
-"""A checkpoint as folders and files: its facts, scores and arrays, and whether it can be used.
+"""A checkpoint as folders and files: its facts and arrays, and whether it can be used.
 
-What `checkpoint.py` writes by Orbax's manager; here nothing is written but names.
+What `checkpoint.py` writes by Orbax's manager; here nothing is written but names. Files are
+`DamagedError` only where they are shown to be damaged; what a disk, a bucket or the memory refuses
+is another error, after which nothing may be renamed.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +20,59 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mrm_jax.config import UsageError
-from mrm_jax.paths import is_remote
+from mrm_jax.paths import is_remote, what_is_wrong
+from mrm_jax.train import hosts
+from mrm_jax.train.damage import GONE, named, of_files, one_line
+from mrm_jax.train.digest import differing, digests
+from mrm_jax.train.facts import problem
+from mrm_jax.train.quiet import quietly
 from mrm_jax.types import RunError
 
 FACTS = "facts"
 _TIMES, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
 """Files of Orbax: when a save began and ended; written last in a bucket, which has no rename."""
-BEST_BY = "eval/student/mIoU"
-"""The score that decides which checkpoint is the best one; `evaluation.pick_by` names the one
-without labels that decides which is picked.
-"""
-
+_DELETED = ".deleted_step_"
+"""How the name of a folder begins that is being deleted."""
 STATE_VERSION = 1
 """Of the tree of arrays that is saved. A change of it refuses what was written before, or brings it
 up to date where it is read (`check_version`)."""
 
 
+class DamagedError(RunError):
+    """A checkpoint with a file that is not what was written; the line names it and what is left."""
+
+    def __init__(self, folder: Path, what: str):
+        super().__init__(f"The checkpoint {folder} is damaged: {what.rstrip('.')}. {_left(folder)}")
+
+
+def _left(folder: Path) -> str:
+    """What can be done without a checkpoint."""
+    before = []
+    with suppress(Exception):  # its folder may be as damaged
+        before = [s for s in steps_in(folder.parent) if s < int(folder.name)]
+    if not before:
+        return "There is none before it. Restore this folder, or train again in a new one."
+    there = folder.parent / str(before[-1])
+    return (
+        f"The newest one before it is step {before[-1]}: --which {before[-1]}, or {there} where a "
+        "path is asked for; a run goes on from it when this folder is moved away."
+    )
+
+
 def steps_in(folder: Path) -> list[int]:
     """Complete checkpoints, oldest first: a save in progress has a longer name, and in a bucket,
     where nothing is renamed, no time of its end."""
-    named = [entry for entry in folder.iterdir() if entry.name.isdigit()]
+    named = [entry for entry in folder.iterdir() if is_step(entry.name)]
     return sorted(
-        int(entry.name) for entry in named if not is_remote(entry) or _ended_in_bucket(entry)
+        int(entry.name)
+        for entry in named
+        if (_ended_in_bucket(entry) if is_remote(entry) else entry.is_dir())
     )
+
+
+def is_step(name: str) -> bool:
+    """Whether a checkpoint has this name; "007" and digits of other scripts are somebody's own."""
+    return name.isdecimal() and name.isascii() and str(int(name)) == name
 
 
 def _ended_in_bucket(checkpoint: Path) -> bool:
@@ -47,7 +80,10 @@ def _ended_in_bucket(checkpoint: Path) -> bool:
         text = (checkpoint / _TIMES).read_text()
     except FileNotFoundError:
         return (checkpoint / FACTS / "metadata").is_file()  # a converted network, copied there
-    return json.loads(text)["commit_timestamp_nsecs"] is not None
+    try:
+        return json.loads(text)["commit_timestamp_nsecs"] is not None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return (checkpoint / _MARK).is_file()
 
 
 def adopt(directory: Path) -> None:
@@ -65,7 +101,26 @@ def made_ready(directory: Path) -> list[str]:
     if is_remote(directory):
         adopt(directory)
         return []
+    for left in directory.glob(f"{_DELETED}*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     return set_aside_without_facts(directory)
+
+
+def delete(folder: Path) -> None:
+    """Deletes a checkpoint. A kill meanwhile leaves nothing that is taken for one."""
+    if not is_remote(folder):
+        away = folder.with_name(f"{_DELETED}{folder.name}")
+        shutil.rmtree(away, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+        return
+    # Nothing is renamed in a bucket: first goes what says that it is whole, see `steps_in`.
+    (folder / _TIMES).write_text(json.dumps({"commit_timestamp_nsecs": None}))
+    for name in (f"{FACTS}/metadata", _MARK):
+        (folder / name).unlink(missing_ok=True)
+    there: Any = folder
+    there.rmtree()
 
 
 def set_aside(folder: Path) -> Path:
@@ -83,16 +138,22 @@ def _damaged_name(folder: Path, number: int) -> Path:
 
 
 def set_aside_without_facts(directory: Path) -> list[str]:
-    """Sets aside checkpoints whose facts cannot be read; a line for each."""
-    lines = []
-    for step in steps_in(directory) if directory.is_dir() else ():
+    """Sets aside checkpoints whose facts are damaged; a line for each. Raises DamagedError, and
+    nothing is done, where there is no other."""
+    steps = steps_in(directory) if directory.is_dir() else []
+    damaged: dict[int, DamagedError] = {}
+    for step in steps:
         try:
             read_facts(directory / str(step))
-        except UsageError:
-            folder = set_aside(directory / str(step))
-            lines.append(
-                f"the checkpoint of step {step} is damaged and now {folder}; it is not used."
-            )
+            check_times(directory / str(step))
+        except DamagedError as error:
+            damaged[step] = error
+    if damaged and len(damaged) == len(steps):
+        raise damaged[steps[-1]]
+    lines = []
+    for step in damaged:
+        folder = set_aside(directory / str(step))
+        lines.append(f"the checkpoint of step {step} is damaged and now {folder}; it is not used.")
     return lines
 
 
@@ -108,10 +169,29 @@ def check_version(facts: Mapping[str, Any], folder: Path) -> None:
     )
 
 
-def read_tree(folder: Path) -> dict[str, Any] | None:
-    """All arrays of one item as numpy; None if the folder does not exist."""
-    if not folder.is_dir():
-        return None
+def read_tree(folder: Path, facts: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """All arrays of one item as numpy; None if the folder does not exist.
+
+    facts: those of its checkpoint, where its digests are to be compared. Raises DamagedError, which
+    names the file or the array, or RunError where it cannot be read for another reason.
+    """
+    with readable(folder):
+        if not folder.is_dir():
+            return None
+    try:
+        with quietly():
+            tree = _arrays(folder)
+    except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
+        if not of_files(error):
+            raise _unreadable(folder, error) from error
+        what = f"{folder.name}{_bad_file(folder) or named(folder, error)}"
+        raise DamagedError(folder.parent, what) from error
+    if facts is not None and "digests" in facts:
+        check_digests(folder.parent, {folder.name: digests(tree)}, facts)
+    return tree
+
+
+def _arrays(folder: Path) -> dict[str, Any]:
     handler: Any = ocp.PyTreeCheckpointHandler()  # its annotations want another Path than it takes
     path = folder if is_remote(folder) else folder.resolve()
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
@@ -119,32 +199,114 @@ def read_tree(folder: Path) -> dict[str, Any] | None:
     return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
 
 
+def check_digests(
+    folder: Path, found: Mapping[str, Mapping[str, str]], facts: Mapping[str, Any]
+) -> None:
+    """Raises DamagedError, which names the array, unless the items `found` (by name, digests by
+    path) are those of the facts."""
+    for item, ours in found.items():
+        path = differing(ours, digests_of(facts, item))
+        if path is not None:
+            raise DamagedError(folder, f"the array {path} of {item} is not what was saved")
+
+
+def digests_of(facts: Mapping[str, Any], item: str) -> dict[str, str]:
+    """The digests of an item's arrays by their path in it."""
+    prefix = f"{item}/"
+    known = facts["digests"].items()
+    return {name.removeprefix(prefix): text for name, text in known if name.startswith(prefix)}
+
+
+def say_unverified(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Says so where a checkpoint's arrays have no digests to compare them with."""
+    if "digests" not in facts and hosts.is_main():
+        print(
+            f"warning: {folder} was written before digests were kept: its arrays are not verified.",
+            file=sys.stderr,
+        )
+
+
+def unrestored(
+    folder: Path, facts: Mapping[str, Any], items: Iterable[str], error: Exception
+) -> RunError:
+    """What a failed restore comes from: DamagedError only where the files, read again by
+    themselves, are shown to be damaged."""
+    try:
+        for item in items:
+            read_tree(folder / item, facts)
+            if what := _bad_file(folder / item):
+                return DamagedError(folder, f"{item}{what}")
+    except RunError as found:
+        return found
+    return RunError(
+        f"The checkpoint {folder} could not be restored, though its files are whole: "
+        f"{one_line(error)} Nothing was changed; give the same command again."
+    )
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What is known of a checkpoint besides its arrays; UsageError where it cannot be read."""
+    """What is known of a checkpoint besides its arrays. Raises DamagedError where they are missing
+    or not the facts of a checkpoint, RunError where they cannot be read for another reason."""
     path = folder / FACTS / "metadata"  # where Orbax's JSON handler writes
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder} is not a checkpoint of a run: {path} {one_line(error)}"
-        ) from error
+        facts = json.loads(path.read_text())
+    except GONE as error:
+        raise DamagedError(folder, f"{FACTS}/metadata is not there") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(folder, f"{FACTS}/metadata is not JSON: {one_line(error)}") from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if what := problem(facts):
+        raise DamagedError(folder, f"{FACTS}/metadata {what}")
+    return facts
 
 
-def scores_of(facts: Mapping[str, Any]) -> dict[str, float]:
-    """What decides: "best" by labels and "picked" without, those that there are."""
-    pick_by = facts["config"].get("evaluation", {}).get("pick_by")
-    given = facts.get("scores", {})
-    found = {"best": given.get(BEST_BY), "picked": given.get(f"select/{pick_by}")}
-    return {which: s for which, s in found.items() if s is not None and not np.isnan(s)}
+def check_times(folder: Path) -> None:
+    """Raises DamagedError where Orbax's own notes on a checkpoint are none: its manager would not
+    open. RunError where they cannot be read."""
+    try:
+        text = (folder / _TIMES).read_text()
+        whole = isinstance(json.loads(text), dict)
+    except FileNotFoundError:
+        return  # it does without
+    except (ValueError, RecursionError, IsADirectoryError):
+        whole = False
+    except Exception as error:
+        raise _unreadable(folder / _TIMES, error) from error
+    if not whole:
+        raise DamagedError(folder, f"{_TIMES} is not the JSON that was written")
 
 
-def top_of(scores: Mapping[int, Mapping[str, float]], which: str) -> int | None:
-    """The step with the highest score, the earliest of equals; None without any."""
-    scored = {step: given[which] for step, given in sorted(scores.items()) if which in given}
-    return max(scored, key=lambda step: scored[step]) if scored else None
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what a disk refuses into RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line that ends in a full stop."""
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return (text if len(text) < 300 else text[:297] + "...").rstrip(".") + "."
+def _unreadable(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} could not be read: {what_is_wrong(error)}. Nothing was changed; give the same "
+        "command again when it can."
+    )
+
+
+def _bad_file(folder: Path) -> str | None:
+    """What is wrong with the small files of an item, for people: Orbax's errors do not say which it
+    was."""
+    if not (folder / "manifest.ocdbt").is_file():
+        return "/manifest.ocdbt is not there"
+    arrays = folder / "array_metadatas"
+    for path in (folder / "_METADATA", folder / "_sharding", *sorted(arrays.glob("*"))):
+        name = path.relative_to(folder).as_posix()
+        try:
+            whole = isinstance(json.loads(path.read_text()), dict)
+        except GONE:
+            return f"/{name} is not there"
+        except (ValueError, RecursionError):
+            whole = False
+        if not whole:
+            return f"/{name} is not the JSON that was written"
+    return None

@@ -136,7 +136,7 @@ def first_state(
         sharding.of_state(abstract, mesh),
     )
     state, facts = checkpoints.restore(start, like)
-    return state, {"weights": {}, **facts}
+    return state, {"scores": {}, "sentinel": {}, "weights": {}, **facts}
 
 
 def place(state: TrainState, start: Start) -> TrainState:

@@ -23,6 +23,7 @@ from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.train.checkpoint import load_run
+from mrm_jax.types import RunError
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"
@@ -43,12 +44,15 @@ class Opened:
 
 
 def open_weights(path: str, field: str) -> Opened:
-    """The weights of a run, a converted folder or a raw file; UsageError naming the field."""
+    """The weights of a run, a converted folder or a raw file. Raises UsageError, or RunError for a
+    damaged folder, naming the field."""
     try:
         folder = located(path)
         return _of_folder(folder) if folder.is_dir() else _of_file(load_file(path))
     except UsageError as error:
         raise UsageError(f"config.{field}: {error}") from error
+    except RunError as error:
+        raise RunError(f"config.{field}: {error}") from error
 
 
 def _of_folder(path: Path) -> Opened:

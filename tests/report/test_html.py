@@ -1,6 +1,7 @@
 """The report needs nothing but itself, shows what a run's files say and bears what they lack."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from mrm_jax.report import charts, record
 from mrm_jax.report.html import write_report
 from mrm_jax.report.panels import save_panels
 from mrm_jax.train.workdir import environment
+from mrm_jax.types import RunError
 
 COMMAND = "python -m mrm_jax.main --workdir '<script>alert(1)</script>' --config a&b.py"
 FILES = ("config.json", "environment.json", "metrics.jsonl", "evaluation.json", "views")
@@ -300,3 +302,42 @@ def test_the_report_verb_writes_the_file_and_refuses_a_folder_that_is_not_there(
     assert str(workdir / "report.html") in capsys.readouterr().out
     with pytest.raises(config.UsageError, match="no such folder"):
         main.run(["report", "--workdir", str(workdir / "nothing")])
+
+
+@pytest.mark.parametrize("value", [None, True, 10**400, "text", [[1]], {"a": [None]}])
+@pytest.mark.parametrize("place", ["seed", "data", "data.classes.names", "data.classes.colours"])
+def test_a_record_of_another_type_is_left_out_or_named_in_one_line(workdir, place, value):
+    stored = json.loads((workdir / "config.json").read_text())
+    *groups, name = place.split(".")
+    functools.reduce(dict.__getitem__, groups, stored)[name] = value
+    (workdir / "config.json").write_text(json.dumps(stored))
+    with open(workdir / "metrics.jsonl", "a") as file:
+        odd = {"eval/student/mIoU": value, "select/infomax": value, "alarm/x": value}
+        file.write(json.dumps({"step": 7, **odd}) + "\n" + json.dumps({"step": value}) + "\n")
+        file.write('{"step": ' + "[" * 100_000 + "\n")
+    try:
+        said = Page(write_report(workdir)).text
+    except RunError as error:
+        said = str(error).partition("holds what no run writes there")[0]
+    assert "some_run" in said
+    assert "\n" not in said
+
+
+def test_a_confusion_of_texts_names_its_file(workdir):
+    document = json.loads((workdir / "evaluation.json").read_text())
+    document["confusion"][0] = ["a"] * len(labels.DRAWN.names)
+    (workdir / "evaluation.json").write_text(json.dumps(document))
+    with pytest.raises(RunError, match=r"some_run/evaluation\.json holds what no run writes"):
+        write_report(workdir)
+
+
+def test_a_folder_that_cannot_be_written_or_is_no_run_is_one_line(workdir, tmp_path):
+    (workdir / "report.html").mkdir()
+    with pytest.raises(RunError, match=r"report\.html cannot be written: Is a directory"):
+        main.run(["report", "--workdir", str(workdir)])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"architectures": ["Segformer"]}')
+    with pytest.raises(config.UsageError, match="holds no run"):
+        main.run(["report", "--workdir", str(other)])
+    assert [p.name for p in other.iterdir()] == ["config.json"]

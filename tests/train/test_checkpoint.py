@@ -15,8 +15,16 @@ import pytest
 
 from mrm_jax import sharding
 from mrm_jax.config import Classes, Config, Data, Domain, UsageError
-from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError, load_run
-from mrm_jax.train.saved import BEST_BY
+from mrm_jax.train import saved
+from mrm_jax.train.checkpoint import (
+    FOLDER,
+    Checkpoints,
+    DamagedError,
+    load_rebuilder,
+    load_run,
+    save_network,
+)
+from mrm_jax.train.facts import BEST_BY
 from mrm_jax.types import RunError, TrainState
 
 DRAWN = Domain(kind="drawn")
@@ -343,7 +351,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_is_used(
     if checkpoints.damaged:
         (line,) = checkpoints.damaged
     else:
-        with pytest.raises(DamagedError, match="does not open"):
+        with pytest.raises(DamagedError, match="is damaged: "):
             checkpoints.restore(2, _like(state))
         line = checkpoints.aside(2)
         assert "step 1 is used" in line
@@ -381,3 +389,221 @@ def test_a_state_of_another_version_is_refused_with_the_reason(tmp_path, version
     assert not isinstance(caught.value, DamagedError)
     with pytest.raises(RunError, match=message):
         load_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A folder with checkpoints of steps 1 and 2 of random numbers, which Orbax keeps in files of
+    their own and does not compress, and their state."""
+    folder, rng = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
+    noise = jax.tree.map(
+        lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype) if x.size > 9 else x,
+        _state(size=2000),
+    )
+    checkpoints = Checkpoints(folder / FOLDER, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, noise, _facts())
+    checkpoints.close()
+    return folder, noise
+
+
+def _copied(noisy, tmp_path):
+    folder, state = noisy
+    shutil.copytree(folder, tmp_path / "run")
+    return tmp_path / "run", state
+
+
+def _flip(item):
+    """Changes one bit in the middle of an item's largest file."""
+    path = max((p for p in item.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("item", ["student", "teacher", "rebuilder", "training"])
+def test_a_bit_that_flipped_in_an_array_is_noticed_by_all_who_read_it(noisy, tmp_path, item):
+    run, state = _copied(noisy, tmp_path)
+    if item == "rebuilder":  # too small for a file of its own
+        path = run / FOLDER / "2" / "facts" / "metadata"
+        facts = json.loads(path.read_text())
+        facts["digests"]["rebuilder/token"] = facts["digests"]["rebuilder/token"][:-1] + "x"
+        path.write_text(json.dumps(facts))
+    else:
+        _flip(run / FOLDER / "2" / item)
+    read = {"rebuilder": load_rebuilder}.get(item, load_run)
+    says = rf"{FOLDER}/2 is damaged: the array \S+ of {item} is not what.*--which 1, or \S+/1 "
+    if item == "training":
+        assert load_run(run).step == 2  # not read
+    else:
+        with pytest.raises(DamagedError, match=says):
+            read(run)
+    assert read(run, 1)
+    checkpoints = Checkpoints(run / FOLDER, keep=3)
+    with pytest.raises(DamagedError, match=says):
+        checkpoints.restore(2, _like(state))
+    _assert_equal(checkpoints.restore(1, _like(state))[0], state)
+    checkpoints.close()
+
+
+def test_a_bit_that_flipped_in_a_converted_folder_is_noticed(tmp_path):
+    rng = np.random.default_rng(0)
+    tree = {"params": {"w": rng.standard_normal((40, 50), np.float32).T}, "batch_stats": {}}
+    save_network(tmp_path / "net", tree, {**_facts(), "weights": {}})
+    np.testing.assert_array_equal(
+        load_run(tmp_path / "net").student["params"]["w"], tree["params"]["w"]
+    )
+    _flip(tmp_path / "net" / FOLDER / "0" / "student")
+    with pytest.raises(DamagedError, match="the array params/w of student is not what was saved"):
+        load_run(tmp_path / "net")
+
+
+def _file(how, folder):
+    """Damages one file of a checkpoint; the name that its line has to hold."""
+    item = folder / "student"
+    data = max((item / "ocdbt.process_0" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    facts = folder / "facts" / "metadata"
+    if how == "cut data":
+        data.write_bytes(data.read_bytes()[:100])
+        return "params.w/0"  # TensorStore tells the array, not its file
+    if how == "no data":
+        data.unlink()
+        return "params.w/0"  # TensorStore tells the array, not its file
+    if how in ("_METADATA", "manifest.ocdbt"):
+        (item / how).unlink()
+        return f"student/{how}"
+    if how == "_sharding":
+        (item / how).write_text("")
+        return "student/_sharding"
+    facts.write_text(how)
+    return "facts/metadata"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("cut data", "no data", "_METADATA", "manifest.ocdbt", "_sharding"),
+        *("{}", "[1]", "null", "[" * 100_000, '{"config": []}', '{"config": {}}'),
+        *('{"config": {}, "scores": [1]}', '{"config": {}, "digests": {"a": 1}}'),
+        *('{"config": {}, "sentinel": {"steps": 1}}', '{"config": {"evaluation": 1}}'),
+        *('{"config": {}, "state_version": "1"}', '{"config": {}, "weights": {"missing": 1}}'),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it_and_the_checkpoint_before(
+    noisy, tmp_path, how, capfd
+):
+    run, state = _copied(noisy, tmp_path)
+    name = _file(how, run / FOLDER / "2")
+    with pytest.raises(DamagedError, match=r"--which 1, or \S+/1 ") as caught:
+        load_run(run, 2)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    # A resume knows names and shapes from its own state, and what it gets is verified.
+    if how not in ("_METADATA", "_sharding", '{"config": {}}'):
+        try:
+            checkpoints = Checkpoints(run / FOLDER, keep=3)
+            line = (*checkpoints.damaged, None)[0] or checkpoints.restore(2, _like(state))
+        except DamagedError as error:
+            line = str(error)
+        assert "2 is damaged" in str(line)
+        assert capfd.readouterr().err == ""
+
+
+def test_a_single_checkpoint_with_damaged_facts_is_not_set_aside(noisy, tmp_path):
+    run, _ = _copied(noisy, tmp_path)
+    shutil.rmtree(run / FOLDER / "1")
+    _file("[]", run / FOLDER / "2")
+    with pytest.raises(DamagedError, match=r"facts/metadata is a list.*none before it"):
+        Checkpoints(run / FOLDER, keep=3)
+    assert [p.name for p in (run / FOLDER).iterdir()] == ["2"]
+
+
+def _refusals():
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    return [exhausted, PermissionError(13, "Permission denied"), MemoryError(), RuntimeError("odd")]
+
+
+@pytest.mark.parametrize("error", _refusals(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["restoring", "reading", "opening"])
+def test_what_the_machine_refuses_is_one_line_and_no_damage(
+    noisy, tmp_path, monkeypatch, where, error
+):
+    run, state = _copied(noisy, tmp_path)
+
+    def refuse(*_, **__):
+        raise error
+
+    def read():
+        checkpoints = Checkpoints(run / FOLDER, keep=3)
+        if where == "restoring":
+            monkeypatch.setattr(checkpoints._manager, "restore", refuse)
+        return checkpoints.restore(2, _like(state)) if where == "restoring" else load_run(run)
+
+    if where == "opening":
+        monkeypatch.setattr(saved, "json", None)  # not asked: the file is not read
+        monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    elif where == "reading":
+        monkeypatch.setattr(saved, "_arrays", refuse)
+    with pytest.raises(RunError, match=r"could not be re.* Nothing was changed") as caught:
+        read()
+    assert not isinstance(caught.value, DamagedError)
+    assert sorted(p.name for p in (run / FOLDER).iterdir()) == ["1", "2"]
+
+
+def test_the_state_of_other_code_and_one_without_its_teacher_are_no_damage(noisy, tmp_path):
+    run, state = _copied(noisy, tmp_path)
+    checkpoints = Checkpoints(run / FOLDER, keep=3)
+    params = {**state.params, "segmentor": {**state.params["segmentor"], "new": jnp.ones(3)}}
+    with pytest.raises(RunError, match=r"of another state.*student/params/new is not there") as one:
+        checkpoints.restore(2, _like(state.replace(params=params)))
+    shutil.rmtree(run / FOLDER / "2" / "teacher")
+    with pytest.raises(RunError, match="its folder 'teacher' is not there. Put it back") as two:
+        checkpoints.restore(2, _like(state))
+    assert not isinstance(one.value, DamagedError)
+    assert not isinstance(two.value, DamagedError)
+    checkpoints.close()
+    assert load_run(run).teacher is None
+
+
+def test_a_checkpoint_of_before_digests_opens_and_says_that_it_is_unverified(
+    noisy, tmp_path, capsys
+):
+    run, state = _copied(noisy, tmp_path)
+    load_run(run)
+    assert capsys.readouterr().err == ""
+    path = run / FOLDER / "2" / "facts" / "metadata"
+    facts = json.loads(path.read_text())
+    del facts["digests"]
+    path.write_text(json.dumps(facts))
+    assert load_run(run).step == 2
+    assert capsys.readouterr().err.count("arrays are not verified") == 1
+    checkpoints = Checkpoints(run / FOLDER, keep=3)
+    _assert_equal(checkpoints.restore(2, _like(state))[0], state)
+    checkpoints.close()
+    assert capsys.readouterr().err.count("arrays are not verified") == 1
+
+
+def test_an_old_checkpoint_whose_deletion_is_killed_is_none_and_goes_later(
+    noisy, tmp_path, monkeypatch
+):
+    run, state = _copied(noisy, tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / "student" / "_METADATA").unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved.shutil, "rmtree", killed)
+        checkpoints = Checkpoints(run / FOLDER, keep=1)
+        with pytest.raises(Killed):
+            checkpoints.close()
+    assert saved.steps_in(run / FOLDER) == [2]
+    again = Checkpoints(run / FOLDER, keep=1)
+    again.save(3, state, _facts())
+    again.close()
+    assert sorted(p.name for p in (run / FOLDER).iterdir()) == ["3"]
