@@ -12,17 +12,11 @@ def check_alternatives(config: Config) -> None:
     teacher = f"use one of {', '.join(TEACHER_METHODS)}, or the weight 0."
     for name in ("contrast", "mim"):
         weight = getattr(method, name).weight
-        require(weight >= 0, f"config.method.{name}.weight is {weight}; it must be at least 0.")
         require(
             weight == 0 or method.kind in TEACHER_METHODS,
             f"config.method.{name}.weight is {weight} and needs a teacher, which {method.kind} has "
             f"not; {teacher}",
         )
-    temperature = method.contrast.temperature
-    require(
-        temperature >= 1e-3,
-        f"config.method.contrast.temperature is {temperature}; it must be at least 0.001.",
-    )
     if not mrm.enabled:
         return
     require(
