@@ -39,7 +39,7 @@ class EncoderKind(Registered):
 
     module: Reference = piece(
         "(config.Model, dtype of the arithmetic or None for the picture's) -> module(image f[B,H,W,"
-        "3], mode) -> maps"
+        "3], mode) -> maps, for crops and for any other sides of at least `smallest`"
     )
     map_sizes: Callable[[Any, int, int], Sizes] = piece(
         "(encoder, height, width) -> rows and columns of every map of such a picture"

@@ -63,8 +63,9 @@ class Patches(nn.Module):
     @nn.compact
     def __call__(self, image, mode):
         del mode
-        batch, height, width, _ = image.shape
-        cells = image.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
+        batch, rows, columns = len(image), image.shape[1] // PATCH, image.shape[2] // PATCH
+        whole = image[:, : rows * PATCH, : columns * PATCH]  # any size has to go through
+        cells = whole.reshape(batch, rows, PATCH, columns, PATCH, 3)
         x = nn.Dense(self.dim, dtype=image.dtype)(cells.mean((2, 4)))
         place = self.param("position", nn.initializers.normal(0.02), (1, 1, 1, self.dim))
         return (jnp.tanh(x + place.astype(x.dtype)),)
@@ -108,6 +109,16 @@ def registered():
         table.remove(row.name)
 
 
+def filled(program):
+    """A state of small positive numbers in the middle of training, without compiling its start."""
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda leaf: rng.uniform(0, 0.1, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(program.init, KEY),
+    )
+    return replace(state, root_key=KEY, step=np.int32(5))
+
+
 def _config():
     start = Config(
         data=Data(
@@ -135,7 +146,9 @@ def test_a_step_trains_a_registered_encoder_by_a_registered_objective(registered
     program, mesh = steps.build(config), sharding.mesh(1)
     assert program.networks.rebuilder.spec.sizes(28, 35) == ((4, 5),)
     assert program.networks.auxiliary["pixels"].cell == mim_block(config) == PATCH
-    state = sharding.init(program.init, KEY, mesh)  # by its sharding rules
+    state = filled(program)
+    rules = sharding.of_state(state, mesh)
+    assert rules.params["segmentor"]["encoder"]["position"].is_fully_replicated
     groups = optimizer.groups(state.params, config)
     undecayed = {path for path, group in groups.items() if not group.decayed}
     assert undecayed == {"segmentor/encoder/position", "rebuilder/mask_token"}
@@ -237,16 +250,14 @@ def test_views_are_normalised_by_the_encoders_mean_and_shown_as_they_were(regist
     for config in _pair(replace(made, method=method)):
         stats = ENCODER_KINDS[config.model.encoder.kind].input
         program = standin.program(config)
-        state = jax.eval_shape(program.init, KEY)
-        state = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, leaf.dtype), state)
-        state = replace(state, root_key=KEY, step=np.int32(5))
+        state = filled(program)
         normal = program.normalise(state, batch)
         for ours, theirs in ((batch.source, normal.source), (batch.target, normal.target)):
             wanted = (ours.image - np.float32(stats.mean)) / np.float32(stats.std)
             np.testing.assert_allclose(theirs.image, wanted, atol=1e-5)
         frozen = program.frozen(config)
         inspect = jax.jit(program.inspect, compiler_options=sharding.quick(sharding.mesh(1)))
-        panels.append({**jax.device_get(inspect(state, frozen, batch)), "stats": stats})
+        panels.append(jax.tree.map(np.array, inspect(state, frozen, batch)))
         draws = program.draw(KEY, 5, batch.index)
         hide = np.asarray(hidden(draws.mask["masked"], method.mic.ratio, standin.CROP))
         assert hide.any()
@@ -282,7 +293,8 @@ def test_evaluation_prediction_selection_and_fingerprint_normalise_by_the_encode
         size = (image.image.shape[1], image.image.shape[2])
         ids = class_ids(config, Colours(), {}, image.image, size)
         np.testing.assert_array_equal(ids, normal.argmax(-1))
-        scores = label_free(config, Colours(), {"student": {}}, image)
+        some = {"params": {"unused": np.zeros(1, np.float32)}}
+        scores = label_free(config, Colours(), {"student": some}, image)
         logs = np.asarray(jax.nn.log_softmax(normal))
         entropy = -(np.exp(logs) * logs).sum(-1).mean() / np.log(3)
         np.testing.assert_allclose(scores["entropy"], entropy, rtol=1e-4)
