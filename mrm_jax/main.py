@@ -29,6 +29,7 @@ VERBS = {
     "prepare": "turn a downloaded data set into one that training reads fast",
     "check": "find what is wrong with a data set, and how to put it right",
     "doctor": "say whether this machine can run, before hours are spent on finding out",
+    "options": "list the options of a config, or those that a word is found in",
     "plan": "say what a step needs on devices that are not rented yet",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }

@@ -1,36 +1,198 @@
-"""How options are declared, written as a ConfigDict and read back, for `config`."""
+"""How an option is declared, and all that is read from its declaration, for `config`.
+
+`option(...)` is the only place that says what an option is: its flag, the errors about it, its
+range, whether the step is compiled for it or is given it as a number, whether it may differ when a
+run goes on, what a run of before it existed computed with, and its line in `mrm-jax options`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import config_dict
+
+Step = Literal["compiled", "traced", "weight", "absent"]
+"""How an option reaches the training step.
+
+compiled: the step is built for its value; another value is another program.
+traced: as a number of `state.scalars`, under its dotted path; runs that differ in it share a
+program.
+weight: traced, but whether it is above 0 is compiled.
+absent: not at all; it acts before, between or after steps, or on another option's `number`.
+"""
 
 
 class UsageError(ValueError):
     """A mistake in what the user asked for: one line, exit code 2."""
 
 
-def option(default: Any, doc: str, *, source: str = "", runtime: bool = False) -> Any:
-    """A field: `doc` says what it is with its unit, `source` where its value comes from.
+class Since(NamedTuple):
+    """The version that brought an option, and the value that every run before it computed with."""
 
-    `runtime` fields change how a run is executed, not what it computes: they may differ on resume.
+    version: str
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option as it was declared; see `option`. `annotation`: its type, whose Literals are the
+    choices; `named`: those that are known only when they are asked for."""
+
+    doc: str
+    unit: str = ""
+    source: str = ""
+    low: float | None = None
+    high: float | None = None
+    step: Step | None = None
+    runtime: bool = False
+    since: Since | None = None
+    number: Callable[[Any, Any], Any] | None = None
+    named: Callable[[], tuple[str, ...]] | None = None
+    path: str = ""
+    default: Any = None
+    annotation: Any = None
+
+    @property
+    def range(self) -> str:
+        """The values that are allowed, for people; empty where the type says all."""
+        if choices := self.choices:
+            return ", ".join(map(str, choices))
+        if self.low is None or self.high is None:
+            return "" if self.low is None else f"at least {self.low:g}"
+        return f"{_plain(self.low)}..{_plain(self.high)}"
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that a Literal in its type or a registry names; empty: any of the type."""
+        if self.named is not None:
+            return self.named()
+        inner = _optional(self.annotation)[0]
+        if typing.get_origin(inner) is tuple:
+            inner = typing.get_args(inner)[0]
+        return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+    def typed(self, value: Any) -> Any:
+        """`value` in the option's type, with lists as tuples. Raises UsageError for another one."""
+        return _value(value, self.annotation, f"config.{self.path}")
+
+    def check(self, value: Any) -> None:
+        """Raises UsageError where `value`, or one of several, lies outside the range."""
+        each = value if isinstance(value, tuple) else (value,)
+        for v in each:
+            if isinstance(v, tuple):
+                self.check(v)
+            elif v is not None and not self._holds(v):
+                what = "must be " if self.high is None else "must lie in "
+                raise UsageError(f"config.{self.path} is {value}; it {what}{self.range}.")
+
+    def _holds(self, value: Any) -> bool:
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    source: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    step: Step | None = None,
+    runtime: bool = False,
+    since: Since | None = None,
+    number: Callable[[Any, Any], Any] | None = None,
+    choices: Callable[[], tuple[str, ...]] | None = None,
+) -> Any:
+    """A field of a dataclass of options; a group of options is one whose default is a dataclass.
+
+    doc: what it is. unit: of its value. source: where the default comes from. low, high: the range,
+    ends included, of each entry where it has several. Choices are a Literal in its type, or
+    `choices()` where they are registered: who looks one up refuses the others.
+    step: how it reaches the training step; "compiled" unless it or its group says otherwise.
+    runtime: it changes how a run is executed, not what it computes: may differ on resume.
+    since: of an option that came later than runs that are still opened.
+    number(value, config): what the step is given in its place, one number or a tuple of them.
     """
-    metadata = {"doc": doc, "source": source, "runtime": runtime}
+    said = Option(doc, unit, source, low, high, step, runtime, since, number, choices)
     if dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: default, metadata={"option": said})
+    return dataclasses.field(default=default, metadata={"option": said})
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+@functools.cache
+def declared(cls: Any) -> Mapping[str, Option]:
+    """Every option of a dataclass tree by its dotted path, in the order of declaration."""
+    return types.MappingProxyType(dict(_declared(cls(), "", Option("", step="compiled"))))
+
+
+def _declared(group: Any, prefix: str, above: Option) -> Iterable[tuple[str, Option]]:
+    hints = typing.get_type_hints(type(group))
+    for field in dataclasses.fields(group):
+        path, default = prefix + field.name, getattr(group, field.name)
+        said: Option = field.metadata["option"]
+        found = dataclasses.replace(
+            said,
+            step=said.step or above.step,
+            runtime=said.runtime or above.runtime,
+            path=path,
+            default=default,
+            annotation=hints[field.name],
+        )
+        if dataclasses.is_dataclass(default):
+            yield from _declared(default, f"{path}.", found)
+        else:
+            yield path, found
+
+
+def value_of(config: Any, path: str) -> Any:
+    """The value of the option at a dotted path."""
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def edited(config: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass tree with the options at dotted paths replaced."""
+    own: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, dot, rest = path.partition(".")
+        if dot:
+            below.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    groups = {name: edited(getattr(config, name), given) for name, given in below.items()}
+    return dataclasses.replace(config, **own, **groups)
+
+
+def check_ranges(config: Any) -> None:
+    """Raises UsageError: the first option outside its declared range."""
+    for path, found in declared(type(config)).items():
+        found.check(value_of(config, path))
+
+
+def numbers(config: Any) -> dict[str, Any]:
+    """What the step is given of a config: a number, or a tuple of them, by dotted path."""
+    found = {}
+    for path, one in declared(type(config)).items():
+        if one.step in ("traced", "weight"):
+            value = value_of(config, path)
+            found[path] = value if one.number is None else one.number(value, config)
+    return found
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
     """A hint such as " Did you mean 'steps'?", or an empty string when nothing is near."""
     match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _optional(annotation: Any) -> tuple[Any, bool]:
@@ -118,20 +280,3 @@ def _tuple(value: Any, annotation: Any, path: str) -> tuple:
     return tuple(
         _value(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
     )
-
-
-def runtime_fields(cls: type, prefix: str = "") -> set[str]:
-    """Dotted names of the fields that may differ when a run is resumed."""
-    hints = typing.get_type_hints(cls)
-    found: set[str] = set()
-    for field in dataclasses.fields(cls):
-        name = prefix + field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            below = runtime_fields(typing.cast(type, hints[field.name]), name + ".")
-            every = {
-                name + "." + f.name for f in dataclasses.fields(typing.cast(Any, hints[field.name]))
-            }
-            found |= every if field.metadata["runtime"] else below
-        elif field.metadata["runtime"]:
-            found.add(name)
-    return found

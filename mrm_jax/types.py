@@ -18,6 +18,12 @@ Tree = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 """Scalars of one step under their metrics.jsonl names, such as `mixed/ce`."""
 
+Scalars = Mapping[str, Any]
+"""Options of a run that are traced, f[] each by its dotted path, such as "method.mrm.ratio": runs
+that differ only here share one program. Which they are, and where the step is given another number
+than the option's value (`optimizer.warmup` in steps), says their declaration (`options.option`).
+"""
+
 Scale = Literal["context", "detail"]
 """Which features: of the whole picture, or of HRDA's detail crop."""
 
@@ -167,38 +173,6 @@ class TrainState:
     teacher_batch_stats: Tree
     opt_state: Any
     root_key: Array
-
-
-@struct.dataclass
-class Scalars:
-    """Numbers of a run that are traced: runs differing only here share one program. All f[].
-
-    Rates and weights are bases at the top of their schedules; `..._steps` are in steps, and 0 is no
-    ramp.
-    """
-
-    learning_rate: Array
-    rebuilder_learning_rate: Array
-    decoder_multiplier: Array
-    weight_decay: Array
-    warmup_steps: Array
-    total_steps: Array
-    ema_decay: Array
-    threshold: Array
-    jitter_probability: Array
-    blur_probability: Array
-    mrm_weight: Array
-    mrm_rise_steps: Array
-    mrm_fall_steps: Array
-    mrm_ratio: Array
-    detail_weight: Array
-    feature_distance_weight: Array
-    mic_weight: Array
-    mic_ratio: Array
-    contrast_weight: Array
-    contrast_temperature: Array
-    mim_weight: Array
-    mim_ratio: Array
 
 
 @struct.dataclass

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import typing
 
 import pytest
 
@@ -20,18 +19,54 @@ def valid(**edits) -> Config:
     return dataclasses.replace(Config(data=data), **edits)
 
 
-def leaves(cls, prefix=""):
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+def leaves(group, prefix=""):
+    for name, value in vars(group).items():
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{field.name}", field
+            yield f"{prefix}{name}", value
 
 
-def test_every_option_says_what_it_is():
-    silent = [name for name, field in leaves(Config) if not field.metadata.get("doc")]
-    assert not silent
+def test_every_option_is_declared_and_says_what_it_is():
+    found = options.declared(Config)
+    assert {path: option.default for path, option in found.items()} == dict(leaves(Config()))
+    assert all(option.doc for option in found.values())
+
+
+def test_every_default_lies_in_its_own_range():
+    options.check_ranges(Config())
+
+
+def test_every_option_with_a_range_refuses_what_lies_outside_it():
+    """In one line with field, value and range; each end of the range itself is taken."""
+    base = Config()
+    for path, option in options.declared(Config).items():
+        for end, beyond in ((option.low, -1), (option.high, 1)):
+            if end is None:
+                continue
+            single = not isinstance(option.default, tuple)
+            for value, taken in ((end, True), (end + beyond, False), (float("nan"), False)):
+                edited = options.edited(base, {path: value if single else (value,)})
+                if taken:
+                    options.check_ranges(edited)
+                    continue
+                with pytest.raises(UsageError, match=rf"^config\.{path} is .*; it must .*\d\.$"):
+                    options.check_ranges(edited)
+
+
+def test_what_a_group_says_holds_for_the_options_in_it_that_say_nothing_else():
+    inner = dataclasses.make_dataclass(
+        "Inner",
+        [("a", int, options.option(1, "a")), ("b", int, options.option(2, "b", step="traced"))],
+    )
+    group = options.option(inner(), "Inner.", step="absent", runtime=True)
+    outer = dataclasses.make_dataclass("Outer", [("inner", inner, group)])
+    found = options.declared(outer)
+    assert {path: option.step for path, option in found.items()} == {
+        "inner.a": "absent",
+        "inner.b": "traced",
+    }
+    assert all(option.runtime for option in found.values())
 
 
 def test_a_config_survives_the_way_through_a_config_dict():

@@ -15,9 +15,8 @@ from mrm_jax.checks.alternatives import check_alternatives
 from mrm_jax.checks.data import check_data, check_rare_class
 from mrm_jax.checks.method import check_method, check_selection
 from mrm_jax.checks.model import check_crops, check_model
-from mrm_jax.checks.numbers import check_numbers
 from mrm_jax.config import Config
-from mrm_jax.options import build
+from mrm_jax.options import build, check_ranges
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -47,7 +46,7 @@ def _own_pictures(config: Config) -> Config:
 def check(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
     for test in (
-        check_numbers,
+        check_ranges,
         check_model,
         check_crops,
         check_data,

@@ -66,16 +66,9 @@ def check_rare_class(config: Config) -> None:
     if not options.enabled:
         return
     name = "config.data.rare_class"
-    require(
-        options.temperature >= 1e-6,
-        f"{name}.temperature is {options.temperature}; it must be at least 1e-6.",
-    )
-    for field in ("min_pixels", "crop_share", "tries"):
-        value = getattr(options, field)
-        require(value >= 0, f"{name}.{field} is {value}; it must be at least 0.")
     if options.min_share is not None:
         share = options.min_share
-        require(0 <= share < 1, f"{name}.min_share is {share}; it must lie in 0..1, below 1.")
+        require(share < 1, f"{name}.min_share is {share}; it must lie in 0..1, below 1.")
         return
     needed = options.min_pixels * options.crop_share
     require(

@@ -13,7 +13,9 @@ class Classes:
     """The classes that the network tells apart, by train id. Ready tables: `data/labels.py`."""
 
     names: tuple[str, ...] = option((), "Class names; their number is the number of logits.")
-    colours: tuple[tuple[int, int, int], ...] = option((), "RGB colour of each class, 0..255.")
+    colours: tuple[tuple[int, int, int], ...] = option(
+        (), "RGB colour of each class, 0..255.", low=0, high=255
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Domain:
         ".png", "A picture's label is labels/<stem><label_suffix>; .json: Cityscapes polygons."
     )
     label_colours: tuple[tuple[int, int, int], ...] = option(
-        (), "For labels stored as RGB colours: a colour's raw id is its place in this list."
+        (),
+        "For labels stored as RGB colours: a colour's raw id is its place in this list.",
+        low=0,
+        high=255,
     )
     listing: str | None = option(
         None,
@@ -53,18 +58,24 @@ class Domain:
     )
     resize: tuple[int, int] | None = option(
         None,
-        "Box (long, short) in px that a picture is fitted into; empty: native size.",
+        "Box (long, short) that a picture is fitted into; empty: native size.",
         source="peer: mmseg pipelines",
+        unit="px",
+        low=1,
     )
     category_limit: float = option(
         1.0,
         "A crop is drawn again while one class covers this share of it; 1: off.",
         source="DAFormer, 0.75",
+        low=0,
+        high=1,
     )
     margins: tuple[int, int, int, int] = option(
         (0, 0, 0, 0),
-        "Rows/columns (top, bottom, left, right) without pseudo-labels, px.",
+        "Rows/columns (top, bottom, left, right) without pseudo-labels.",
         source="peer: uda/dacs.py",
+        unit="px",
+        low=0,
     )
     remark: str = option("", "What is to be said with every score on these pictures.")
     on_unreadable: Literal["error", "skip"] = option(
@@ -76,8 +87,8 @@ class Domain:
     look: Literal["rendered", "camera"] = option(
         "rendered", "Drawn scenes: which of the two looks."
     )
-    count: int = option(600, "Drawn scenes: how many different ones.")
-    size: tuple[int, int] = option((96, 192), "Drawn scenes: height and width, px.")
+    count: int = option(600, "Drawn scenes: how many different ones.", low=1)
+    size: tuple[int, int] = option((96, 192), "Drawn scenes: height and width.", unit="px", low=1)
 
 
 @dataclass(frozen=True)
@@ -86,24 +97,34 @@ class RareClass:
 
     enabled: bool = option(False, "Draw source pictures by class; False: each once an epoch.")
     temperature: float = option(
-        0.01, "Of the softmax over 1 - frequency; small: rare classes only.", source="DAFormer"
+        0.01,
+        "Of the softmax over 1 - frequency; small: rare classes only.",
+        source="DAFormer",
+        low=1e-6,
     )
     min_pixels: int = option(
         3000,
         "A picture is drawn for a class of which its stored label holds more pixels than this.",
         source="DAFormer",
+        unit="px",
+        low=0,
     )
     crop_share: float = option(
         0.5,
         "A crop should hold more than this times `min_pixels` of the class; 0: any crop does.",
         source="DAFormer 0.5; 1024 px crops: HRDA 2",
+        low=0,
     )
     min_share: float | None = option(
         None,
         "Instead of both: share of the crop's area that the class has to exceed, in the picture "
         "as it is resized for training and in the crop.",
+        low=0,
+        high=1,
     )
-    tries: int = option(10, "Crops drawn again at most; the last is taken.", source="DAFormer")
+    tries: int = option(
+        10, "Crops drawn again at most; the last is taken.", source="DAFormer", low=0
+    )
     on_missing: Literal["error", "warn"] = option(
         "error", "What a class without any such picture does; warn: it is left out of the draw."
     )
@@ -114,11 +135,26 @@ class Data:
     """What is read."""
 
     classes: Classes = option(Classes(), "The class table.")
-    source: Domain = option(Domain(), "Labelled source domain.")
-    target: Domain = option(Domain(), "Target domain; its labels are never read in training.")
-    evaluation: Domain = option(Domain(), "Labelled pictures that scores are computed on.")
-    crop: tuple[int, int] = option((512, 512), "Height and width of a training crop, px.")
-    flip: float = option(0.5, "Probability of a horizontal flip.", source="peer: mmseg pipelines")
-    rare_class: RareClass = option(RareClass(), "Rare class sampling of the source.")
-    workers: int = option(0, "Loader processes; 0: threads of this one.", runtime=True)
-    cache: bool = option(False, "Keep decoded pictures in memory.", runtime=True)
+    source: Domain = option(Domain(), "Labelled source domain.", step="absent")
+    target: Domain = option(
+        Domain(), "Target domain; its labels are never read in training.", step="absent"
+    )
+    evaluation: Domain = option(
+        Domain(), "Labelled pictures that scores are computed on.", step="absent"
+    )
+    crop: tuple[int, int] = option(
+        (512, 512), "Height and width of a training crop.", unit="px", low=1
+    )
+    flip: float = option(
+        0.5,
+        "Probability of a horizontal flip.",
+        source="peer: mmseg pipelines",
+        low=0,
+        high=1,
+        step="absent",
+    )
+    rare_class: RareClass = option(RareClass(), "Rare class sampling of the source.", step="absent")
+    workers: int = option(
+        0, "Loader processes; 0: threads of this one.", runtime=True, low=0, step="absent"
+    )
+    cache: bool = option(False, "Keep decoded pictures in memory.", runtime=True, step="absent")

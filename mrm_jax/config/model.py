@@ -6,39 +6,44 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mrm_jax.options import option
-from mrm_jax.registry import ENCODER_KINDS, InputStats, Sizes
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, InputStats, Sizes
 
 
 @dataclass(frozen=True)
 class Encoder:
     """An encoder of any size. Named sizes: `recipes.ENCODERS`."""
 
-    kind: str = option("mit", "Family; see `registry/encoders.py`.")
-    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.")
-    depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.")
+    kind: str = option("mit", "Family.", choices=ENCODER_KINDS.names)
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.", low=1)
+    depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.", low=1)
     strides: tuple[int, ...] = option(
-        (4, 2, 2, 2), "Stride of each stage, px or cells; a ResNet's first holds the stem's 4."
+        (4, 2, 2, 2),
+        "Stride of each stage, over the map before; a ResNet's first holds the stem's 4.",
+        low=1,
     )
-    heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.")
+    heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.", low=1)
     sr_ratios: tuple[int, ...] = option(
-        (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage."
+        (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage.", low=1
     )
-    mlp_ratio: int = option(4, "MiT: hidden width of the Mix-FFN over its input's.")
-    drop_path: float = option(0.1, "MiT: largest drop-path rate; grows linearly over the blocks.")
-    norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.")
+    mlp_ratio: int = option(4, "MiT: hidden width of the Mix-FFN over its input's.", low=1)
+    drop_path: float = option(
+        0.1, "MiT: largest drop-path rate; grows linearly over the blocks.", low=0, high=1
+    )
+    norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.", low=0)
     embed_norm_eps: float = option(
-        1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms."
+        1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms.", low=0
     )
     dilations: tuple[int, ...] = option(
         (1, 1, 2, 4),
         "ResNet: dilation of each stage's 3x3 kernels; halved in its first block.",
         source="peer: mmseg ResNetV1c, contract_dilation",
+        low=1,
     )
     stem: Literal["v1c", "7x7"] = option(
         "v1c", "ResNet: three 3x3 kernels, or torchvision's one 7x7."
     )
     weights: str | None = option(
-        None, "Pretrained weights to start from: a converted folder or a raw file."
+        None, "Pretrained weights to start from: a converted folder or a raw file.", step="absent"
     )
 
 
@@ -46,25 +51,30 @@ class Encoder:
 class Decoder:
     """The head that turns features into class scores. Named ones: `recipes.DECODERS`."""
 
-    kind: str = option("daformer", "Family; see `registry/decoders.py`.")
+    kind: str = option("daformer", "Family.", choices=DECODER_KINDS.names)
     channels: int = option(
-        256, "Width of the embeddings and of the fused map (SegFormer: 768, DeepLabV3+: 512)."
+        256,
+        "Width of the embeddings and of the fused map (SegFormer: 768, DeepLabV3+: 512).",
+        low=1,
     )
     fusion: Literal["aspp", "conv1"] = option(
         "aspp", "DAFormer: separable ASPP or one 1x1 convolution."
     )
     dilations: tuple[int, ...] = option(
-        (1, 6, 12, 18), "Dilation of each parallel branch (DAFormer, DeepLab), cells."
+        (1, 6, 12, 18), "Dilation of each parallel branch (DAFormer, DeepLab).", unit="cells", low=1
     )
     concat: Literal["c1..c4", "c4..c1"] = option(
         "c1..c4", "SegFormer: order of the concatenated stages."
     )
-    low_channels: int = option(48, "DeepLabV3+: width that the first stage is reduced to.")
+    low_channels: int = option(48, "DeepLabV3+: width that the first stage is reduced to.", low=1)
     norm: bool = option(
         False, "DeepLabV3+: BatchNorm after its convolutions.", source="DAFormer: without"
     )
     dropout: float = option(
-        0.1, "Probability of dropping a channel before the classifier (DeepLabV2 has none)."
+        0.1,
+        "Probability of dropping a channel before the classifier (DeepLabV2 has none).",
+        low=0,
+        high=1,
     )
 
 
@@ -74,15 +84,25 @@ class MultiRes:
 
     enabled: bool = option(False, "Run encoder and decoder at both resolutions.")
     detail: tuple[int, int] | None = option(
-        None, "Height and width of the detail crop, px; empty: half of the training crop."
+        None,
+        "Height and width of the detail crop; empty: half of the training crop.",
+        unit="px",
+        low=1,
     )
     offset_multiple: int = option(
-        8, "A detail crop starts at a multiple of so many px.", source="HRDA: 8"
+        8, "A detail crop starts at a multiple of so many.", source="HRDA: 8", unit="px", low=1
     )
     detail_weight: float = option(
-        0.1, "Weight of the detail loss; the fused one has the rest.", source="HRDA sec. 3.3"
+        0.1,
+        "Weight of the detail loss; the fused one has the rest.",
+        source="HRDA sec. 3.3",
+        low=0,
+        high=1,
+        step="traced",
     )
-    attention_channels: int = option(256, "Width of the scale attention's head.", source="HRDA")
+    attention_channels: int = option(
+        256, "Width of the scale attention's head.", source="HRDA", low=1
+    )
 
 
 @dataclass(frozen=True)

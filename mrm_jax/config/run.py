@@ -12,32 +12,53 @@ from mrm_jax.config.model import Model, strides
 from mrm_jax.options import option
 
 
+def in_steps(share: float, config: Config) -> int:
+    """A share of all steps as so many of them."""
+    return round(share * config.train.steps)
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW with the reference's groups and schedule (DAFormer sec. 4)."""
 
-    learning_rate: float = option(6e-5, "Base learning rate of the encoder.")
-    decoder_multiplier: float = option(10.0, "Learning rate of the decoder over the encoder's.")
-    weight_decay: float = option(0.01, "Decoupled weight decay.")
+    learning_rate: float = option(6e-5, "Base learning rate of the encoder.", low=0, step="traced")
+    decoder_multiplier: float = option(
+        10.0, "Learning rate of the decoder over the encoder's.", low=0, step="traced"
+    )
+    weight_decay: float = option(0.01, "Decoupled weight decay.", low=0, step="traced")
     decay_encoder_norms: bool = option(
         False,
         "MiT: apply weight decay to the encoder's norms. A ResNet's are always decayed.",
         source="peer: mmseg configs",
     )
-    warmup: float = option(0.0375, "Share of the steps spent warming up.", source="1500 of 40000")
-    beta1: float = option(0.9, "Decay of the first moment.")
-    beta2: float = option(0.999, "Decay of the second moment.")
-    eps: float = option(1e-8, "Adam's epsilon.")
+    warmup: float = option(
+        0.0375,
+        "Of all steps: those spent warming up.",
+        source="1500 of 40000",
+        unit="share",
+        low=0,
+        high=1,
+        step="traced",
+        number=in_steps,
+    )
+    beta1: float = option(0.9, "Decay of the first moment.", low=0, high=1)
+    beta2: float = option(0.999, "Decay of the second moment.", low=0, high=1)
+    eps: float = option(1e-8, "Adam's epsilon.", low=0)
 
 
 @dataclass(frozen=True)
 class Train:
     """How long, how much at a time, and what happens on the way."""
 
-    steps: int = option(40_000, "Optimiser steps.")
-    batch: int = option(2, "Source pictures a step over all devices, and as many target pictures.")
+    steps: int = option(40_000, "Optimiser steps.", unit="steps", low=1, step="traced")
+    batch: int = option(
+        2,
+        "Source pictures a step over all devices, and as many target pictures.",
+        unit="pictures",
+        low=1,
+    )
     init_from: str | None = option(
-        None, "Checkpoint or converted network that a fresh run starts from."
+        None, "Checkpoint or converted network that a fresh run starts from.", step="absent"
     )
     pass_execution: Literal["sequential", "stacked"] = option(
         "sequential",
@@ -48,22 +69,51 @@ class Train:
         1,
         "Equal parts of the batch that the passes take one after the other, for memory. BatchNorm, "
         "dropout and drop-path see one part at a time; all else is as with the whole batch.",
+        low=1,
     )
-    log_every: int = option(50, "Steps between lines of metrics.", runtime=True)
+    log_every: int = option(
+        50, "Steps between lines of metrics.", runtime=True, unit="steps", low=1, step="absent"
+    )
     eval_every: int = option(
-        4_000, "Steps between evaluations; the last step is always evaluated.", runtime=True
+        4_000,
+        "Steps between evaluations; the last step is always evaluated.",
+        runtime=True,
+        unit="steps",
+        low=1,
+        step="absent",
     )
     checkpoint_every: int = option(
-        2_000, "Steps between checkpoints; the last step is always saved.", runtime=True
+        2_000,
+        "Steps between checkpoints; the last step is always saved.",
+        runtime=True,
+        unit="steps",
+        low=1,
+        step="absent",
     )
-    panels_every: int = option(4_000, "Steps between pictures of the views.", runtime=True)
+    panels_every: int = option(
+        4_000,
+        "Steps between pictures of the views.",
+        runtime=True,
+        unit="steps",
+        low=1,
+        step="absent",
+    )
     compile_cache: bool = option(
-        True, "Keep compiled programs beside the workdir for the next start.", runtime=True
+        True,
+        "Keep compiled programs beside the workdir for the next start.",
+        runtime=True,
+        step="absent",
     )
     optimise: bool = option(
         True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
     )
-    keep: int = option(2, "Checkpoints kept besides the best and the picked one.", runtime=True)
+    keep: int = option(
+        2,
+        "Checkpoints kept besides the best and the picked one.",
+        runtime=True,
+        low=1,
+        step="absent",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,18 +123,24 @@ class Evaluation:
     mode: Literal["whole", "slide"] = option(
         "whole", "One forward a picture, or overlapping windows."
     )
-    window: tuple[int, int] = option((1024, 1024), "slide: height and width of a window, px.")
-    stride: tuple[int, int] = option((512, 512), "slide: step between windows, px.")
+    window: tuple[int, int] = option(
+        (1024, 1024), "slide: height and width of a window.", unit="px", low=1
+    )
+    stride: tuple[int, int] = option((512, 512), "slide: step between windows.", unit="px", low=1)
     classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
     also: tuple[tuple[str, ...], ...] = option(
         (), "Further means: a name, such as mIoU13, and the classes counted in it."
     )
-    batch: int = option(1, "Pictures a forward.", runtime=True)
-    limit: int | None = option(None, "Evaluate on the first so many pictures only.")
+    batch: int = option(1, "Pictures a forward.", runtime=True, unit="pictures", low=1)
+    limit: int | None = option(
+        None, "Evaluate on the first so many pictures only.", unit="pictures", low=1
+    )
     selection_pictures: int = option(
         50,
         "Target pictures, of their unlabelled training set, that every evaluation also scores "
         "without labels; 0: none.",
+        unit="pictures",
+        low=0,
     )
     pick_by: Literal["infomax", "agreement", "masked_agreement"] = option(
         "infomax",
@@ -96,38 +152,28 @@ class Evaluation:
 class Mesh:
     """Devices."""
 
-    devices: int | None = option(
-        None, "Devices the batch is spread over; empty: all.", runtime=True
-    )
+    devices: int | None = option(None, "Devices the batch is spread over; empty: all.")
     platform: Literal["any", "cpu", "gpu", "tpu"] = option(
-        "any",
-        "Kind of device that a run must have; any: the CPU only where there is nothing else.",
-        runtime=True,
+        "any", "Kind of device that a run must have; any: the CPU only where there is nothing else."
     )
-    fsdp: int = option(
-        1,
-        "Devices that share one copy of parameters, teacher and optimizer state.",
-        runtime=True,
-    )
+    fsdp: int = option(1, "Devices that share one copy of parameters, teacher and optimizer state.")
     hosts: Literal["auto", "off", "explicit"] = option(
         "auto",
         "Processes that train together: as Slurm or Cloud TPU started them (auto), this one alone "
         "(off), or as the next three fields say (explicit; auto too where coordinator is given).",
-        runtime=True,
     )
-    coordinator: str | None = option(
-        None, "HOST:PORT at which the others reach process 0.", runtime=True
-    )
-    process_count: int | None = option(None, "How many processes there are.", runtime=True)
-    process_index: int | None = option(None, "Which of them this is, from 0.", runtime=True)
+    coordinator: str | None = option(None, "HOST:PORT at which the others reach process 0.")
+    process_count: int | None = option(None, "How many processes there are.", low=1)
+    process_index: int | None = option(None, "Which of them this is, from 0.", low=0)
     heartbeat: int = option(
-        60, "Seconds of silence after which a host counts as dead and all end.", runtime=True
+        60, "Silence after which a host counts as dead and all end.", unit="s", low=1
     )
     patience: int = option(
         1800,
-        "Seconds without a step, picture or file on any host after which all end; more than the "
+        "Time without a step, picture or file on any host after which all end; more than the "
         "longest compilation.",
-        runtime=True,
+        unit="s",
+        low=1,
     )
 
 
@@ -135,19 +181,21 @@ class Mesh:
 class Config:
     """A run."""
 
-    seed: int = option(0, "Seed of parameters, data order and every draw.")
+    seed: int = option(
+        0, "Seed of parameters, data order and every draw.", low=0, high=2**32 - 1, step="absent"
+    )
     data: Data = option(Data(), "Pictures and labels.")
     model: Model = option(Model(), "Network.")
     method: Method = option(Method(), "Adaptation.")
     optimizer: Optimizer = option(Optimizer(), "Optimiser.")
     train: Train = option(Train(), "Length and cadence.")
-    evaluation: Evaluation = option(Evaluation(), "Protocol.")
-    mesh: Mesh = option(Mesh(), "Devices.", runtime=True)
+    evaluation: Evaluation = option(Evaluation(), "Protocol.", step="absent")
+    mesh: Mesh = option(Mesh(), "Devices.", runtime=True, step="absent")
 
 
 def runtime_fields() -> set[str]:
     """Dotted names of the fields that may differ on resume, such as `train.log_every`."""
-    return options.runtime_fields(Config)
+    return {path for path, one in options.declared(Config).items() if one.runtime}
 
 
 def source_domain(config: Config) -> Domain:

@@ -15,7 +15,7 @@ from mrm_jax.registry.encoders import (
     strided,
     total_stride,
 )
-from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging
+from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging, target_names
 from mrm_jax.registry.table import Reference, Registered, Table, resolved
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "InputStats",
     "Sizes",
     "strided",
+    "target_names",
     "total_stride",
     "OBJECTIVE_KINDS",
     "ObjectiveKind",

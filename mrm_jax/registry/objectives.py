@@ -119,3 +119,8 @@ def judging(method: Any) -> tuple[ObjectiveKind, ...]:
     if method.mim.weight > 0:
         asked.add("pixels")
     return tuple(kind for kind in OBJECTIVE_KINDS if kind.name in asked)
+
+
+def target_names() -> tuple[str, ...]:
+    """The objectives that may be MRM's target."""
+    return tuple(kind.name for kind in OBJECTIVE_KINDS if kind.target)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrm_jax.config import Config
+from mrm_jax.options import declared
 
 NETWORKS = ("student", "teacher")
 
@@ -115,9 +116,9 @@ class Record:
         if not self.config:
             return []
         defaults = dict(flat(json.loads(json.dumps(dataclasses.asdict(Config())))))
-        docs = dict(_docs(Config, ""))
+        known = declared(Config)
         return [
-            Setting(name, value, defaults.get(name), docs.get(name, ""))
+            Setting(name, value, defaults.get(name), known[name].doc if name in known else "")
             for name, value in flat(self.config)
         ]
 
@@ -196,16 +197,4 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value))
-    return rows
-
-
-def _docs(cls: type, prefix: str) -> list[tuple[str, str]]:
-    """(dotted name, doc) of every option below a config dataclass."""
-    hints = typing.get_type_hints(cls)
-    rows = []
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            rows += _docs(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            rows.append((f"{prefix}{field.name}", field.metadata["doc"]))
     return rows

@@ -94,13 +94,12 @@ def learning_rate(step: Array, base: Array, warmup: Array, total: Array) -> jax.
 
 def rates(step: Array, scalars: Scalars) -> dict[Rate, jax.Array]:
     """The learning rate f[] of each kind at `step`."""
-    unit = learning_rate(
-        step, jnp.ones_like(scalars.learning_rate), scalars.warmup_steps, scalars.total_steps
-    )
+    encoder, steps = scalars["optimizer.learning_rate"], scalars["train.steps"]
+    unit = learning_rate(step, jnp.ones_like(encoder), scalars["optimizer.warmup"], steps)
     return {
-        "encoder": unit * scalars.learning_rate,
-        "decoder": unit * scalars.learning_rate * scalars.decoder_multiplier,
-        "rebuilder": unit * scalars.rebuilder_learning_rate,
+        "encoder": unit * encoder,
+        "decoder": unit * encoder * scalars["optimizer.decoder_multiplier"],
+        "rebuilder": unit * scalars["method.mrm.learning_rate"],
     }
 
 
@@ -123,7 +122,7 @@ def update(
     def moved(path: Any, leaf: jax.Array, moment: jax.Array) -> jax.Array:
         group = table[jax.tree_util.keystr(path, simple=True, separator="/")]
         if group.decayed:
-            moment = moment + scalars.weight_decay.astype(leaf.dtype) * leaf
+            moment = moment + scalars["optimizer.weight_decay"].astype(leaf.dtype) * leaf
         return leaf - rate[group.rate].astype(leaf.dtype) * moment.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(moved, params, moments), opt_state

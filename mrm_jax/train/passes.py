@@ -49,8 +49,8 @@ class Shared(NamedTuple):
 
     def ratio(self, row: Pass) -> Array:
         """The share f[] that the pass hides, in expectation."""
-        scalars = self.frozen.scalars
-        return scalars.mim_ratio if row.transform == "blank_image" else scalars.mrm_ratio
+        which = "mim" if row.transform == "blank_image" else "mrm"
+        return self.frozen.scalars[f"method.{which}.ratio"]
 
 
 class Outcome(NamedTuple):
@@ -283,7 +283,7 @@ def _judge(
         metrics |= found
     total = _sum(losses)
     if row.weight is not None:
-        total = total * getattr(shared.frozen.scalars, row.weight).astype(total.dtype)
+        total = total * shared.frozen.scalars[row.weight].astype(total.dtype)
     return Outcome(total, metrics, {**moments, **more})
 
 

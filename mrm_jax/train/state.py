@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrm_jax import options
 from mrm_jax.config import Config, detail_crop
 from mrm_jax.models.build import build_auxiliary, build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.rngs import stream
@@ -96,33 +97,7 @@ def _copy(params: Tree, config: Config) -> Tree:
 
 def scalars(config: Config) -> Scalars:
     """The traced numbers of a run, in JAX's default float type."""
-    method, optimizer, steps = config.method, config.optimizer, config.train.steps
-    ramp = round(method.mrm.ramp * steps)
-    values = {
-        "learning_rate": optimizer.learning_rate,
-        "rebuilder_learning_rate": method.mrm.learning_rate,
-        "decoder_multiplier": optimizer.decoder_multiplier,
-        "weight_decay": optimizer.weight_decay,
-        "warmup_steps": round(optimizer.warmup * steps),
-        "total_steps": steps,
-        "ema_decay": method.ema_decay,
-        "threshold": method.threshold,
-        "jitter_probability": method.augment.jitter_probability,
-        "blur_probability": method.augment.blur_probability,
-        "mrm_weight": method.mrm.weight,
-        "mrm_rise_steps": ramp if method.mrm.schedule == "rise" else 0,
-        "mrm_fall_steps": ramp if method.mrm.schedule == "fall" else 0,
-        "mrm_ratio": method.mrm.ratio,
-        "detail_weight": config.model.multires.detail_weight,
-        "feature_distance_weight": method.feature_distance.weight,
-        "mic_weight": method.mic.weight,
-        "mic_ratio": method.mic.ratio,
-        "contrast_weight": method.contrast.weight,
-        "contrast_temperature": method.contrast.temperature,
-        "mim_weight": method.mim.weight,
-        "mim_ratio": method.mim.ratio,
-    }
-    return Scalars(**{name: jnp.asarray(value, float) for name, value in values.items()})
+    return jax.tree.map(lambda number: jnp.asarray(number, float), options.numbers(config))
 
 
 def frozen(config: Config, encoder: Tree | None = None) -> Frozen:

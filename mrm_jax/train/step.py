@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrm_jax import sharding
+from mrm_jax import options, sharding
 from mrm_jax.config import Config, detail_crop, input_stats, mic_block, mim_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
@@ -118,65 +118,17 @@ def build(config: Config, networks: Networks | None = None) -> Program:
 
 
 def structure(config: Config) -> Config:
-    """What a step is compiled for: `config` with every field at its default that reaches the step
+    """What a step is compiled for: `config` with every option at its default that reaches the step
     as a traced number (`types.Scalars`) or not at all. Configs of one structure share a program.
     """
-    method, default = config.method, Config()
-    mrm, mic, distance = method.mrm, method.mic, method.feature_distance
-    plain, augment = default.method, default.method.augment
-    method = replace(
-        method,
-        ema_decay=plain.ema_decay,
-        threshold=plain.threshold,
-        augment=replace(
-            method.augment,
-            jitter_probability=augment.jitter_probability,
-            blur_probability=augment.blur_probability,
-        ),
-        # Whether there is such a loss decides what is computed; how much it weighs does not.
-        feature_distance=replace(
-            distance, weight=float(distance.weight > 0), source="weights", checkpoint=None
-        ),
-        mic=replace(mic, weight=plain.mic.weight, ratio=plain.mic.ratio),
-        mrm=replace(
-            mrm,
-            weight=plain.mrm.weight,
-            schedule=plain.mrm.schedule,
-            ramp=plain.mrm.ramp,
-            ratio=plain.mrm.ratio,
-            learning_rate=plain.mrm.learning_rate,
-        ),
-        contrast=replace(
-            method.contrast,
-            weight=float(method.contrast.weight > 0),
-            temperature=plain.contrast.temperature,
-        ),
-        mim=replace(method.mim, weight=float(method.mim.weight > 0), ratio=plain.mim.ratio),
-    )
-    rates = replace(
-        default.optimizer,
-        decay_encoder_norms=config.optimizer.decay_encoder_norms,
-        beta1=config.optimizer.beta1,
-        beta2=config.optimizer.beta2,
-        eps=config.optimizer.eps,
-    )
-    multires = replace(config.model.multires, detail_weight=default.model.multires.detail_weight)
-    encoder = replace(config.model.encoder, weights=None)
-    train = config.train
-    return replace(
-        default,
-        data=replace(default.data, classes=config.data.classes, crop=config.data.crop),
-        model=replace(config.model, multires=multires, encoder=encoder),
-        method=method,
-        optimizer=rates,
-        train=replace(
-            default.train,
-            batch=train.batch,
-            microbatches=train.microbatches,
-            pass_execution=train.pass_execution,
-            optimise=train.optimise,
-        ),
-    )
+    plain: dict[str, Any] = {}
+    for path, option in options.declared(Config).items():
+        if option.step == "weight":
+            # Whether there is such a loss decides what is computed; how much it weighs does not.
+            plain[path] = float(options.value_of(config, path) > 0)
+        elif option.step != "compiled":
+            plain[path] = option.default
+    return options.edited(config, plain)
 
 
 def _normalise(run: _Run, state: TrainState, batch: Batch) -> Batch:
@@ -240,7 +192,7 @@ def _teach(
         state.params["segmentor"],
         state.teacher_params,
         state.step,
-        scalars.ema_decay,
+        scalars["method.ema_decay"],
         None if key is None else jax.random.wrap_key_data(jnp.asarray(key)),
     )
     output, moments = teacher.predict(
@@ -252,7 +204,7 @@ def _teach(
     pseudo = pseudo_label.make(
         output.logits["main"],
         batch.target.valid,
-        scalars.threshold,
+        scalars["method.threshold"],
         weight_over=method.weight_over,
     )
     if any(kind.taught for kind in judging(method)):

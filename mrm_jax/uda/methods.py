@@ -23,7 +23,7 @@ class Pass:
     """One student forward on one view: encode, transform the features if asked to, decode, judge.
 
     `name` comes before its metrics and draws; `view` is a key in the views of the step; `weight`
-    names the traced scalar that multiplies its losses, None for 1; the transform "rebuild" masks
+    is the traced option that multiplies its losses, None for 1; the transform "rebuild" masks
     the features and lets the Rebuilder predict them, "blank_image" masks the picture before it is
     encoded. `decoded`: whether there are logits to judge. `trains`: which
     of encoder and decoder the losses reach.
@@ -41,13 +41,13 @@ class Pass:
 SOURCE = Pass("source", "source", (cross_entropy,))
 AUGMENTED = Pass("augmented", "augmented", (cross_entropy,))
 MIXED = Pass("mixed", "mixed", (cross_entropy,))
-MASKED = Pass("masked", "masked", (cross_entropy,), weight="mic_weight")
+MASKED = Pass("masked", "masked", (cross_entropy,), weight="method.mic.weight")
 # MRM's target judges these besides what stands here.
-REBUILT = Pass("reconstructed", "target", (), "rebuild", "mrm_weight")
+REBUILT = Pass("reconstructed", "target", (), "rebuild", "method.mrm.weight")
 REBUILT_TARGET = replace(REBUILT, name="reconstructed_target")
 REBUILT_SOURCE = replace(REBUILT, name="reconstructed_source", view="source")
 INPAINTED = Pass(
-    "inpainted", "target", (pixel_regression,), "blank_image", "mim_weight", decoded=False
+    "inpainted", "target", (pixel_regression,), "blank_image", "method.mim.weight", decoded=False
 )
 
 _BASE = {

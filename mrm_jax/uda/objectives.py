@@ -88,7 +88,7 @@ def cross_entropy(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
     label = crop(view.label, output.offset, output.extent)
     weight = crop(view.weight, output.offset, output.extent)
     detail = weighted_cross_entropy(output.logits["detail"], label, weight)
-    share = jnp.asarray(call.scalars.detail_weight, loss.dtype)
+    share = jnp.asarray(call.scalars["model.multires.detail_weight"], loss.dtype)
     return (1 - share) * loss + share * detail, {"ce_fused": loss, "ce_detail": detail}
 
 
@@ -127,7 +127,7 @@ def feature_distance(
     counted = chosen & (squared > 0)  # the root's slope at 0 is infinite
     distance = jnp.where(counted, jnp.sqrt(jnp.where(counted, squared, 1)), 0)
     mean = distance.sum() / _share(total.sum().astype(wide), call)
-    weight = jnp.asarray(call.scalars.feature_distance_weight, wide)
+    weight = jnp.asarray(call.scalars["method.feature_distance.weight"], wide)
     return weight * mean, {"feature_distance": mean}
 
 
@@ -164,9 +164,11 @@ def contrast(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
     side = call.view.label.shape[2] // cosines.shape[2]
     middle = (slice(None), slice(side // 2, None, side), slice(side // 2, None, side))
     label, weight = (jnp.asarray(x)[middle] for x in (call.view.label, call.view.weight))
-    temperature = jnp.asarray(call.scalars.contrast_temperature, cosines.dtype)
+    temperature = jnp.asarray(call.scalars["method.contrast.temperature"], cosines.dtype)
     loss = weighted_cross_entropy(cosines / temperature, label, weight)
-    return jnp.asarray(call.scalars.contrast_weight, loss.dtype) * loss, {"contrast": loss}
+    return jnp.asarray(call.scalars["method.contrast.weight"], loss.dtype) * loss, {
+        "contrast": loss
+    }
 
 
 def pixel_regression(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 
@@ -13,14 +11,15 @@ from mrm_jax.types import Array, Scalars
 def at_step(scalars: Scalars, step: Array) -> Scalars:
     """The numbers of step 0, 1, ...: `scalars` with lambda where its ramps put it.
 
-    It rises in a line from 0 at the first step to its weight after `mrm_rise_steps`, and falls as a
+    It rises in a line from 0 at the first step to its weight at the ramp's end, and falls as a
     rise run backwards, to 0 at the last step. Either ramp is off where its length is 0.
     """
-    weight = jnp.asarray(scalars.mrm_weight)
+    weight = jnp.asarray(scalars["method.mrm.weight"])
+    rise, fall = scalars["method.mrm.ramp"]
     done = jnp.asarray(step).astype(weight.dtype)
-    left = jnp.asarray(scalars.total_steps) - 1 - done
-    share = _ramp(done, scalars.mrm_rise_steps) * _ramp(left, scalars.mrm_fall_steps)
-    return replace(scalars, mrm_weight=weight * share)
+    left = jnp.asarray(scalars["train.steps"]) - 1 - done
+    share = _ramp(done, rise) * _ramp(left, fall)
+    return {**scalars, "method.mrm.weight": weight * share}
 
 
 def _ramp(steps: jax.Array, length: Array) -> jax.Array:

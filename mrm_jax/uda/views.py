@@ -51,8 +51,12 @@ def strong_augment(
         return gaussian_blur(x, low + (high - low) * jnp.asarray(draws.sigma_u).astype(x.dtype))
 
     image = jnp.asarray(image)
-    image = jax.lax.cond(draws.jitter_u < scalars.jitter_probability, jitter, lambda x: x, image)
-    return jax.lax.cond(draws.blur_u < scalars.blur_probability, blur, lambda x: x, image)
+    image = jax.lax.cond(
+        draws.jitter_u < scalars["method.augment.jitter_probability"], jitter, lambda x: x, image
+    )
+    return jax.lax.cond(
+        draws.blur_u < scalars["method.augment.blur_probability"], blur, lambda x: x, image
+    )
 
 
 def make_views(
@@ -134,5 +138,5 @@ def _masked(
         )
         view = replace(target, image=image)
     size = (view.image.shape[1], view.image.shape[2])
-    hide = hidden(draws.mask["masked"], scalars.mic_ratio, size)[..., None]
+    hide = hidden(draws.mask["masked"], scalars["method.mic.ratio"], size)[..., None]
     return replace(view, image=jnp.where(hide, jnp.zeros((), view.image.dtype), view.image))

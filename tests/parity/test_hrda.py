@@ -16,8 +16,10 @@ from golden import Case, cases, load
 from mrm_jax.convert import describe, import_torch
 from mrm_jax.evaluation.inference import predict
 from mrm_jax.models.build import build_segmentor
-from mrm_jax.types import Scalars, View
+from mrm_jax.types import View
 from mrm_jax.uda.objectives import Call, cross_entropy
+
+DETAIL = "model.multires.detail_weight"
 
 
 def _outputs(case: Case, state: networks.State) -> dict[str, Any]:
@@ -27,8 +29,7 @@ def _outputs(case: Case, state: networks.State) -> dict[str, Any]:
     config = networks.segmentor_config(state, "segmentor", meta)
     model, variables = build_segmentor(config, classes), import_torch(state, "segmentor")
     image = jnp.asarray(networks.nhwc(given["x"]))
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.zeros(())))
-    scalars = scalars.replace(detail_weight=jnp.asarray(config.multires.detail_weight))
+    scalars = {DETAIL: jnp.asarray(config.multires.detail_weight)}
     weight = jnp.asarray(given["seg_weight"])
     view = View(image, jnp.asarray(given["gt"][:, 0].astype(np.int32)), weight)
 
@@ -36,7 +37,7 @@ def _outputs(case: Case, state: networks.State) -> dict[str, Any]:
     def crop(variables: Any, offset: jax.Array) -> dict[str, jax.Array]:
         output = model.apply(variables, image, mode="eval", offset=offset)
         _, metrics = cross_entropy(Call(output, view, scalars), jax.random.key(0))
-        share = scalars.detail_weight
+        share = scalars[DETAIL]
         return {
             "train_fused": networks.nchw(output.logits["main"]),
             "train_lr": networks.nchw(output.logits["context"]),

@@ -26,7 +26,7 @@ from mrm_jax.recipes import ENCODERS
 from mrm_jax.registry import IMAGENET
 from mrm_jax.train import optimizer
 from mrm_jax.train.state import scalars
-from mrm_jax.types import Batch, Labelled, Scalars, SegOutput, Unlabelled, View
+from mrm_jax.types import Batch, Labelled, SegOutput, Unlabelled, View
 from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import draw
 from mrm_jax.uda.methods import passes
@@ -244,9 +244,9 @@ def _distance(case: Case, features: jax.Array, *, classes: Any, min_share: float
     label = jnp.asarray(given["gt"][:, 0].astype(np.int32))
     anchor = jnp.asarray(nhwc(given["feat_imnet"]))
     view = View(jnp.zeros((*label.shape, 3)), label, jnp.ones(label.shape), anchor)
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(case.meta["lambda_"])))
+    numbers = {"method.feature_distance.weight": jnp.float32(case.meta["lambda_"])}
     options = {"classes": classes, "num_classes": 19, "min_share": min_share}
-    return feature_distance(Call(output, view, scalars), jax.random.key(0), **options)[0]
+    return feature_distance(Call(output, view, numbers), jax.random.key(0), **options)[0]
 
 
 @pytest.mark.parametrize("name", cases("imnet_feature_distance"))

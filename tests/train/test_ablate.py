@@ -1,7 +1,5 @@
 """`ablate` on runs whose network is one number: which runs are made, kept, made again and told."""
 
-import fnmatch
-import functools
 import json
 import os
 import signal
@@ -19,11 +17,11 @@ import toy_run
 from mrm_jax.arms import Arm
 from mrm_jax.config import FeatureDistance, UsageError
 from mrm_jax.main import run
+from mrm_jax.options import edited
 from mrm_jax.train import jobs, loop, programs
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
-from mrm_jax.train.workdir import flatten
 from mrm_jax.types import RunError
 
 OFF = FeatureDistance()
@@ -226,64 +224,13 @@ def test_processes_begin_with_arms_of_their_own():
         assert "".join(job.arm.name for job in jobs.own_first(runs, k, n)) == order
 
 
-# Numbers that travel with `Frozen`, and fields that no step reads.
-NOT_COMPILED = (
-    *["seed", "data.source.*", "data.target.*", "data.evaluation.*", "data.flip"],
-    *["data.rare_class.*"],
-    *["data.workers", "data.cache", "model.encoder.weights", "model.multires.detail_weight"],
-    *["method.ema_decay", "method.threshold", "method.augment.jitter_probability"],
-    *["method.augment.blur_probability", "method.feature_distance.weight"],
-    *["method.feature_distance.source", "method.feature_distance.checkpoint"],
-    *["method.mic.weight", "method.mic.ratio", "method.mrm.weight", "method.mrm.schedule"],
-    *["method.mrm.ramp", "method.mrm.ratio", "method.mrm.learning_rate", "method.contrast.weight"],
-    *["method.contrast.temperature", "method.mim.weight", "method.mim.ratio"],
-    *["optimizer.learning_rate", "optimizer.decoder_multiplier", "optimizer.weight_decay"],
-    *["optimizer.warmup", "train.steps", "train.init_from", "train.log_every", "train.eval_every"],
-    *["train.checkpoint_every", "train.panels_every", "train.keep", "train.compile_cache"],
-    *["evaluation.*", "mesh.*"],
-)
-
-
-def edited(config, field, value):
-    name, _, rest = field.partition(".")
-    return replace(config, **{name: edited(getattr(config, name), rest, value) if rest else value})
-
-
-def everything():
-    """A stand-in run in which every loss has a weight."""
-    config = standin.config()
-    for name in ("feature_distance", "contrast", "mim"):
-        config = edited(config, f"method.{name}.weight", 0.5)
-    return config
-
-
-def other(value):
-    if isinstance(value, bool):
-        return not value
-    return value + 0.25 if isinstance(value, int | float) else "another"
-
-
-@pytest.mark.parametrize("field", flatten(everything()))
-def test_a_program_is_shared_exactly_by_runs_that_differ_in_what_is_not_compiled(field):
-    config = everything()
-    value = functools.reduce(getattr, field.split("."), config)
-    same = structure(edited(config, field, other(value))) == structure(config)
-    assert same == any(fnmatch.fnmatch(field, pattern) for pattern in NOT_COMPILED)
-
-
-def test_a_loss_that_is_off_is_compiled_otherwise():
-    config = everything()
-    for name in ("feature_distance", "contrast", "mim"):
-        assert structure(edited(config, f"method.{name}.weight", 0.0)) != structure(config)
-
-
 def test_runs_of_one_structure_compute_their_own_numbers():
     """A sweep in one process: the program is built of the structure, the numbers come with it."""
     config = standin.config()
     fields = {"mrm.ratio": 0.7, "mrm.weight": 0.3, "mrm.schedule": "fall", "ema_decay": 0.5}
     for field, value in fields.items():
-        config = edited(config, f"method.{field}", value)
-    config = edited(edited(config, "optimizer.learning_rate", 0.03), "train.steps", 7)
+        config = edited(config, {f"method.{field}": value})
+    config = edited(config, {"optimizer.learning_rate": 0.03, "train.steps": 7})
     outcomes = []
     for built in (config, structure(config)):
         program = standin.program(built)

@@ -129,8 +129,8 @@ def test_the_own_loss_of_an_arm_reaches_the_parts_that_it_is_to_train_and_no_oth
 @pytest.mark.parametrize("name", ARMS)
 def test_the_own_loss_of_an_arm_falls_on_a_fixed_batch(name):
     config, state, frozen, views, alone = _arm(name)
-    fast = {"warmup_steps": jnp.float32(0), "rebuilder_learning_rate": jnp.float32(1e-2)}
-    scalars = replace(frozen.scalars, **fast)
+    fast = {"optimizer.warmup": jnp.float32(0), "method.mrm.learning_rate": jnp.float32(1e-2)}
+    scalars = {**frozen.scalars, **fast}
     update = jax.jit(functools.partial(optimizer.update, config=config), compiler_options=COMPILER)
     params, opt_state, losses = state.params, state.opt_state, []
     for step in range(31):
@@ -144,8 +144,8 @@ def test_the_own_loss_of_an_arm_falls_on_a_fixed_batch(name):
 @pytest.mark.parametrize("name", ["mim", "pixels", "student", "teacher"])
 def test_where_nothing_is_hidden_loss_and_gradient_are_zero(name):
     _, state, frozen, views, alone = _arm(name)
-    none = dict.fromkeys(("mrm_ratio", "mim_ratio"), jnp.float32(-1))
-    grads, metrics = alone(state.params, replace(frozen.scalars, **none), views)
+    none = dict.fromkeys(("method.mrm.ratio", "method.mim.ratio"), jnp.float32(-1))
+    grads, metrics = alone(state.params, {**frozen.scalars, **none}, views)
     assert float(metrics["own"]) == 0
     assert _reached(grads) == set()
 

@@ -113,7 +113,9 @@ def test_the_teacher_is_the_student_before_the_step_and_then_an_average():
 def test_a_non_finite_step_leaves_the_whole_state_as_it_was(spoil):
     _, state, frozen, step = _start()
     if spoil == "loss":
-        frozen = replace(frozen, scalars=replace(frozen.scalars, mrm_weight=jnp.float32(jnp.nan)))
+        frozen = replace(
+            frozen, scalars={**frozen.scalars, "method.mrm.weight": jnp.float32(jnp.nan)}
+        )
     else:
         state.params["segmentor"]["decoder"]["classify"]["bias"] = jnp.full(4, jnp.inf)
     after, metrics = step(state, frozen, standin.batch())
@@ -127,7 +129,7 @@ def test_an_ignored_batch_has_zero_loss_and_moves_nothing():
     batch.source.label[:] = 255
     numbers = program.frozen(config)
     # Scalars other than 1: a threshold that no confidence reaches gives pseudo-labels no weight.
-    numbers = replace(numbers, scalars=replace(numbers.scalars, threshold=jnp.float32(1.5)))
+    numbers = replace(numbers, scalars={**numbers.scalars, "method.threshold": jnp.float32(1.5)})
     after, metrics = step(state, numbers, batch)
     assert float(metrics["total/loss"]) == 0
     assert bool(metrics["finite"])
@@ -214,7 +216,7 @@ def test_without_mrm_there_is_no_rebuilder_and_lambda_scales_its_gradient():
     _, state, frozen, step = _start()
     found = []
     for weight in (0.0, 1.0, 2.0):
-        numbers = replace(frozen.scalars, mrm_weight=jnp.float32(weight))
+        numbers = {**frozen.scalars, "method.mrm.weight": jnp.float32(weight)}
         found.append(step(state, replace(frozen, scalars=numbers), standin.batch())[1])
     norms = np.array([float(m["grad_norm/rebuilder"]) for m in found])
     assert norms[0] == 0

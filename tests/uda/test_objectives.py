@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.types import Scalars, SegOutput, View
+from mrm_jax.config import Config
+from mrm_jax.options import numbers
+from mrm_jax.types import SegOutput, View
 from mrm_jax.uda.objectives import (
     Call,
     cross_entropy,
@@ -70,7 +72,7 @@ def test_under_hrda_fused_and_detail_losses_are_mixed_nine_to_one():
     detail = rng.normal(size=(2, 2, 2, 4)).astype(np.float32)
     logits = {"main": jnp.asarray(fused), "detail": jnp.asarray(detail)}
     output = SegOutput(logits, (), jnp.array([8, 4]), (8, 8))
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.1)))
+    scalars = dict.fromkeys(numbers(Config()), jnp.float32(0.1))
     view = View(jnp.zeros((2, 16, 16, 3)), jnp.asarray(label), jnp.asarray(weight))
     loss, metrics = cross_entropy(Call(output, view, scalars), jax.random.key(0))
     whole = weighted_cross_entropy(fused, label, weight)
@@ -94,7 +96,7 @@ def test_a_cell_has_the_label_that_covers_three_quarters_of_it():
 def test_the_feature_distance_of_no_cell_and_of_equal_features_is_zero_with_zero_gradient():
     rng = np.random.default_rng(1)
     features, anchor = rng.normal(size=(2, 2, 1, 1, 5)).astype(np.float32)
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.5)))
+    scalars = dict.fromkeys(numbers(Config()), jnp.float32(0.5))
 
     def loss(features, label, anchor):
         view = View(jnp.zeros((2, 4, 4, 3)), label, jnp.ones((2, 4, 4)), anchor)
@@ -114,7 +116,7 @@ def test_the_feature_distance_of_no_cell_and_of_equal_features_is_zero_with_zero
 def _call(**fields):
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
-    scalars = Scalars(**dict.fromkeys(Scalars.__annotations__, jnp.float32(0.5)))
+    scalars = dict.fromkeys(numbers(Config()), jnp.float32(0.5))
     view = View(image, jnp.zeros((2, 8, 8), jnp.int32), jnp.ones((2, 8, 8)))
     call = Call(SegOutput({}, ()), view, scalars, **fields)
     return call, lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

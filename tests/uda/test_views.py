@@ -59,7 +59,8 @@ def test_mrms_augmented_pictures_are_those_of_the_stored_draws_and_keep_their_la
     batch, _ = _views(1.0, 1.0)
     method = Method(mrm=MRM(enabled=True, images="both", image="augmented"))
     names, numbers = ("source", "target", "augmented", "augmented_target"), scalars(Config())
-    numbers = numbers.replace(jitter_probability=1.0, blur_probability=1.0)
+    sure = {f"method.augment.{name}_probability": 1.0 for name in ("jitter", "blur")}
+    numbers = {**numbers, **sure}
     draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(method), grid=(1, 1))
     assert draws.augment.keys() == set(AUGMENTED)
     pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
