@@ -13,6 +13,13 @@ def check_model(config: Config) -> None:
     DECODER_KINDS[config.model.decoder.kind]
     encoder = config.model.encoder
     kind = ENCODER_KINDS[encoder.kind]
+    for piece in ("per_stage", "shown", "implied", "unshown"):
+        unknown = [name for name in getattr(kind, piece) if not hasattr(encoder, name)]
+        require(
+            not unknown,
+            f"EncoderKind '{kind.name}' has {', '.join(unknown)} in {piece}, which config.Encoder "
+            "has not.",
+        )
     for name in kind.per_stage:
         value = getattr(encoder, name)
         require(
@@ -22,6 +29,13 @@ def check_model(config: Config) -> None:
         )
     problem = kind.problem(encoder)
     require(problem is None, f"config.model.encoder.{problem}")
+    side, channels = crop_multiple(encoder), kind.channels(encoder)
+    sizes = map_sizes(encoder, side, side)
+    require(
+        len(sizes) == len(channels) and all(min(size) >= 1 for size in sizes),
+        f"EncoderKind '{kind.name}': map_sizes of {side} x {side} px is {sizes} and channels is "
+        f"{channels}; both have one entry a map, of 1 and more.",
+    )
 
 
 def check_crops(config: Config) -> None:

@@ -205,6 +205,24 @@ def test_a_deviation_of_zero_or_a_colour_too_few_is_refused(stats):
         toy_encoder(stats=stats)
 
 
+@pytest.mark.parametrize(
+    ("piece", "value", "message"),
+    [
+        ("shown", ("width",), "'wrong' has width in shown"),
+        ("map_sizes", lambda *_: ((2, 2), (1, 1)), r"map_sizes of 7 x 7 px is \(\(2, 2\), \(1, 1"),
+        ("map_sizes", lambda *_: ((0, 1),), "map_sizes of 7 x 7 px"),
+        ("variants", {"wrong_small": {"width": 3}}, "its variant wrong_small has width"),
+    ],
+)
+def test_pieces_that_do_not_fit_each_other_or_the_options_are_one_error(piece, value, message):
+    ENCODER_KINDS.register(replace(toy_encoder("wrong"), **{piece: value}))
+    try:
+        with pytest.raises(UsageError, match=message):
+            check(apply(Config(), "dacs,encoder=wrong_small"))
+    finally:
+        ENCODER_KINDS.remove("wrong")
+
+
 def test_an_installed_package_may_register_what_a_run_names(monkeypatch):
     """`evaluate` and `predict` open a run without its config file."""
     entry = SimpleNamespace(load=lambda: ENCODER_KINDS.register(toy_encoder("installed")))
