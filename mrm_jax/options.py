@@ -42,7 +42,7 @@ class Since(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Option:
     """An option as it was declared; see `option`. `annotation`: its type, whose Literals are the
-    choices."""
+    choices; `named`: those that are known only when they are asked for."""
 
     doc: str
     unit: str = ""
@@ -53,6 +53,7 @@ class Option:
     runtime: bool = False
     since: Since | None = None
     number: Callable[[Any, Any], Any] | None = None
+    named: Callable[[], tuple[str, ...]] | None = None
     path: str = ""
     default: Any = None
     annotation: Any = None
@@ -68,7 +69,9 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that a Literal in its type names; empty: any of the type."""
+        """The values that a Literal in its type or a registry names; empty: any of the type."""
+        if self.named is not None:
+            return self.named()
         inner = _optional(self.annotation)[0]
         if typing.get_origin(inner) is tuple:
             inner = typing.get_args(inner)[0]
@@ -104,17 +107,19 @@ def option(
     runtime: bool = False,
     since: Since | None = None,
     number: Callable[[Any, Any], Any] | None = None,
+    choices: Callable[[], tuple[str, ...]] | None = None,
 ) -> Any:
     """A field of a dataclass of options; a group of options is one whose default is a dataclass.
 
     doc: what it is. unit: of its value. source: where the default comes from. low, high: the range,
-    ends included, of each entry where it has several. Choices are a Literal in its type.
+    ends included, of each entry where it has several. Choices are a Literal in its type, or
+    `choices()` where they are registered: who looks one up refuses the others.
     step: how it reaches the training step; "compiled" unless it or its group says otherwise.
     runtime: it changes how a run is executed, not what it computes: may differ on resume.
     since: of an option that came later than runs that are still opened.
     number(value, config): what the step is given in its place, one number or a tuple of them.
     """
-    said = Option(doc, unit, source, low, high, step, runtime, since, number)
+    said = Option(doc, unit, source, low, high, step, runtime, since, number, choices)
     if dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata={"option": said})
     return dataclasses.field(default=default, metadata={"option": said})

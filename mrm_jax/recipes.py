@@ -6,12 +6,13 @@ sets and leaves the rest of the config alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from mrm_jax.config import TEACHER_METHODS, Config, Decoder, Encoder, UsageError
 from mrm_jax.options import nearest
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, Table
 
 T = TypeVar("T")
 
@@ -91,32 +92,39 @@ RECIPES: dict[str, Callable[[Config], Config]] = {
     "mic": mic,
 }
 
-_RESNET = Encoder(kind="resnet", dims=(256, 512, 1024, 2048), strides=(4, 2, 1, 1))
 
-ENCODERS = {
-    "mit_b0": Encoder(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
-    "mit_b1": Encoder(depths=(2, 2, 2, 2)),
-    "mit_b2": Encoder(depths=(3, 4, 6, 3)),
-    "mit_b3": Encoder(depths=(3, 4, 18, 3)),
-    "mit_b4": Encoder(depths=(3, 8, 27, 3)),
-    "mit_b5": Encoder(depths=(3, 6, 40, 3)),
-    "resnet50": replace(_RESNET, depths=(3, 4, 6, 3)),
-    "resnet101": replace(_RESNET, depths=(3, 4, 23, 3)),
-    "resnet50_7x7": replace(_RESNET, depths=(3, 4, 6, 3), stem="7x7"),
-    "resnet101_7x7": replace(_RESNET, depths=(3, 4, 23, 3), stem="7x7"),
-}
+class _Variants(Mapping[str, T]):
+    """The named sizes of all registrations of a table, in order: whatever is registered by the time
+    that one is asked for."""
 
-_DEEPLABV3PLUS = Decoder(kind="deeplabv3plus", channels=512, dilations=(1, 12, 24, 36))
+    def __init__(self, table: Table[Any], make: Any) -> None:
+        self._table, self._make = table, make
 
-DECODERS = {
-    "daformer": Decoder(),
-    "daformer_conv1": Decoder(fusion="conv1"),
-    "segformer": Decoder(kind="segformer", channels=768),
-    "deeplabv2": Decoder(kind="deeplabv2", dilations=(6, 12)),
-    "deeplabv2_full": Decoder(kind="deeplabv2", dilations=(6, 12, 18, 24)),
-    "deeplabv3plus": _DEEPLABV3PLUS,
-    "deeplabv3plus_bn": replace(_DEEPLABV3PLUS, norm=True),
-}
+    def __getitem__(self, name: str) -> T:
+        for row in self._table:
+            if name in row.variants:
+                return self._made(row, name)
+        raise KeyError(name)
+
+    def _made(self, row: Any, name: str) -> T:
+        values = row.variants[name]
+        if unknown := values.keys() - {field.name for field in fields(self._make)}:
+            raise UsageError(
+                f"{type(row).__name__} '{row.name}': its variant {name} has {min(unknown)}, which "
+                f"is no option of {self._make.__name__}."
+            )
+        return self._make(kind=row.name, **values)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for row in self._table for name in row.variants)
+
+    def __len__(self) -> int:
+        return sum(len(row.variants) for row in self._table)
+
+
+ENCODERS: Mapping[str, Encoder] = _Variants(ENCODER_KINDS, Encoder)
+
+DECODERS: Mapping[str, Decoder] = _Variants(DECODER_KINDS, Decoder)
 
 
 def with_mrm(config: Config, value: str) -> Config:
@@ -186,7 +194,7 @@ def _switch(name: str, value: str) -> bool:
     return value == "true"
 
 
-def _named(name: str, table: dict[str, T], what: str) -> T:
+def _named(name: str, table: Mapping[str, T], what: str) -> T:
     if name not in table:
         hint = nearest(name, table)
         raise UsageError(f"'{name}' is no {what}; there are {', '.join(table)}.{hint}")

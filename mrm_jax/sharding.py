@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mrm_jax.config import Config, UsageError
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 from mrm_jax.types import Batch
 
 DATA, FSDP = "data", "fsdp"
@@ -26,12 +27,12 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"step|root_key|opt_state/count", None),
     (r"(?:batch_stats|teacher_batch_stats)/.+", None),
     # The outputs of these are classes or pixels, whose numbers nothing divides.
-    (_LEARNT + r"(?:classifier|(?:decoder|attention)/(?:head/)?branch\d+|pixels/.*)/kernel", -2),
+    (_LEARNT + r"(?:classifier|pixels/.*)/kernel", -2),
     (_LEARNT + r"kernel", -1),
     (_LEARNT + r"(?:bias|scale|mask_token|vectors)", None),
 )
 """(path of a leaf of the state, the axis that is split over `fsdp`, None: all of it everywhere);
-the first full match wins."""
+the first full match wins, of the rules of registered networks and then of these."""
 
 
 def mesh(
@@ -139,14 +140,26 @@ def of_state(state: Any, mesh: Mesh | AbstractMesh) -> Any:
     a leaf without a rule, UsageError for one that the mesh does not divide; both name it.
     """
 
+    rules = (*_registered_rules(), *RULES)
+
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, axis in RULES:
+        for pattern, axis in rules:
             if re.fullmatch(pattern, name):
                 return NamedSharding(mesh, _spec(name, leaf.shape, axis, mesh.shape[FSDP]))
         raise ValueError(f"No sharding rule covers the state's leaf {name}; add one.")
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _registered_rules() -> tuple[tuple[str, int | None], ...]:
+    """The rules that encoders and decoders were registered with."""
+    return tuple(
+        (rf"{_LEARNT}(?:{where})/(?:{pattern})", axis)
+        for where, table in (("encoder", ENCODER_KINDS), ("decoder|attention", DECODER_KINDS))
+        for kind in table
+        for pattern, axis in kind.sharding
+    )
 
 
 def _spec(name: str, shape: tuple[int, ...], axis: int | None, parts: int) -> PartitionSpec:

@@ -6,7 +6,7 @@ Shapes: `B H W` image, `h w` feature map, `K` classes, `C` channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -45,11 +45,24 @@ class RunError(Exception):
 
 @struct.dataclass
 class FeatureSpec:
-    """What an encoder hands out, one entry a stage. `strides` are total (input pixels a cell)."""
+    """What an encoder hands out, one entry a stage. `strides` are total (input pixels a cell).
+
+    map_sizes(height, width): rows and columns of every map of such a picture; None: its sides by
+    `strides`, rounded up.
+    """
 
     channels: tuple[int, ...] = struct.field(pytree_node=False)
     strides: tuple[int, ...] = struct.field(pytree_node=False)
     multiple_of: int = struct.field(pytree_node=False)
+    map_sizes: Callable[[int, int], tuple[tuple[int, int], ...]] | None = struct.field(
+        pytree_node=False, default=None
+    )
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of every map of a picture of so many px."""
+        if self.map_sizes is not None:
+            return self.map_sizes(height, width)
+        return tuple((-(-height // stride), -(-width // stride)) for stride in self.strides)
 
 
 @struct.dataclass

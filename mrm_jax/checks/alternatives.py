@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from mrm_jax.checks.require import require
-from mrm_jax.config import TEACHER_METHODS, Config
+from mrm_jax.config import TEACHER_METHODS, Config, Method
+from mrm_jax.registry import OBJECTIVE_KINDS, target_names
 
 
 def check_alternatives(config: Config) -> None:
@@ -17,25 +20,47 @@ def check_alternatives(config: Config) -> None:
             f"config.method.{name}.weight is {weight} and needs a teacher, which {method.kind} has "
             f"not; {teacher}",
         )
+    _check_objectives(method)
+    kind = OBJECTIVE_KINDS[mrm.target]
+    require(
+        kind.target,
+        f"config.method.mrm.target is {mrm.target}, which is registered as no target of MRM; use "
+        f"one of {', '.join(target_names())}.",
+    )
     if not mrm.enabled:
         return
     require(
-        mrm.hidden != "blank" or mrm.target == "classes",
+        mrm.hidden != "blank" or kind.decoded,
         f"config.method.mrm.target is {mrm.target}, which only rebuilt features can be judged by; "
         "set hidden=rebuilt or target=classes.",
     )
     require(
-        mrm.trains == "both" or mrm.target == "classes",
+        mrm.trains == "both" or kind.decoded,
         f"config.method.mrm.trains is {mrm.trains}, but target={mrm.target} runs no decoder; set "
         "trains=both or target=classes.",
     )
     require(
-        mrm.target != "pixels" or mrm.stages != "multi",
-        "config.method.mrm.stages is multi, but target=pixels rebuilds the last map alone; set "
-        "stages=auto.",
+        not kind.last_map or mrm.stages != "multi",
+        f"config.method.mrm.stages is multi, but target={mrm.target} rebuilds the last map alone; "
+        "set stages=auto.",
     )
     require(
-        mrm.target != "teacher_features" or mrm.images == "target",
+        not kind.taught or mrm.images == "target",
         f"config.method.mrm.images is {mrm.images}, but the teacher sees target pictures alone; "
         "set images=target or target=student_features.",
     )
+
+
+def _check_objectives(method: Method) -> None:
+    """Raises UsageError: an objective that cannot be added by its name."""
+    for name, weight in method.objectives:
+        kind = OBJECTIVE_KINDS.found(name, "method.objectives")
+        require(
+            bool(kind.passes) and kind.weight is None,
+            f"config.method.objectives has '{name}', which is not registered as one to add: it has "
+            "no passes, or a weight of its own.",
+        )
+        require(
+            weight >= 0 and math.isfinite(weight),
+            f"config.method.objectives gives '{name}' the weight {weight}; it must be at least 0.",
+        )

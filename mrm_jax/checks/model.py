@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from mrm_jax.checks.require import require
-from mrm_jax.config import Config, detail_crop, encoder_stride, smallest_side
+from mrm_jax.config import Config, crop_multiple, detail_crop, map_sizes, smallest_side, strides
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 
 
 def check_model(config: Config) -> None:
-    """Raises UsageError: an encoder whose fields do not fit each other."""
+    """Raises UsageError: kinds that are not registered, an encoder whose fields do not fit each
+    other."""
+    DECODER_KINDS[config.model.decoder.kind]
     encoder = config.model.encoder
-    per_stage = {"mit": ("heads", "sr_ratios"), "resnet": ("dilations",)}[encoder.kind]
-    for name in ("depths", "strides", *per_stage):
+    kind = ENCODER_KINDS[encoder.kind]
+    for piece in ("per_stage", "shown", "implied", "unshown"):
+        unknown = [name for name in getattr(kind, piece) if not hasattr(encoder, name)]
+        require(
+            not unknown,
+            f"EncoderKind '{kind.name}' has {', '.join(unknown)} in {piece}, which config.Encoder "
+            "has not.",
+        )
+    for name in kind.per_stage:
         value = getattr(encoder, name)
         require(
             len(value) == len(encoder.dims),
             f"config.model.encoder.{name} is {value}; dims has "
             f"{len(encoder.dims)} stages, give as many entries.",
         )
-    if encoder.kind == "resnet":
-        require(
-            all(dim % 4 == 0 for dim in encoder.dims) and encoder.strides[0] == 4,
-            f"config.model.encoder.dims is {encoder.dims} and strides {encoder.strides}; a "
-            "ResNet's widths are multiples of 4 and its first stride is 4, the stem's.",
-        )
-        return
-    for dim, heads in zip(encoder.dims, encoder.heads, strict=True):
-        require(
-            dim % heads == 0,
-            f"config.model.encoder.dims has {dim}, not a multiple of its {heads} attention heads.",
-        )
+    problem = kind.problem(encoder)
+    require(problem is None, f"config.model.encoder.{problem}")
+    side, channels = crop_multiple(encoder), kind.channels(encoder)
+    sizes = map_sizes(encoder, side, side)
+    require(
+        len(sizes) == len(channels) and all(min(size) >= 1 for size in sizes),
+        f"EncoderKind '{kind.name}': map_sizes of {side} x {side} px is {sizes} and channels is "
+        f"{channels}; both have one entry a map, of 1 and more.",
+    )
 
 
 def check_crops(config: Config) -> None:
@@ -45,8 +52,14 @@ def check_crops(config: Config) -> None:
         f"config.model.multires.detail is {detail}, larger than the crop {crop}.",
     )
     encoder, multiple = config.model.encoder, multires.offset_multiple
-    last = config.model.decoder.kind == "deeplabv2"
-    stride = encoder_stride(encoder) if last else encoder.strides[0]
+    stage = DECODER_KINDS[config.model.decoder.kind].logits
+    side, stride = crop_multiple(encoder), strides(encoder)[stage]
+    rows = map_sizes(encoder, side, side)[stage][0]
+    require(
+        rows * stride == side,
+        f"config.model.multires.enabled is True, but a cell of encoder kind {encoder.kind} is "
+        f"{side / rows:g} px, and HRDA puts crops on whole ones; set it to False.",
+    )
     require(
         multiple % stride == 0,
         f"config.model.multires.offset_multiple is {multiple}; where a detail crop starts has to "
@@ -57,7 +70,7 @@ def check_crops(config: Config) -> None:
 def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -> None:
     """The crop that an encoder sees after shrinking by `shrunk` has to fit its strides."""
     encoder = config.model.encoder
-    multiple, least = shrunk * encoder_stride(encoder), shrunk * smallest_side(encoder)
+    multiple, least = shrunk * crop_multiple(encoder), shrunk * smallest_side(encoder)
     why = "the stride of the encoder" + (", twice, for HRDA's context" if shrunk > 1 else "")
     for side, axis in zip(crop, ("height", "width"), strict=True):
         require(
@@ -68,5 +81,5 @@ def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -
         require(
             side >= least,
             f"config.{name} is {crop}: its {axis} is below {least} px, the least that "
-            "the encoder's attention can reduce (strides, sr_ratios).",
+            "the encoder can reduce.",
         )

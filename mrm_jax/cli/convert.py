@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrm_jax.config import Classes, Config, Data, Domain, Method, Model, UsageError
 from mrm_jax.paths import local, located
+from mrm_jax.registry import DECODER_KINDS
 
 if TYPE_CHECKING:
     from mrm_jax.convert.network import Network
@@ -178,6 +179,7 @@ def _config(network: Network, given: Config | None) -> Config:
     """The config of a folder: the given one, else the network with the reference's values."""
     if given is not None:
         return given
+    from mrm_jax.convert.tables import encoder_files
     from mrm_jax.data.labels import CITYSCAPES
 
     count = network.classes
@@ -191,10 +193,9 @@ def _config(network: Network, given: Config | None) -> Config:
     cityscapes = classes.names == CITYSCAPES.names and network.kind == "segmentor"
     box = CITYSCAPES_BOX if cityscapes and not hrda else None
     encoder = network.model.encoder
-    if encoder.kind == "mit" and any(dim % encoder.dims[0] for dim in encoder.dims):
+    if guessed := encoder_files()[encoder.kind].guessed(encoder):
         raise UsageError(
-            f"{network.file.path}: no tensor shows the attention heads of an encoder of widths "
-            f"{encoder.dims}; give the run's --config."
+            f"{network.file.path}: no tensor shows {guessed}; give the run's --config."
         )
     data = Data(
         crop=HRDA_CROP if hrda else Data.crop,
@@ -277,9 +278,13 @@ def _export(arguments: argparse.Namespace) -> int:
 def _natural_kind(model: Model, variables: Mapping[str, Any]) -> str:
     if "decoder" in variables["params"]:
         return "segmentor"
-    if model.encoder.kind == "mit":
-        return "mit"
-    return "resnet_v1c" if model.encoder.stem == "v1c" else "resnet_torchvision"
+    from mrm_jax.convert.tables import encoder_files
+
+    kind = model.encoder.kind
+    files = encoder_files().get(kind)
+    if files is None:
+        raise UsageError(f"encoder kind {kind} is registered without names of a weight file.")
+    return files.natural(model.encoder)
 
 
 def _part(variables: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -296,7 +301,7 @@ def _order(kind: str, model: Model) -> dict[str, str]:
     """The variant that turns this model's order of concatenation into the kind's."""
     from mrm_jax.convert import KINDS
 
-    if model.decoder.kind != "segformer" or kind not in KINDS:
+    if "concat" not in DECODER_KINDS[model.decoder.kind].shown or kind not in KINDS:
         return {}
     same = KINDS[kind].concat_order == model.decoder.concat
     return {"concat_order": "c1..c4" if same else "c4..c1"}

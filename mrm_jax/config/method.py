@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mrm_jax.options import option
+from mrm_jax.registry import target_names
 
 if TYPE_CHECKING:
     from mrm_jax.config.run import Config
@@ -82,12 +83,13 @@ class MRM:
         "Parts of the Rebuilder without weight decay, of token (the learned mask token), norms and "
         "inner_norms (those between a projector's transposed convolutions).",
     )
-    target: Literal["classes", "pixels", "student_features", "teacher_features"] = option(
+    target: str = option(
         "classes",
         "What rebuilt features are judged by: their decoded classes; the picture's pixels, from "
         "the last map alone; the encoder's or the teacher's own features. But for classes no "
         "decoder runs, and HRDA's detail counts nowhere.",
         source="paper: classes; the others are its ablations",
+        choices=target_names,
     )
     hidden: Literal["rebuilt", "blank"] = option(
         "rebuilt",
@@ -257,6 +259,9 @@ class Method:
     augment: Augment = option(Augment(), "Strong augmentation.")
     feature_distance: FeatureDistance = option(FeatureDistance(), "Distance to frozen features.")
     mic: MIC = option(MIC(), "Masked image consistency, in method mic.")
+    objectives: tuple[tuple[str, float], ...] = option(
+        (), "Registered objectives to add to the passes that they judge: each a name and a weight."
+    )
     mrm: MRM = option(MRM(), "Masked Representation Modeling.")
     contrast: Contrast = option(Contrast(), "Alternative to MRM: contrast with prototypes.")
     mim: MaskedImages = option(MaskedImages(), "Alternative to MRM: masked image modelling.")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from typing import Literal
 
 from mrm_jax.options import option
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, InputStats, Sizes
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Mix Transformer or ResNet of any size. Named sizes: `recipes.ENCODERS`."""
+    """An encoder of any size. Named sizes: `recipes.ENCODERS`."""
 
-    kind: Literal["mit", "resnet"] = option("mit", "Family.")
+    kind: str = option("mit", "Family.", choices=ENCODER_KINDS.names)
     dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.", low=1)
     depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.", low=1)
     strides: tuple[int, ...] = option(
@@ -53,9 +51,7 @@ class Encoder:
 class Decoder:
     """The head that turns features into class scores. Named ones: `recipes.DECODERS`."""
 
-    kind: Literal["daformer", "segformer", "deeplabv2", "deeplabv3plus"] = option(
-        "daformer", "Family."
-    )
+    kind: str = option("daformer", "Family.", choices=DECODER_KINDS.names)
     channels: int = option(
         256,
         "Width of the embeddings and of the fused map (SegFormer: 768, DeepLabV3+: 512).",
@@ -131,17 +127,31 @@ class Model:
     )
 
 
-def encoder_stride(encoder: Encoder) -> int:
-    """Input pixels a cell of the last stage: every training crop is a multiple of it."""
-    return math.prod(encoder.strides)
+def map_sizes(encoder: Encoder, height: int, width: int) -> Sizes:
+    """Rows and columns of every map of a picture."""
+    return ENCODER_KINDS[encoder.kind].map_sizes(encoder, height, width)
+
+
+def crop_multiple(encoder: Encoder) -> int:
+    """What the sides of a crop are a multiple of, px."""
+    return ENCODER_KINDS[encoder.kind].multiple(encoder)
+
+
+def strides(encoder: Encoder) -> tuple[int, ...]:
+    """Input px a cell of every map, rounded down where that is no whole number."""
+    side = crop_multiple(encoder)
+    return tuple(max(side // rows, 1) for rows, _ in map_sizes(encoder, side, side))
 
 
 def smallest_side(encoder: Encoder) -> int:
-    """The shortest side, px, that every stage's attention can still reduce (ResNet: one cell)."""
-    if encoder.kind == "resnet":
-        return encoder_stride(encoder)
-    strides = accumulate(encoder.strides, mul)
-    return max(stride * ratio for stride, ratio in zip(strides, encoder.sr_ratios, strict=True))
+    """The shortest side, px, that the encoder takes."""
+    kind = ENCODER_KINDS[encoder.kind]
+    return (kind.smallest or kind.multiple)(encoder)
+
+
+def input_stats(model: Model) -> InputStats:
+    """Mean and deviation that pictures are normalised by for the network."""
+    return ENCODER_KINDS[model.encoder.kind].input
 
 
 def smallest_picture(model: Model) -> int:

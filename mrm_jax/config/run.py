@@ -8,7 +8,7 @@ from typing import Literal
 from mrm_jax import options
 from mrm_jax.config.data import Data, Domain
 from mrm_jax.config.method import Method
-from mrm_jax.config.model import Model, encoder_stride
+from mrm_jax.config.model import Model, strides
 from mrm_jax.options import option
 
 
@@ -228,5 +228,5 @@ def mic_block(config: Config) -> int:
 def mim_block(config: Config) -> int:
     """Side, px, of a block that masked image modelling hides."""
     shrunk = 2 if config.model.multires.enabled else 1  # HRDA's context
-    cell = shrunk * encoder_stride(config.model.encoder)
+    cell = shrunk * strides(config.model.encoder)[-1]
     return config.method.mim.block or max(config.data.crop[0] // 16, cell)

@@ -3,11 +3,13 @@ and transformers 5)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mrm_jax.convert.layouts import Layout, affine, norm
+from mrm_jax.convert.layouts import EncoderFiles, Layout, affine, norm
 from mrm_jax.convert.rules import Drop, Row
+from mrm_jax.registry import ENCODER_KINDS
 
 MIT_FACTS = (
     ("dims", "C{s}"),
@@ -127,4 +129,49 @@ HF_FIVE = replace(
     ),
     marks=("stages.0.patch_embeddings.proj.weight",),
     drops=(),
+)
+
+# Epsilons of (block and stage LayerNorms, patch-embedding and reduction LayerNorms) that no tensor
+# shows. Source: SegFormer's release; mmseg >= 0.20 mit.py; transformers' SegformerConfig.
+_EPS = {"mit": (1e-6, 1e-5), "mit_mmseg": (1e-6, 1e-6), "hf": (1e-5, 1e-5)}
+
+
+def _fields(shown: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    layout, dims = shown["layout"], shown["dims"]
+    ratios = [width / dim for width, dim in zip(shown["mlp_widths"], dims, strict=True)]
+    heads = tuple(dim // dims[0] for dim in dims)
+    heads = heads if _whole_heads(dims) else (1,) * len(dims)
+    block, embed = _EPS["hf" if layout.startswith("hf") else layout]
+    found = {
+        "dims": dims,
+        "depths": shown["depths"],
+        "heads": heads,
+        "sr_ratios": shown["sr_ratios"],
+        "mlp_ratio": int(ratios[0]),
+        "norm_eps": block,
+        "embed_norm_eps": embed,
+    }
+    return found, (f"heads {heads} and LayerNorm epsilons {block:g} and {embed:g}",)
+
+
+def _whole_heads(dims: tuple[int, ...]) -> bool:
+    """Whether heads as wide as the first stage fit, as in all published sizes."""
+    return all(dim % dims[0] == 0 for dim in dims)
+
+
+def _guessed(encoder: Any) -> str | None:
+    dims = encoder.dims
+    return None if _whole_heads(dims) else f"the attention heads of an encoder of widths {dims}"
+
+
+FILES = EncoderFiles(
+    layouts=(MIT, MIT_MMSEG),
+    others=(HF_HUB, HF_FIVE),
+    sizes={
+        name: ("mit", (*fields.items(), ("sr_ratios", (8, 4, 2, 1))))
+        for name, fields in ENCODER_KINDS["mit"].variants.items()
+    },
+    fields=_fields,
+    guessed=_guessed,
+    natural=lambda encoder: "mit",
 )

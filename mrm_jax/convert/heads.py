@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from mrm_jax.convert.layouts import Layout, affine, batch_norm
+from mrm_jax.convert.layouts import DecoderFiles, Layout, affine, batch_norm
 from mrm_jax.convert.rules import Drop, Row, Symbols
 
 HEAD_FACTS = (("in_channels", "C{s}"), ("channels", "E"), ("num_classes", "K"))
@@ -187,3 +189,42 @@ def as_attention(layout: Layout) -> Layout:
     rows = tuple(replace(row, shape=renamed(row.shape)) for row in layout.rows)
     facts = tuple((name, renamed(symbol)) for name, symbol in layout.facts)
     return replace(layout, rows=rows, facts=facts)
+
+
+def _fields(shown: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Fields of `config.Decoder` that every head shows: its width, where it has one."""
+    width = {"channels": shown["channels"]} if shown.get("channels") else {}
+    return {**width, **more}
+
+
+def _branched(known: Mapping[int, tuple[int, ...]], shown: Mapping[str, Any]) -> dict[str, Any]:
+    """The dilations that published networks with so many branches have; no tensor shows them."""
+    found = known.get(shown.get("branches") or 0)
+    return {} if found is None else {"dilations": found}
+
+
+def _daformer(shown: Mapping[str, Any]) -> dict[str, Any]:
+    fusion = "conv1" if shown["layout"] == DAFORMER_CONV1.name else "aspp"
+    return _fields(shown, fusion=fusion, **_branched({4: (1, 6, 12, 18)}, shown))
+
+
+def _deeplabv2(shown: Mapping[str, Any]) -> dict[str, Any]:
+    return _fields(shown, **_branched({2: (6, 12), 4: (6, 12, 18, 24)}, shown))
+
+
+def _v3plus(shown: Mapping[str, Any]) -> dict[str, Any]:
+    low = {"low_channels": shown["low_channels"]} if shown.get("low_channels") else {}
+    norm = shown["layout"] == DEEPLABV3PLUS_BN.name
+    return _fields(shown, norm=norm, **low, **_branched({4: (1, 12, 24, 36)}, shown))
+
+
+DAFORMER_FILES = DecoderFiles(
+    layouts=(DAFORMER_ASPP, DAFORMER_CONV1),
+    attentions=(as_attention(DAFORMER_CONV1),),
+    fields=_daformer,
+)
+SEGFORMER_FILES = DecoderFiles(layouts=(SEGFORMER,), fields=_fields)
+DEEPLABV3PLUS_FILES = DecoderFiles(layouts=(DEEPLABV3PLUS_BN, DEEPLABV3PLUS), fields=_v3plus)
+DEEPLABV2_FILES = DecoderFiles(
+    layouts=(DEEPLABV2,), attentions=(as_attention(DEEPLABV2),), fields=_deeplabv2
+)

@@ -3,11 +3,13 @@ normalisations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mrm_jax.convert.rules import Drop, Row, Symbols
+
+Facts = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,41 @@ class Kind:
     copies: tuple[str, ...] = ()
     spare: str = ""
     concat_order: str = "c1..c4"
-    sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    sizes: Facts = ()
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """How files call the tensors of an encoder: `registry.EncoderKind.conversion`.
+
+    layouts: of a file of the encoder alone, each a kind under its own name, and of a segmentor's
+    backbone under mmseg's names. others: of files of other kinds. sizes: kinds of one size, name ->
+    (the layout's, facts that `describe` must find). fields(what `describe` shows) -> (fields of
+    `config.Encoder`, phrases for what no tensor shows). guessed(encoder): a phrase for what was
+    guessed badly, so that the user has to say it. natural(encoder): the layout it is written in.
+    """
+
+    layouts: tuple[Layout, ...]
+    fields: Callable[[Mapping[str, Any]], tuple[dict[str, Any], tuple[str, ...]]]
+    natural: Callable[[Any], str]
+    others: tuple[Layout, ...] = ()
+    sizes: Mapping[str, tuple[str, Facts]] = field(default_factory=dict)
+    guessed: Callable[[Any], str | None] = lambda encoder: None
+
+
+@dataclass(frozen=True)
+class DecoderFiles:
+    """How files call the tensors of a decoder: `registry.DecoderKind.conversion`.
+
+    layouts: of a head under mmseg's names. attentions: of HRDA's attention head of this kind.
+    others: of heads in files of other kinds. fields(what `describe` shows) -> fields of
+    `config.Decoder`.
+    """
+
+    layouts: tuple[Layout, ...]
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]]
+    attentions: tuple[Layout, ...] = ()
+    others: tuple[Layout, ...] = ()
 
 
 def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:

@@ -12,16 +12,7 @@ import numpy as np
 from mrm_jax.config import Decoder, Encoder, Model, MultiRes, UsageError
 from mrm_jax.convert import KINDS, Misfit, detect, import_torch, leaves, trace
 from mrm_jax.convert.reader import WeightFile, read
-
-# Epsilons of (block and stage LayerNorms, patch-embedding and reduction LayerNorms) that no tensor
-# shows. Source: SegFormer's release; mmseg >= 0.20 mit.py; transformers' SegformerConfig.
-_EPS = {"mit": (1e-6, 1e-5), "mit_mmseg": (1e-6, 1e-6), "hf": (1e-5, 1e-5)}
-_DILATIONS = {
-    ("daformer", 4): (1, 6, 12, 18),
-    ("deeplabv2", 2): (6, 12),
-    ("deeplabv2", 4): (6, 12, 18, 24),
-    ("deeplabv3plus", 4): (1, 12, 24, 36),
-}
+from mrm_jax.convert.tables import decoder_files, encoder_files
 
 
 @dataclass(frozen=True)
@@ -146,37 +137,18 @@ def _encoder(shown: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ...]]:
     unknown = any(size is None for size in (*dims, *depths))
     if unknown:
         raise UsageError(f"the tensors show widths {dims} and depths {depths}: too many missing.")
-    if layout.startswith("resnet"):
-        stem = "7x7" if layout == "resnet_torchvision" else "v1c"
-        encoder = Encoder(kind="resnet", dims=dims, depths=depths, strides=(4, 2, 1, 1), stem=stem)
-        return encoder, (f"strides {encoder.strides} and dilations {encoder.dilations}",)
-    ratios = [width / dim for width, dim in zip(shown["mlp_widths"], dims, strict=True)]
-    heads = tuple(dim // dims[0] for dim in dims)
-    block, embed = _EPS["hf" if layout.startswith("hf") else layout]
-    encoder = Encoder(
-        dims=dims,
-        depths=depths,
-        heads=heads if all(dim % dims[0] == 0 for dim in dims) else (1,) * len(dims),
-        sr_ratios=shown["sr_ratios"],
-        mlp_ratio=int(ratios[0]),
-        norm_eps=block,
-        embed_norm_eps=embed,
-    )
-    return encoder, (f"heads {encoder.heads} and LayerNorm epsilons {block:g} and {embed:g}",)
+    for kind, files in encoder_files().items():
+        if layout in {row.name for row in (*files.layouts, *files.others)}:
+            fields, assumed = files.fields(shown)
+            return Encoder(kind=kind, **fields), assumed
+    raise UsageError(f"no registered encoder has the layout {layout}.")
 
 
 def _decoder(shown: Mapping[str, Any]) -> Decoder:
-    layout = shown["layout"]
-    kind: Any = layout.partition("_")[0]
-    decoder = Decoder(
-        kind=kind,
-        channels=shown.get("channels") or Decoder.channels,
-        fusion="conv1" if layout == "daformer_conv1" else "aspp",
-        norm=layout == "deeplabv3plus_bn",
-        low_channels=shown.get("low_channels") or Decoder.low_channels,
-    )
-    dilations = _DILATIONS.get((kind, shown.get("branches") or 0), decoder.dilations)
-    return replace(decoder, dilations=dilations)
+    for kind, files in decoder_files().items():
+        if shown["layout"] in {row.name for row in (*files.layouts, *files.others)}:
+            return Decoder(kind=kind, **files.fields(shown))
+    raise UsageError(f"no registered decoder has the layout {shown['layout']}.")
 
 
 def count(tree: Mapping[str, Any]) -> tuple[int, int]:

@@ -3,11 +3,14 @@ alike."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mrm_jax.convert.layouts import Layout, batch_norm
+from mrm_jax.config import Encoder
+from mrm_jax.convert.layouts import EncoderFiles, Layout, batch_norm
 from mrm_jax.convert.rules import CLOSED, Drop, Row, Symbols
+from mrm_jax.registry import ENCODER_KINDS
 
 # Sizes: C0 is the stem's width, H that of v1c's first two convolutions, C of a stage's map, P
 # inside its blocks.
@@ -89,4 +92,30 @@ RESNET_TORCHVISION = replace(
     rows=(*_stem((("conv1", "bn1", "C0 3 7 7"),)), *_STAGES),
     marks=("conv1.weight",),
     paths=("stem/conv1/kernel",),
+)
+
+
+def _fields(shown: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    found = {
+        "dims": shown["dims"],
+        "depths": shown["depths"],
+        "strides": (4, 2, 1, 1),
+        "stem": "7x7" if shown["layout"] == RESNET_TORCHVISION.name else "v1c",
+    }
+    dilations = Encoder.dilations
+    return found, (f"strides {found['strides']} and dilations {dilations}",)
+
+
+FILES = EncoderFiles(
+    layouts=(RESNET_V1C, RESNET_TORCHVISION),
+    sizes={
+        f"{name}_v1c": (
+            RESNET_V1C.name,
+            tuple((fact, fields[fact]) for fact in ("dims", "depths")),
+        )
+        for name, fields in ENCODER_KINDS["resnet"].variants.items()
+        if fields["stem"] == "v1c"
+    },
+    fields=_fields,
+    natural=lambda encoder: (RESNET_V1C if encoder.stem == "v1c" else RESNET_TORCHVISION).name,
 )

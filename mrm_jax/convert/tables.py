@@ -1,97 +1,108 @@
 """The kinds of name layout that `import_torch` reads and `export_torch` writes.
 
-A new encoder or decoder is a Layout in its own file and a place in a Kind here.
+Names of encoders and decoders come from what is registered (`registry/`).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from mrm_jax.convert.encoders import HF_FIVE, HF_HUB, MIT, MIT_MMSEG
+from mrm_jax.convert.encoders import HF_FIVE, HF_HUB, MIT
 from mrm_jax.convert.heads import (
-    DAFORMER_ASPP,
-    DAFORMER_CONV1,
-    DEEPLABV2,
-    DEEPLABV3PLUS,
-    DEEPLABV3PLUS_BN,
     HF_HEAD_FIVE,
     HF_HEAD_HUB,
-    SEGFORMER,
     SEGFORMER_NVIDIA,
-    as_attention,
 )
-from mrm_jax.convert.layouts import Kind, Part
+from mrm_jax.convert.layouts import DecoderFiles, EncoderFiles, Kind, Part
 from mrm_jax.convert.rebuilder import REBUILDER_MULTI, REBUILDER_SINGLE
-from mrm_jax.convert.resnet import RESNET_TORCHVISION, RESNET_V1C
 from mrm_jax.convert.rules import Drop
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, resolved
 
-# DeepLabV2 last: its mark is a name that DeepLabV3+ has as well.
-HEADS = (
-    DAFORMER_ASPP,
-    DAFORMER_CONV1,
-    SEGFORMER,
-    DEEPLABV3PLUS_BN,
-    DEEPLABV3PLUS,
-    DEEPLABV2,
-)
-ATTENTIONS = (as_attention(DAFORMER_CONV1), as_attention(DEEPLABV2))
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")
-_ENCODER_KIND = Kind((Part("encoder", (MIT,)),), (_OTHER_HEADS,), spare="backbone.")
 
-# SegFormer paper, table 6; dims, depths and the reduction of keys and values.
-_SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
-MIT_SIZES = {
-    "mit_b0": (_SMALL, (2, 2, 2, 2)),
-    "mit_b1": (_LARGE, (2, 2, 2, 2)),
-    "mit_b2": (_LARGE, (3, 4, 6, 3)),
-    "mit_b3": (_LARGE, (3, 4, 18, 3)),
-    "mit_b4": (_LARGE, (3, 8, 27, 3)),
-    "mit_b5": (_LARGE, (3, 6, 40, 3)),
-}
 
-_BACKBONE = Part(
-    "encoder", (MIT, MIT_MMSEG, RESNET_V1C, RESNET_TORCHVISION), "backbone.", "encoder/"
-)
-
-# ResNet paper, table 1.
-RESNET_DEPTHS = {"resnet50_v1c": (3, 4, 6, 3), "resnet101_v1c": (3, 4, 23, 3)}
-
-KINDS = {
-    "mit": _ENCODER_KIND,
-    "mit_mmseg": replace(_ENCODER_KIND, parts=(Part("encoder", (MIT_MMSEG,)),)),
-    "resnet_v1c": replace(_ENCODER_KIND, parts=(Part("encoder", (RESNET_V1C,)),)),
-    "resnet_torchvision": replace(_ENCODER_KIND, parts=(Part("encoder", (RESNET_TORCHVISION,)),)),
-    "decoder": Kind((Part("decoder", HEADS),), spare="decode_head."),
-    "segmentor": Kind(
-        (_BACKBONE, Part("decoder", HEADS, "decode_head.", "decoder/")),
-        wrapped=(
-            _BACKBONE,
-            Part("decoder", HEADS, "decode_head.head.", "decoder/"),
-            Part("attention", ATTENTIONS, "decode_head.scale_attention.", "attention/"),
+def _others(backbone: Part) -> dict[str, Kind]:
+    """Kinds of more than an encoder. `backbone`: a segmentor's under mmseg's names."""
+    decoders = decoder_files().values()
+    heads = tuple(layout for files in decoders for layout in files.layouts)
+    attentions = tuple(layout for files in decoders for layout in files.attentions)
+    return {
+        "decoder": Kind((Part("decoder", heads),), spare="decode_head."),
+        "segmentor": Kind(
+            (backbone, Part("decoder", heads, "decode_head.", "decoder/")),
+            wrapped=(
+                backbone,
+                Part("decoder", heads, "decode_head.head.", "decoder/"),
+                Part("attention", attentions, "decode_head.scale_attention.", "attention/"),
+            ),
+            drops=(Drop(r"auxiliary_head\..*", "a second decoder, used in training alone"),),
+            copies=("model.", "ema_model.", "imnet_model."),
         ),
-        drops=(Drop(r"auxiliary_head\..*", "a second decoder, used in training alone"),),
-        copies=("model.", "ema_model.", "imnet_model."),
-    ),
-    "segformer_nvidia": Kind(
-        (
-            Part("encoder", (MIT,), "backbone.", "encoder/"),
-            Part("decoder", (SEGFORMER_NVIDIA,), "decode_head.", "decoder/"),
+        "segformer_nvidia": Kind(
+            (
+                Part("encoder", (MIT,), "backbone.", "encoder/"),
+                Part("decoder", (SEGFORMER_NVIDIA,), "decode_head.", "decoder/"),
+            ),
+            concat_order="c4..c1",
         ),
-        concat_order="c4..c1",
-    ),
-    "rebuilder": Kind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
-    "hf_segformer": Kind(
-        (
-            Part("encoder", (HF_HUB, HF_FIVE), "segformer.", "encoder/", bare=True),
-            Part("decoder", (HF_HEAD_HUB, HF_HEAD_FIVE), "decode_head.", "decoder/", optional=True),
+        "rebuilder": Kind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
+        "hf_segformer": Kind(
+            (
+                Part("encoder", (HF_HUB, HF_FIVE), "segformer.", "encoder/", bare=True),
+                Part(
+                    "decoder",
+                    (HF_HEAD_HUB, HF_HEAD_FIVE),
+                    "decode_head.",
+                    "decoder/",
+                    optional=True,
+                ),
+            ),
+            (Drop(r"classifier\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),),
+            concat_order="c4..c1",
         ),
-        (Drop(r"classifier\.(weight|bias)", "the classifier of ImageNet's 1000 classes"),),
-        concat_order="c4..c1",
-    ),
-}
-for _name, (_dims, _depths) in MIT_SIZES.items():
-    _sizes = (("dims", _dims), ("depths", _depths), ("sr_ratios", (8, 4, 2, 1)))
-    KINDS[_name] = replace(_ENCODER_KIND, sizes=_sizes)
-for _name, _depths in RESNET_DEPTHS.items():
-    _sizes = (("dims", (256, 512, 1024, 2048)), ("depths", _depths))
-    KINDS[_name] = replace(KINDS["resnet_v1c"], sizes=_sizes)
+    }
+
+
+def decoder_files() -> dict[str, DecoderFiles]:
+    """What registered decoders say about files, by `config.model.decoder.kind`."""
+    return {row.name: resolved(row.conversion) for row in DECODER_KINDS if row.conversion}
+
+
+def encoder_files() -> dict[str, EncoderFiles]:
+    """What registered encoders say about files, by `config.model.encoder.kind`."""
+    return {row.name: resolved(row.conversion) for row in ENCODER_KINDS if row.conversion}
+
+
+@functools.lru_cache(maxsize=1)
+def _kinds(changes: int) -> dict[str, Kind]:
+    """All kinds after so many `changes` of what is registered."""
+    del changes
+    alone: dict[str, Kind] = {}
+    sized: dict[str, Kind] = {}
+    for files in encoder_files().values():
+        for layout in files.layouts:
+            part = Part("encoder", (layout,))
+            alone[layout.name] = Kind((part,), (_OTHER_HEADS,), spare="backbone.")
+        for name, (layout, facts) in files.sizes.items():
+            sized[name] = replace(alone[layout], sizes=facts)
+    layouts = tuple(layout for files in encoder_files().values() for layout in files.layouts)
+    backbone = Part("encoder", layouts, "backbone.", "encoder/")
+    return {**alone, **_others(backbone), **sized}
+
+
+class _Kinds(Mapping[str, Kind]):
+    """The kinds there are by the time that one is asked for."""
+
+    def __getitem__(self, name: str) -> Kind:
+        return _kinds(ENCODER_KINDS.changes + DECODER_KINDS.changes)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_kinds(ENCODER_KINDS.changes + DECODER_KINDS.changes))
+
+    def __len__(self) -> int:
+        return len(_kinds(ENCODER_KINDS.changes + DECODER_KINDS.changes))
+
+
+KINDS: Mapping[str, Kind] = _Kinds()

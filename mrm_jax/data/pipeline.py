@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import grain
 import numpy as np
@@ -25,6 +25,7 @@ from mrm_jax.config import (
     UsageError,
     evaluation_domain,
     has_evaluation,
+    input_stats,
     source_domain,
 )
 from mrm_jax.data import rare_class, sources, transforms, verified
@@ -78,6 +79,7 @@ class TrainingSamples:
         self._sampler = sampler or rare_class.open_sampler(config)
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
         self._max_ratio = source.category_limit
+        self._fill = input_stats(config.model).grey
         labelled = sources.open_labelled(source, data.classes, field=field)
         pictures = sources.open_pictures(data.target, field="config.data.target")
         stored = (each for each in (labelled, pictures) if isinstance(each, sources.Records))
@@ -110,6 +112,7 @@ class TrainingSamples:
                 np.random.default_rng((self._seed, TARGET, DRAWS, number)),
                 crop=self._crop,
                 flip=self._flip,
+                fill=self._fill,
             ),
         )
         return {
@@ -121,7 +124,8 @@ class TrainingSamples:
         }
 
     def _source_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        how = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
+        how: dict[str, Any] = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
+        how["fill"] = self._fill
         if self._sampler is None:
             index = sample_index(self._seed, SOURCE, len(self.source), number)
             augment = transforms.augment_source
@@ -237,9 +241,13 @@ def selection_crops(config: Config) -> Unlabelled | None:
     )
     count = min(wanted, len(pictures))
 
+    fill = input_stats(config.model).grey
+
     def crop(place: int, picture: transforms.Picture, valid: np.ndarray) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng((SELECTION_SEED, place))
-        return transforms.augment_target(picture, valid, rng, crop=config.data.crop, flip=0.0)
+        return transforms.augment_target(
+            picture, valid, rng, crop=config.data.crop, flip=0.0, fill=fill
+        )
 
     crops = [
         read(place * len(pictures) // count, functools.partial(crop, place))

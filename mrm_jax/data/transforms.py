@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from mrm_jax.registry import IMAGENET
+
 IGNORE = 255
 CROP_CHECKS = 10  # mmseg `RandomCrop`: boxes checked before one is taken unchecked.
 
@@ -184,9 +186,8 @@ def margin_map(size: tuple[int, int], margins: tuple[int, int, int, int]) -> np.
     return valid
 
 
-PAD_RGB = (124, 116, 104)
-"""The grey that normalises to (almost) 0, which is what the recipes pad with after normalisation.
-"""
+PAD_RGB = IMAGENET.grey
+"""The colour that pictures are padded with where no other is given."""
 
 
 def fit_source(
@@ -245,12 +246,13 @@ def augment_source(
     crop: tuple[int, int],
     max_ratio: float,
     flip: float,
+    fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One training sample at exactly `crop` = (height, width) of what `fit_source` gives: image
-    u8[h,w,3], label u8[h,w], 255 in the padding. See `place`.
+    u8[h,w,3], label u8[h,w], 255 in the padding, whose colour is `fill`. See `place`.
     """
     where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
-    return _taken(image, label, where, crop, IGNORE)
+    return _taken(image, label, where, crop, (fill, IGNORE))
 
 
 def augment_source_with(
@@ -264,6 +266,7 @@ def augment_source_with(
     crop: tuple[int, int],
     max_ratio: float,
     flip: float,
+    fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`augment_source`, with `place` made again at most `tries` times while the crop holds no
     `more_than` so many pixels of the class; the last one is taken as it comes.
@@ -275,7 +278,7 @@ def augment_source_with(
         if np.count_nonzero(cut(label, where.box) == class_id) > more_than:
             break
         where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
-    return _taken(image, label, where, crop, IGNORE)
+    return _taken(image, label, where, crop, (fill, IGNORE))
 
 
 def augment_target(
@@ -285,19 +288,24 @@ def augment_target(
     *,
     crop: tuple[int, int],
     flip: float,
+    fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One unlabelled sample at exactly `crop` of what `fit_target` gives: image u8[h,w,3], validity
     u8[h,w], 0 in the padding and in the margins.
     """
     where = Place(draw_box(rng, valid.shape, crop), bool(rng.random() < flip))
-    return _taken(image, valid, where, crop, 0)
+    return _taken(image, valid, where, crop, (fill, 0))
 
 
 def _taken(
-    image: Picture, plane: np.ndarray, where: Place, crop: tuple[int, int], padding: int
+    image: Picture,
+    plane: np.ndarray,
+    where: Place,
+    crop: tuple[int, int],
+    padding: tuple[tuple[int, int, int], int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The crop of a picture and of its label or validity map, padded to `crop`."""
     pixels, plane = cut_resized(image, plane.shape, where.box), cut(plane, where.box)
     if where.flipped:
         pixels, plane = cv2.flip(pixels, 1), cv2.flip(plane, 1)
-    return pad_to(pixels, crop, PAD_RGB), pad_to(plane, crop, padding)
+    return pad_to(pixels, crop, padding[0]), pad_to(plane, crop, padding[1])

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mrm_jax import stop
-from mrm_jax.config import Config, UsageError, evaluation_domain, smallest_picture
+from mrm_jax.config import Config, UsageError, evaluation_domain, input_stats, smallest_picture
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.inference import classify, predict
@@ -79,7 +79,7 @@ def class_ids(
     logits = predict(
         model,
         variables,
-        _normalise(image),
+        _normalise(image, input_stats(config.model)),
         mode=protocol.mode,
         window=protocol.window,
         stride=protocol.stride,
@@ -88,7 +88,7 @@ def class_ids(
     return classify(logits, size=size)
 
 
-_normalise = jax.jit(normalise)
+_normalise = jax.jit(normalise, static_argnames="stats")
 _count = jax.jit(counting.count, static_argnames="classes")
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax import stop
-from mrm_jax.config import Config
+from mrm_jax.config import Config, input_stats
 from mrm_jax.evaluation import confusion
 from mrm_jax.evaluation.evaluator import on_device, place
 from mrm_jax.evaluation.inference import predict
@@ -75,7 +75,8 @@ def label_free(
             image, valid, index = place(
                 networks["student"], *_part(crops, index, rows), np.resize(index, rows)
             )
-            logits = _logits(config, segmentor, networks, _normalise(image), index, rebuilding)
+            normal = _normalise(image, input_stats(config.model))
+            logits = _logits(config, segmentor, networks, normal, index, rebuilding)
             sure += np.asarray(jax.device_get(_certainty(logits["student"], valid)), np.float64)
             for name in logits.keys() - {"student"}:
                 found = _agreement(logits["student"], logits[name], valid, classes=classes)
@@ -156,7 +157,7 @@ def _uniforms(scale: Scale, index: Array, parts: int, grid: tuple[int, int]) -> 
     return jax.vmap(lambda key: jax.random.uniform(key, grid, jnp.float32))(jnp.concatenate(keys))
 
 
-_normalise = jax.jit(normalise)
+_normalise = jax.jit(normalise, static_argnames="stats")
 
 
 @jax.jit

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrm_jax.config import Method
 from mrm_jax.models.layers import torch_dense
 from mrm_jax.ops.precision import at_least_float32
 
@@ -55,3 +56,16 @@ class Prototypes(nn.Module):
 def _unit(x: jax.Array) -> jax.Array:
     """`x` at length 1 along its last axis; 0 stays 0, and its gradient finite."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def pixel_heads(method: Method, cell: int, num_classes: int) -> dict[str, nn.Module]:
+    """What `objectives.pixel_regression` reads."""
+    del method, num_classes
+    return {"pixels": PixelHead(cell)}
+
+
+def prototype_heads(method: Method, cell: int, num_classes: int) -> dict[str, nn.Module]:
+    """What `objectives.contrast` reads."""
+    del cell
+    options = method.contrast
+    return {"prototypes": Prototypes(num_classes, options.prototypes, options.dim)}

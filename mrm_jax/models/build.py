@@ -1,109 +1,51 @@
-"""From configuration to modules: the one place that knows which family a name stands for."""
+"""From configuration to modules."""
 
 from __future__ import annotations
 
-import math
-from itertools import accumulate
-from operator import mul
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from mrm_jax import config
-from mrm_jax.models.auxiliary import PixelHead, Prototypes
-from mrm_jax.models.daformer import DaformerHead
-from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
-from mrm_jax.models.layers import recomputed
-from mrm_jax.models.mit import MixTransformer
 from mrm_jax.models.multires import MultiRes
 from mrm_jax.models.rebuilder import Blank, Rebuilder
-from mrm_jax.models.resnet import ResNet
-from mrm_jax.models.segformer import SegformerHead
 from mrm_jax.models.segmentor import Segmentor
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, OBJECTIVE_KINDS, Sizes, judging, resolved
 from mrm_jax.types import FeatureSpec
 
 
-class _Stages(NamedTuple):
-    """Of a decoder: the stages that are rebuilt, those it reads at all ("multi"), and the one whose
-    stride its logits have."""
+@dataclass(frozen=True)
+class _MapSizes:
+    """`config.map_sizes` of an encoder; two of equal encoders are equal."""
 
-    rebuilt: tuple[int, ...] | None
-    multi: tuple[int, ...] | None
-    logits: int
+    encoder: config.Encoder
 
-
-# None: every stage. The released Rebuilder knows decoders that read all stages or the last alone;
-# for DeepLabV3+ it rebuilds what carries the semantics and leaves the first stage as it is.
-_STAGES = {
-    "daformer": _Stages(None, None, 0),
-    "segformer": _Stages(None, None, 0),
-    "deeplabv2": _Stages((-1,), (-1,), -1),
-    "deeplabv3plus": _Stages((-1,), (0, -1), 0),
-}
+    def __call__(self, height: int, width: int) -> Sizes:
+        return config.map_sizes(self.encoder, height, width)
 
 
 def feature_spec(encoder: config.Encoder) -> FeatureSpec:
-    """Channels and total strides of the encoder's maps; `multiple_of` is what crop sides have to be
-    a multiple of, px."""
-    strides = tuple(accumulate(encoder.strides, mul))
+    """Channels and sizes of the encoder's maps."""
     return FeatureSpec(
-        channels=tuple(encoder.dims), strides=strides, multiple_of=math.prod(encoder.strides)
+        channels=ENCODER_KINDS[encoder.kind].channels(encoder),
+        strides=config.strides(encoder),
+        multiple_of=config.crop_multiple(encoder),
+        map_sizes=_MapSizes(encoder),
     )
 
 
 def build_encoder(model: config.Model) -> nn.Module:
     """The encoder: `module(image, mode)` gives a tuple of maps."""
-    encoder = model.encoder
     dtype = None if model.dtype == "float32" else jnp.dtype(model.dtype)
-    if encoder.kind == "resnet":
-        return ResNet(
-            dims=encoder.dims,
-            depths=encoder.depths,
-            strides=encoder.strides,
-            dilations=encoder.dilations,
-            stem=encoder.stem,
-            dtype=dtype,
-            unroll=model.unroll,
-            remat=model.remat,
-        )
-    return MixTransformer(
-        dims=encoder.dims,
-        depths=encoder.depths,
-        heads=encoder.heads,
-        sr_ratios=encoder.sr_ratios,
-        strides=encoder.strides,
-        mlp_ratio=encoder.mlp_ratio,
-        drop_path=encoder.drop_path,
-        eps=encoder.norm_eps,
-        embed_eps=encoder.embed_norm_eps,
-        reduction_eps=encoder.embed_norm_eps,
-        dtype=dtype,
-        unroll=model.unroll,
-        remat=model.remat,
-    )
+    return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, dtype)
 
 
 def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:
     """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]; `remat` as in
     `config.Model`."""
-    if decoder.kind == "segformer":
-        segformer = recomputed(SegformerHead, remat)
-        return segformer(num_classes, decoder.channels, decoder.concat, decoder.dropout)
-    if decoder.kind == "deeplabv2":
-        return recomputed(DeeplabV2Head, remat)(num_classes, decoder.dilations)
-    if decoder.kind == "deeplabv3plus":
-        return recomputed(DeeplabV3PlusHead, remat)(
-            num_classes,
-            decoder.channels,
-            decoder.dilations,
-            decoder.low_channels,
-            decoder.norm,
-            decoder.dropout,
-        )
-    return recomputed(DaformerHead, remat)(
-        num_classes, decoder.channels, decoder.fusion, decoder.dilations, decoder.dropout
-    )
+    return resolved(DECODER_KINDS[decoder.kind].module)(decoder, num_classes, remat)
 
 
 def build_segmentor(
@@ -123,15 +65,15 @@ def build_segmentor(
         encoder=encoder,
         decoder=decoder,
         attention=build_decoder(_attention(model), num_classes, model.remat),
-        stride=spec.strides[_STAGES[model.decoder.kind].logits],
+        stride=spec.strides[DECODER_KINDS[model.decoder.kind].logits],
         detail=detail,
     )
 
 
 def _attention(model: config.Model) -> config.Decoder:
     """HRDA's attention head: as the reference has it, one 1x1 fusion for decoders that read every
-    stage, DeepLabV2's own kind for DeepLabV2."""
-    if model.decoder.kind == "deeplabv2":
+    stage, and for DeepLabV2 one of its own kind."""
+    if DECODER_KINDS[model.decoder.kind].own_attention:
         return model.decoder
     channels, dropout = model.multires.attention_channels, model.decoder.dropout
     return config.Decoder(fusion="conv1", channels=channels, dropout=dropout)
@@ -148,10 +90,10 @@ def build_rebuilder(
 ) -> Rebuilder | Blank:
     """The Rebuilder for maps of `spec`, or what stands in its place; `crop` (height, width), px, is
     what the network is trained on; `unroll` and `remat` as in `config.Model`."""
-    count, reads = len(spec.channels), _STAGES[decoder_kind]
-    stages = reads.multi if mrm.stages == "multi" else reads.rebuilt
-    if mrm.target == "pixels":
-        stages = (-1,)  # all that the head of pixels reads
+    count, decoder = len(spec.channels), DECODER_KINDS[decoder_kind]
+    stages = decoder.reads if mrm.stages == "multi" else decoder.rebuilt
+    if OBJECTIVE_KINDS[mrm.target].last_map:
+        stages = (-1,)
     stages = tuple(range(count)) if stages is None else tuple(i % count for i in stages)
     if mrm.hidden == "blank":
         return Blank(stages, mrm.grid)
@@ -172,10 +114,7 @@ def build_auxiliary(method: config.Method, cell: int, num_classes: int) -> dict[
     """The heads that `method` trains beside the network, by name: `module(last map)`; `cell`: side
     of a cell of that map, px."""
     heads: dict[str, nn.Module] = {}
-    if method.mim.weight > 0 or (method.mrm.enabled and method.mrm.target == "pixels"):
-        heads["pixels"] = PixelHead(cell)
-    if method.contrast.weight > 0:
-        heads["prototypes"] = Prototypes(
-            num_classes, method.contrast.prototypes, method.contrast.dim
-        )
+    for kind in judging(method):
+        if kind.heads is not None:
+            heads |= resolved(kind.heads)(method, cell, num_classes)
     return heads

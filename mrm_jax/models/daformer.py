@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrm_jax.config import Decoder
 from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -20,6 +21,7 @@ from mrm_jax.models.layers import (
     dense,
     dropout2d,
     fan_out_normal,
+    recomputed,
     torch_dense,
 )
 from mrm_jax.ops.precision import at_least_float32
@@ -130,3 +132,10 @@ class DaformerHead(nn.Module):
         x = dropout2d(x, self.dropout, mode)
         x = x.astype(at_least_float32(x))
         return dense(self.num_classes, x, "classifier", kernel_init=nn.initializers.normal(0.01))
+
+
+def build(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+    """The decoder of a config."""
+    return recomputed(DaformerHead, remat)(
+        num_classes, decoder.channels, decoder.fusion, decoder.dilations, decoder.dropout
+    )

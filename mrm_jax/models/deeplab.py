@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrm_jax.config import Decoder
 from mrm_jax.models.daformer import Bottleneck, ConvFusion, SeparableBranch
-from mrm_jax.models.layers import Conv, dense, dropout2d
+from mrm_jax.models.layers import Conv, dense, dropout2d, recomputed
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import Mode
@@ -84,3 +85,20 @@ class DeeplabV3PlusHead(nn.Module):
         x = dropout2d(x, self.dropout, mode)
         x = x.astype(at_least_float32(x))
         return dense(self.num_classes, x, "classifier", kernel_init=_CLASSIFIER_INIT)
+
+
+def build_v2(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+    """The DeepLabV2 decoder of a config."""
+    return recomputed(DeeplabV2Head, remat)(num_classes, decoder.dilations)
+
+
+def build_v3plus(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+    """The DeepLabV3+ decoder of a config."""
+    return recomputed(DeeplabV3PlusHead, remat)(
+        num_classes,
+        decoder.channels,
+        decoder.dilations,
+        decoder.low_channels,
+        decoder.norm,
+        decoder.dropout,
+    )

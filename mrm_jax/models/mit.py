@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrm_jax.config import Model
 from mrm_jax.models.layers import (
     Conv,
     DepthwiseConv,
@@ -166,3 +167,23 @@ class MixTransformer(nn.Module):
             x = LayerNorm(self.eps, name=f"norm{i + 1}")(x)
             features.append(x)
         return tuple(features)
+
+
+def build(model: Model, dtype: jnp.dtype | None) -> MixTransformer:
+    """The encoder of a config."""
+    encoder = model.encoder
+    return MixTransformer(
+        dims=encoder.dims,
+        depths=encoder.depths,
+        heads=encoder.heads,
+        sr_ratios=encoder.sr_ratios,
+        strides=encoder.strides,
+        mlp_ratio=encoder.mlp_ratio,
+        drop_path=encoder.drop_path,
+        eps=encoder.norm_eps,
+        embed_eps=encoder.embed_norm_eps,
+        reduction_eps=encoder.embed_norm_eps,
+        dtype=dtype,
+        unroll=model.unroll,
+        remat=model.remat,
+    )

@@ -141,8 +141,8 @@ class Blank(nn.Module):
 class Rebuilder(nn.Module):
     """Replaces hidden positions of the feature maps by what a transformer predicts for them.
 
-    spec: of the encoder. nominal: crop size (height, width) in pixels; with the strides it fixes
-    the projectors' layers, so the layout does not depend on the image actually seen (any size
+    spec: of the encoder. nominal: crop size (height, width) in pixels; with the maps' sizes it
+    fixes the projectors' layers, so the layout does not depend on the image actually seen (any size
     works). grid: tokens (rows, columns). stages: indices of the maps that are rebuilt: all for
     decoders that read all stages, only the last for DeepLabV2; the others pass unchanged.
     """
@@ -173,13 +173,11 @@ class Rebuilder(nn.Module):
             )
         visible = (uniforms > ratio)[..., None]
         tokens = self._predict(features[-1], visible)
-        rebuilt = list(features)
+        rebuilt, nominal = list(features), self.spec.sizes(*self.nominal)
         for i in self.stages:
             size = (features[i].shape[1], features[i].shape[2])
-            stride = self.spec.strides[i]
-            nominal = (math.ceil(self.nominal[0] / stride), math.ceil(self.nominal[1] / stride))
             projector = recomputed(Projector, self.remat)(
-                self.spec.channels[i], doublings(nominal, self.grid), name=f"projector{i + 1}"
+                self.spec.channels[i], doublings(nominal[i], self.grid), name=f"projector{i + 1}"
             )
             shown = resize(visible, size, method="nearest")
             rebuilt[i] = jnp.where(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.config import Model
 from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -164,3 +165,18 @@ class ResNet(nn.Module):
             x = stage(x, mode)
             maps.append(x)
         return tuple(maps)
+
+
+def build(model: Model, dtype: jnp.dtype | None) -> ResNet:
+    """The encoder of a config."""
+    encoder = model.encoder
+    return ResNet(
+        dims=encoder.dims,
+        depths=encoder.depths,
+        strides=encoder.strides,
+        dilations=encoder.dilations,
+        stem=encoder.stem,
+        dtype=dtype,
+        unroll=model.unroll,
+        remat=model.remat,
+    )

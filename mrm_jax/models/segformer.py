@@ -12,8 +12,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from mrm_jax.config import Decoder
 from mrm_jax.models.daformer import ConvFusion, aligned
-from mrm_jax.models.layers import dropout2d, torch_dense
+from mrm_jax.models.layers import dropout2d, recomputed, torch_dense
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode
 
@@ -38,3 +39,10 @@ class SegformerHead(nn.Module):
         x = aligned(maps, reverse=self.concat == "c4..c1")
         x = dropout2d(ConvFusion(self.channels, name="fuse")(x, mode), self.dropout, mode)
         return torch_dense(self.num_classes, x.astype(at_least_float32(x)), "classifier")
+
+
+def build(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+    """The decoder of a config."""
+    return recomputed(SegformerHead, remat)(
+        num_classes, decoder.channels, decoder.concat, decoder.dropout
+    )

@@ -59,7 +59,7 @@ def feature_norms(model: config.Model, tree: Mapping[str, Any]) -> list[float]:
     encoder = build_encoder(plain)
     variables = {name: found["encoder"] for name, found in tree.items() if "encoder" in found}
     with jax.default_device(_cpu()), jax.default_matmul_precision("highest"):
-        image = normalise(jax.numpy.asarray(picture()[None], jax.numpy.float32))
+        image = normalise(picture()[None], config.input_stats(model))
         run = partial(encoder.apply, mode="eval")
         # Run once: unoptimised code compiles several times faster.
         options = {"xla_backend_optimization_level": 0} if _cpu().platform == "cpu" else None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from mrm_jax.config import Config, Optimizer
+from mrm_jax.registry import ENCODER_KINDS
 from mrm_jax.types import Array, Metrics, Scalars
 
 WARMUP_START = 1e-6
@@ -24,9 +25,9 @@ WARMUP_START = 1e-6
 Rate = Literal["encoder", "decoder", "rebuilder"]
 
 _NORM = r"(?:[^/]+/)*norm\d*/(?:scale|bias)"
-# First match wins. The decoder's norms and every bias are decayed, as in the reference.
+# First match wins; before all, what the encoder's registration calls its norms. The decoder's norms
+# and every bias are decayed, as in the reference.
 TABLE: tuple[tuple[str, str], ...] = (
-    (rf"segmentor/encoder/{_NORM}", "encoder_norm"),
     (r"segmentor/encoder/.+", "encoder"),
     (r"segmentor/(?:decoder|attention)/.+", "decoder"),
     (r"rebuilder/mask_token", "rebuilder_token"),
@@ -59,11 +60,13 @@ def groups(params: Any, config: Config) -> dict[str, Group]:
         "rebuilder_norm": Group("rebuilder", "norms" not in undecayed),
         "rebuilder": Group("rebuilder", True),
     }
-    return {path: kinds[_row(path)] for path, _ in _leaves(params)}
+    norms = ENCODER_KINDS[config.model.encoder.kind].undecayed
+    table = ((rf"segmentor/encoder/(?:{norms})", "encoder_norm"), *TABLE)
+    return {path: kinds[_row(path, table)] for path, _ in _leaves(params)}
 
 
-def _row(path: str) -> str:
-    for pattern, name in TABLE:
+def _row(path: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, name in table:
         if re.fullmatch(pattern, path):
             return name
     raise ValueError(f"No row of the optimiser's table covers the parameter {path}; add one.")

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax import options, sharding
-from mrm_jax.config import Config, detail_crop, mic_block, mim_block
+from mrm_jax.config import Config, detail_crop, input_stats, mic_block, mim_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
 from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
+from mrm_jax.registry import ENCODER_KINDS, InputStats, judging
 from mrm_jax.rngs import typed
 from mrm_jax.train import optimizer
 from mrm_jax.train import state as states
@@ -35,6 +36,7 @@ from mrm_jax.types import (
     Metrics,
     SegOutput,
     TrainState,
+    Tree,
     View,
 )
 from mrm_jax.uda import pseudo_label, teacher
@@ -77,6 +79,10 @@ class _Run(NamedTuple):
     def num_classes(self) -> int:
         return len(self.config.data.classes.names)
 
+    @property
+    def stats(self) -> InputStats:
+        return input_stats(self.config.model)
+
 
 def build(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
@@ -104,7 +110,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
         networks=run.modules,
         init=partial(states.init, config, run.modules),
         draw=drawn,
-        normalise=_normalise,
+        normalise=partial(_normalise, run),
         step_with=partial(_step_with, run),
         train_step=partial(_train_step, run, drawn),
         inspect=partial(_inspect, run, drawn),
@@ -126,15 +132,15 @@ def structure(config: Config) -> Config:
     return options.edited(config, plain)
 
 
-def _normalise(state: TrainState, batch: Batch) -> Batch:
-    return normalise_batch(batch, jax.tree.leaves(state.params)[0].dtype)
+def _normalise(run: _Run, state: TrainState, batch: Batch) -> Batch:
+    return normalise_batch(batch, run.stats, jax.tree.leaves(state.params)[0].dtype)
 
 
 def _train_step(
     run: _Run, drawn: Callable, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     draws = drawn(state.root_key, state.step, batch.index)
-    return _step_with(run, state, frozen, _normalise(state, batch), draws)
+    return _step_with(run, state, frozen, _normalise(run, state, batch), draws)
 
 
 def _step_with(
@@ -162,7 +168,7 @@ def _step_with(
     )
     stats = state.batch_stats
     for moment in moments:
-        stats = fold_moments(stats, moment)
+        stats = _folded(run, stats, moment)
     metrics |= passed | optimizer.gradient_norms(grads)
     metrics["learning_rate"] = optimizer.rates(state.step, scalars)["encoder"]
     metrics["finite"] = _finite((grads, metrics["total/loss"]))
@@ -202,11 +208,19 @@ def _teach(
         scalars["method.threshold"],
         weight_over=method.weight_over,
     )
-    if method.mrm.enabled and method.mrm.target == "teacher_features":
+    if any(kind.taught for kind in judging(method)):
         pseudo = replace(pseudo, features=output.features)
-    stats = fold_moments(state.teacher_batch_stats, moments)
+    stats = _folded(run, state.teacher_batch_stats, moments)
     state = replace(state, teacher_params=params, teacher_batch_stats=stats)
     return state, pseudo, pseudo_label.metrics(pseudo, run.num_classes)
+
+
+def _folded(run: _Run, stats: Tree, moments: Tree) -> Tree:
+    """`fold_moments` of a network, its encoder by a momentum of its own."""
+    encoder = {name: found for name, found in moments.items() if name == "encoder"}
+    others = {name: found for name, found in moments.items() if name != "encoder"}
+    momentum = ENCODER_KINDS[run.config.model.encoder.kind].momentum
+    return fold_moments(fold_moments(stats, encoder, momentum), others)
 
 
 def _views(
@@ -221,6 +235,7 @@ def _views(
         names={row.view for row in run.passes} | shown,
         method=run.config.method,
         num_classes=run.num_classes,
+        stats=run.stats,
     )
     if has_feature_distance(run.config.method):
         views["source"] = replace(views["source"], anchor=_anchor(run, frozen, batch.source.image))
@@ -259,7 +274,7 @@ def _inspect(
     where features (HRDA: of the context) or pixels are hidden, and `<pass>/prediction` where they
     are decoded.
     """
-    raw, batch = batch, _normalise(state, batch)
+    raw, batch = batch, _normalise(run, state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
     _, pseudo, _ = _teach(run, state, frozen, batch, draws)
     views = _views(run, pseudo, batch, draws, frozen)
@@ -267,7 +282,7 @@ def _inspect(
     shared = Shared(run.modules, state.batch_stats, frozen, draws)
     panels: dict[str, jax.Array] = {}
     for name, view in views.items():
-        panels[f"{name}/image"] = to_uint8(view.image)
+        panels[f"{name}/image"] = to_uint8(view.image, run.stats)
         panels[f"{name}/label"] = jnp.asarray(view.label).astype(jnp.uint8)
         panels[f"{name}/weight"] = jnp.round(view.weight * 255).astype(jnp.uint8)
     if "source" in draws.offset:

@@ -22,6 +22,7 @@ from mrm_jax.convert.network import load as load_file
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
 from mrm_jax.recipes import ENCODERS
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.types import RunError
 
@@ -91,18 +92,11 @@ def origin(network: Network) -> dict[str, Any]:
     return {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
 
 
-_SHOWN = {
-    "mit": ("dims", "depths", "sr_ratios", "mlp_ratio"),
-    "resnet": ("dims", "depths", "stem"),
-}
-"""Fields of an encoder that the tensors show."""
-
-
 def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> None:
     """UsageError where the encoder, and for a `whole` network the decoder and the classes, are not
     the config's. `name`: what the user calls the weights, a field or a file."""
     ours, theirs = config.model.encoder, opened.model.encoder
-    for field in ("kind", *_SHOWN[ours.kind]):
+    for field in ("kind", *ENCODER_KINDS[ours.kind].shown):
         wanted, found = getattr(ours, field), getattr(theirs, field)
         if wanted != found:
             raise UsageError(
@@ -111,9 +105,9 @@ def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> No
             )
     if not whole:
         return
-    for field in ("kind", "channels", "fusion", "dilations", "concat", "norm"):
+    for field in ("kind", *DECODER_KINDS[config.model.decoder.kind].shown):
         wanted, found = getattr(config.model.decoder, field), getattr(opened.model.decoder, field)
-        if wanted != found and _matters(field, config.model.decoder.kind):
+        if wanted != found:
             raise UsageError(
                 f"{name}: these weights have decoder {field} {found}, and "
                 f"config.model.decoder.{field} is {wanted}; make them the same."
@@ -128,18 +122,6 @@ def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> No
         )
 
 
-def _matters(name: str, decoder: str) -> bool:
-    """Whether a decoder of this kind reads the field."""
-    readers = {
-        "channels": ("daformer", "segformer", "deeplabv3plus"),
-        "fusion": ("daformer",),
-        "dilations": ("daformer", "deeplabv2", "deeplabv3plus"),
-        "concat": ("segformer",),
-        "norm": ("deeplabv3plus",),
-    }
-    return decoder in readers.get(name, (decoder,))
-
-
 def _way_out(encoder: Encoder) -> str:
     """How to get the encoder that the weights are of."""
     name = published(encoder)
@@ -150,7 +132,7 @@ def _way_out(encoder: Encoder) -> str:
 
 def published(encoder: Encoder) -> str | None:
     """The name in recipes.ENCODERS of an encoder of this size; None where it has none."""
-    same = ("kind", *_SHOWN[encoder.kind])
+    same = ("kind", *ENCODER_KINDS[encoder.kind].shown)
     for name, known in ENCODERS.items():
         if all(getattr(known, field) == getattr(encoder, field) for field in same):
             return name
@@ -164,11 +146,12 @@ def network_lines(network: Network) -> list[str]:
     """
     encoder, decoder = network.model.encoder, network.model.decoder
     name = published(encoder) or "no published size"
-    fields = sorted(_SHOWN[encoder.kind], key="depths".__ne__)
+    fields = sorted(ENCODER_KINDS[encoder.kind].shown, key="depths".__ne__)
     shown = ", ".join(f"{field} {getattr(encoder, field)}" for field in fields)
     lines = [f"encoder: {encoder.kind}, {name}: {shown}"]
     if network.whole:
-        more = f", fusion {decoder.fusion}" if decoder.kind == "daformer" else ""
+        told = DECODER_KINDS[decoder.kind].described
+        more = "".join(f", {field} {getattr(decoder, field)}" for field in told)
         more += ", two resolutions (HRDA)" if network.model.multires.enabled else ""
         lines.append(f"decoder: {decoder.kind}{more}, {network.classes or 'unknown'} classes")
     return lines
@@ -255,16 +238,18 @@ def remarks(config: Config, opened: Opened) -> list[str]:
     config does not take from them."""
     ours, theirs = config.model.encoder, opened.model.encoder
     notes = []
-    if ours.kind == "mit":
-        for name in ("norm_eps", "embed_norm_eps"):
-            wanted, found = getattr(ours, name), getattr(theirs, name)
-            if wanted != found:
-                notes.append(
-                    f"these weights come from a network with encoder {name} {found:g}; "
-                    f"config.model.encoder.{name} is {wanted:g} and is used."
-                )
-        if opened.known and ours.heads != theirs.heads:
-            notes.append(f"these weights were used with heads {theirs.heads}, not {ours.heads}.")
+    kind = ENCODER_KINDS[ours.kind]
+    for name in kind.implied:
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if wanted != found:
+            notes.append(
+                f"these weights come from a network with encoder {name} {found:g}; "
+                f"config.model.encoder.{name} is {wanted:g} and is used."
+            )
+    for name in kind.unshown:
+        wanted, found = getattr(ours, name), getattr(theirs, name)
+        if opened.known and wanted != found:
+            notes.append(f"these weights were used with {name} {found}, not {wanted}.")
     names = config.data.classes.names
     if opened.names and len(opened.names) == len(names) and opened.names != names:
         notes.append(f"these weights call their classes {', '.join(opened.names)}.")

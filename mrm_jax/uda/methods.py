@@ -13,15 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from mrm_jax.config import MRM, TEACHER_METHODS, Method
-from mrm_jax.uda.objectives import (
-    Objective,
-    contrast,
-    cross_entropy,
-    feature_distance,
-    feature_regression,
-    pixel_regression,
-)
+from mrm_jax.config import TEACHER_METHODS, Method, UsageError
+from mrm_jax.registry import OBJECTIVE_KINDS, ObjectiveKind, added, resolved
+from mrm_jax.uda.objectives import Objective, cross_entropy, pixel_regression, weighted
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,8 @@ SOURCE = Pass("source", "source", (cross_entropy,))
 AUGMENTED = Pass("augmented", "augmented", (cross_entropy,))
 MIXED = Pass("mixed", "mixed", (cross_entropy,))
 MASKED = Pass("masked", "masked", (cross_entropy,), weight="method.mic.weight")
-REBUILT = Pass("reconstructed", "target", (cross_entropy,), "rebuild", "method.mrm.weight")
+# MRM's target judges these besides what stands here.
+REBUILT = Pass("reconstructed", "target", (), "rebuild", "method.mrm.weight")
 REBUILT_TARGET = replace(REBUILT, name="reconstructed_target")
 REBUILT_SOURCE = replace(REBUILT, name="reconstructed_source", view="source")
 INPAINTED = Pass(
@@ -68,13 +63,6 @@ _REBUILT = {
     "source": (REBUILT_SOURCE,),
     "both": (REBUILT_SOURCE, REBUILT_TARGET),
 }
-_JUDGED: dict[str, Objective] = {
-    "classes": cross_entropy,
-    "pixels": pixel_regression,
-    "student_features": partial(feature_regression, of="student"),
-    "teacher_features": partial(feature_regression, of="teacher"),
-}
-
 _VIEWS = {
     "clean": {"source": "source", "target": "target"},
     "augmented": {"source": "augmented", "target": "augmented_target"},
@@ -88,39 +76,45 @@ def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
     classes: names of the class table, among which the feature distance finds its own.
     """
     rows = _BASE[method.kind]
-    if has_feature_distance(method):
-        wanted = method.feature_distance.classes
-        distance = partial(
-            feature_distance,
-            classes=tuple(i for i, c in enumerate(classes) if c in wanted) if wanted else None,
-            num_classes=len(classes),
-            min_share=method.feature_distance.min_share,
-        )
-        rows = (replace(SOURCE, objectives=(cross_entropy, distance)), *rows[1:])
-    if method.contrast.weight > 0:
-        labelled = (SOURCE.name, MIXED.name)
-        rows = tuple(
-            replace(row, objectives=(*row.objectives, contrast)) if row.name in labelled else row
-            for row in rows
-        )
     if method.augmented_source:
         rows += (AUGMENTED,)
     if method.mim.weight > 0:
         rows += (INPAINTED,)
     if method.mrm.enabled:
-        rows += tuple(_as_asked(row, method.mrm) for row in _REBUILT[method.mrm.images])
+        rows += tuple(_as_asked(row, method, classes) for row in _REBUILT[method.mrm.images])
+    for kind, weight in added(method):
+        judge = _objective(kind, method, classes)
+        judge = judge if weight is None else weighted(judge, weight)
+        if weight is not None and not any(row.name in kind.passes for row in rows):
+            raise UsageError(
+                f"config.method.objectives has '{kind.name}', which judges "
+                f"{', '.join(kind.passes)}; the passes of this run are "
+                f"{', '.join(row.name for row in rows)}."
+            )
+        rows = tuple(
+            replace(row, objectives=(*row.objectives, judge)) if row.name in kind.passes else row
+            for row in rows
+        )
     return rows
 
 
-def _as_asked(row: Pass, mrm: MRM) -> Pass:
-    """The rebuilt pass with the view, target and gradients of the options."""
+def _as_asked(row: Pass, method: Method, classes: tuple[str, ...]) -> Pass:
+    """The rebuilt pass with the view, target and gradients of the options; what else judges it
+    stays."""
+    mrm, kind = method.mrm, OBJECTIVE_KINDS[method.mrm.target]
     return replace(
         row,
         view=_VIEWS[mrm.image][row.view],
-        objectives=(_JUDGED[mrm.target],),
-        decoded=mrm.target == "classes",
+        objectives=(_objective(kind, method, classes), *row.objectives),
+        decoded=kind.decoded,
         trains=mrm.trains,
     )
+
+
+def _objective(kind: ObjectiveKind, method: Method, classes: tuple[str, ...]) -> Objective:
+    """What a registration judges by under the options."""
+    judge: Objective = resolved(kind.judge)
+    return judge if kind.keywords is None else partial(judge, **kind.keywords(method, classes))
 
 
 def has_feature_distance(method: Method) -> bool:

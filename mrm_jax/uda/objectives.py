@@ -226,3 +226,13 @@ def _share(total: jax.Array, call: Call) -> jax.Array:
     """What a sum over the call is divided by, where `total` are counted over all of its batch."""
     parts = 1 if call.whole is None else call.whole.parts
     return jnp.maximum(total, 1) / parts
+
+
+def weighted(objective: Objective, weight: float) -> Objective:
+    """`objective` with its loss times `weight` and its metrics as they are."""
+
+    def judged(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss, metrics = objective(call, key)
+        return jnp.asarray(weight, loss.dtype) * loss, metrics
+
+    return judged

@@ -20,27 +20,31 @@ from mrm_jax.ops.augment import colour_jitter, gaussian_blur
 from mrm_jax.ops.mask import hidden
 from mrm_jax.ops.mix import class_mask, paste
 from mrm_jax.ops.normalise import from_unit, normalise, to_unit
+from mrm_jax.registry import InputStats
 from mrm_jax.types import Array, Batch, Draws, Jitter, Labelled, Scalars, Unlabelled, View
 from mrm_jax.uda.pseudo_label import PseudoLabel
 
 
-def normalise_batch(batch: Batch, dtype: jnp.dtype) -> Batch:
+def normalise_batch(batch: Batch, stats: InputStats, dtype: jnp.dtype) -> Batch:
     """The batch with pictures normalised in `dtype` and labels i32; the rest unchanged."""
     source = Labelled(
-        normalise(batch.source.image, dtype), jnp.asarray(batch.source.label).astype(jnp.int32)
+        normalise(batch.source.image, stats, dtype),
+        jnp.asarray(batch.source.label).astype(jnp.int32),
     )
-    target = Unlabelled(normalise(batch.target.image, dtype), batch.target.valid)
+    target = Unlabelled(normalise(batch.target.image, stats, dtype), batch.target.valid)
     return Batch(source, target, batch.index)
 
 
-def strong_augment(image: Array, draws: Jitter, scalars: Scalars, options: Augment) -> jax.Array:
+def strong_augment(
+    image: Array, draws: Jitter, scalars: Scalars, options: Augment, stats: InputStats
+) -> jax.Array:
     """Normalised pictures f[B, H, W, 3], colour-jittered and blurred where the batch's switches say
     so.
     """
 
     def jitter(x: jax.Array) -> jax.Array:
         strength = jnp.asarray(draws.strength).astype(x.dtype) * options.jitter_strength
-        return from_unit(colour_jitter(to_unit(x), strength, draws.order))
+        return from_unit(colour_jitter(to_unit(x, stats), strength, draws.order), stats)
 
     def blur(x: jax.Array) -> jax.Array:
         low, high = options.blur_sigma
@@ -64,12 +68,14 @@ def make_views(
     names: Collection[str],
     method: Method,
     num_classes: int,
+    stats: InputStats,
 ) -> dict[str, View]:
     """The views `names` (of source, augmented, target, augmented_target, mixed, masked) of a
     normalised batch, under stop-gradient; "augmented" is the source.
 
     `pseudo` is needed for all but source and augmented. Pasted pixels carry the source's label and
-    weight 1, the others the pseudo-label and its weight. Source i is pasted onto target i.
+    weight 1, the others the pseudo-label and its weight. Source i is pasted onto target i. `stats`:
+    what the pictures are normalised by.
     """
     ones = jnp.ones(batch.source.label.shape, batch.source.image.dtype)
     source = View(batch.source.image, batch.source.label, ones)
@@ -80,30 +86,43 @@ def make_views(
     for name, plain in (("augmented", "source"), ("augmented_target", "target")):
         if name in names:
             image = views[plain].image
-            image = strong_augment(image, draws.augment[name], scalars, method.augment)
+            image = strong_augment(image, draws.augment[name], scalars, method.augment, stats)
             views[name] = replace(views[plain], image=image)
     if "masked" in names:
-        views["masked"] = _masked(source, views["target"], draws, scalars, method)
+        views["masked"] = _masked(source, views["target"], draws, scalars, method, stats)
     if "mixed" in names:
-        views["mixed"] = _mixed(source, views["target"], draws, scalars, method, num_classes)
+        views["mixed"] = _mixed(source, views["target"], draws, scalars, method, num_classes, stats)
     return jax.lax.stop_gradient({name: views[name] for name in names})
 
 
 def _mixed(
-    source: View, target: View, draws: Draws, scalars: Scalars, method: Method, num_classes: int
+    source: View,
+    target: View,
+    draws: Draws,
+    scalars: Scalars,
+    method: Method,
+    num_classes: int,
+    stats: InputStats,
 ) -> View:
     mask = class_mask(
         source.label, draws.mix, num_classes=num_classes, classes_of=method.mix_classes_of
     )
     image = paste(mask, source.image, target.image)
     return View(
-        strong_augment(image, draws.augment["mixed"], scalars, method.augment),
+        strong_augment(image, draws.augment["mixed"], scalars, method.augment, stats),
         paste(mask, source.label, target.label),
         paste(mask, source.weight, target.weight),
     )
 
 
-def _masked(source: View, target: View, draws: Draws, scalars: Scalars, method: Method) -> View:
+def _masked(
+    source: View,
+    target: View,
+    draws: Draws,
+    scalars: Scalars,
+    method: Method,
+    stats: InputStats,
+) -> View:
     """MIC's pictures with blocks hidden: augmented targets, or plain sources and targets by halves.
 
     A hidden pixel is 0, the mean colour. Source: MIC sec. 3; peer: mmseg
@@ -114,7 +133,9 @@ def _masked(source: View, target: View, draws: Draws, scalars: Scalars, method: 
         first: Any = jax.tree.map(lambda x: x[:half], (source, target))
         view: View = jax.tree.map(lambda s, t: jnp.concatenate([s, t]), *first)
     else:
-        image = strong_augment(target.image, draws.augment["masked"], scalars, method.augment)
+        image = strong_augment(
+            target.image, draws.augment["masked"], scalars, method.augment, stats
+        )
         view = replace(target, image=image)
     size = (view.image.shape[1], view.image.shape[2])
     hide = hidden(draws.mask["masked"], scalars["method.mic.ratio"], size)[..., None]

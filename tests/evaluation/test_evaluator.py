@@ -13,6 +13,7 @@ from mrm_jax import sharding
 from mrm_jax.data.transforms import resize_image
 from mrm_jax.evaluation.evaluator import evaluate, evaluate_networks
 from mrm_jax.ops.normalise import normalise
+from mrm_jax.registry import IMAGENET
 
 MIXED = ((32, 48), (32, 48), (40, 40), (32, 48), (40, 40))
 
@@ -28,7 +29,7 @@ def confusion_by_picture(model, variables, pictures, fitted=lambda size: size):
     table = np.zeros((len(NAMES), len(NAMES)), np.int64)
     for example in pictures:
         image = resize_image(example.image, fitted(example.image.shape[:2]))
-        logits = forward(model, variables, normalise(image[None]))
+        logits = forward(model, variables, normalise(image[None], IMAGENET))
         for size in (image.shape[:2], example.label.shape):
             logits = resized(logits, size)
         prediction = np.asarray(jnp.argmax(logits[0], -1))

@@ -23,6 +23,7 @@ from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.augment import blur_kernel_size, colour_jitter, gaussian_blur
 from mrm_jax.ops.mask import block_grid, hidden
 from mrm_jax.ops.normalise import from_unit, to_unit
+from mrm_jax.registry import IMAGENET
 from mrm_jax.train import optimizer
 from mrm_jax.train.state import scalars
 from mrm_jax.types import Batch, Labelled, SegOutput, Unlabelled, View
@@ -113,6 +114,7 @@ def test_classmix(name):
         names=("mixed",),
         method=Method(),
         num_classes=int(max(known)) + 1,
+        stats=IMAGENET,
     )["mixed"]
     # Copies of stored numbers: equal, not close.
     np.testing.assert_array_equal(mixed.image, nhwc(out["mixed_img"]))
@@ -124,7 +126,7 @@ def test_classmix(name):
 def test_colour_jitter(name):
     case = load(name)
     given, out = case.groups["in"], case.groups["out"]
-    image = to_unit(jnp.asarray(nhwc(given["img_normalized"])))
+    image = to_unit(jnp.asarray(nhwc(given["img_normalized"])), IMAGENET)
     ours = {"denormed": image.transpose(0, 3, 1, 2)}
     for key in given:
         match = re.fullmatch(r"jitter_(\d+)_order", key)
@@ -133,7 +135,7 @@ def test_colour_jitter(name):
         strength = given[f"jitter_{match[1]}_factors_bcsh"] - np.array([1, 1, 1, 0], np.float32)
         unit = colour_jitter(image, strength[None], given[key].astype(np.int32)[None])
         ours[f"jitter_{match[1]}_unit"] = unit.transpose(0, 3, 1, 2)
-        ours[f"jitter_{match[1]}"] = from_unit(unit).transpose(0, 3, 1, 2)
+        ours[f"jitter_{match[1]}"] = from_unit(unit, IMAGENET).transpose(0, 3, 1, 2)
     assert len(ours) > 1
     assert set(ours) == {key for key in out if key == "denormed" or key.startswith("jitter")}
     check(case, ours)

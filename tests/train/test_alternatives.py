@@ -194,7 +194,7 @@ def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
 def test_the_teacher_receives_no_gradient_from_any_arm():
     config = _config({**CONTRAST, **MIM}, {"target": "teacher_features"})
     run, state, frozen, _, draws = _opened(config)
-    batch = steps._normalise(state, _batch())
+    batch = steps._normalise(run, state, _batch())
 
     def total(teacher):
         taught = replace(state, teacher_params=teacher)

@@ -15,6 +15,7 @@ from mrm_jax.config import Config, UsageError
 from mrm_jax.convert import export_torch
 from mrm_jax.models.build import build_encoder
 from mrm_jax.ops.normalise import normalise
+from mrm_jax.registry import IMAGENET
 from mrm_jax.train.fingerprint import feature_norms, picture, tensors_sha256
 from mrm_jax.train.start import load
 
@@ -127,7 +128,7 @@ def test_feature_norms_are_those_of_the_encoder_in_evaluation_mode(files) -> Non
         compiler_options={"xla_backend_optimization_level": 0},
     )
     variables = {name: below.get("encoder", {}) for name, below in first.items()}
-    maps = run(variables, normalise(picture()[None]))
+    maps = run(variables, normalise(picture()[None], IMAGENET))
     wanted = [np.linalg.norm(np.asarray(x[0], np.float64).mean((0, 1))) for x in maps]
     # Rounded to five digits: half a unit of the last is at most 5e-5 of the whole.
     np.testing.assert_allclose(norms, wanted, rtol=6e-5)

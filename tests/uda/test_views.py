@@ -7,6 +7,7 @@ import pytest
 
 from mrm_jax.config import MRM, Config, Method
 from mrm_jax.ops.normalise import normalise
+from mrm_jax.registry import IMAGENET
 from mrm_jax.train.state import scalars
 from mrm_jax.types import Batch, Labelled, Unlabelled
 from mrm_jax.uda.draws import draw
@@ -33,12 +34,13 @@ def _views(jitter_u, blur_u, method=None):
     draws = draws.replace(augment=dict.fromkeys(AUGMENTED, jitter))
     views = make_views(
         pseudo,
-        normalise_batch(batch, jnp.float32),
+        normalise_batch(batch, IMAGENET, jnp.float32),
         draws,
         scalars(Config()),
         names=NAMES,
         method=method or Method(),
         num_classes=6,
+        stats=IMAGENET,
     )
     return batch, views
 
@@ -49,7 +51,7 @@ def test_mixed_is_source_under_the_mask_and_target_elsewhere():
     assert 0 < pasted.mean() < 1
     np.testing.assert_array_equal(mixed.label, np.where(pasted, batch.source.label, 5))
     np.testing.assert_array_equal(mixed.weight, np.where(pasted, 1, 0.25))
-    source, target = normalise(batch.source.image), normalise(batch.target.image)
+    source, target = (normalise(d.image, IMAGENET) for d in (batch.source, batch.target))
     np.testing.assert_array_equal(mixed.image, np.where(pasted[..., None], source, target))
 
 
@@ -62,11 +64,13 @@ def test_mrms_augmented_pictures_are_those_of_the_stored_draws_and_keep_their_la
     draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(method), grid=(1, 1))
     assert draws.augment.keys() == set(AUGMENTED)
     pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
-    normal = normalise_batch(batch, jnp.float32)
-    views = make_views(pseudo, normal, draws, numbers, names=names, method=method, num_classes=6)
+    normal = normalise_batch(batch, IMAGENET, jnp.float32)
+    views = make_views(
+        pseudo, normal, draws, numbers, names=names, method=method, num_classes=6, stats=IMAGENET
+    )
     for plain, name in zip(names[:2], names[2:], strict=True):
         image = views[plain].image
-        expected = strong_augment(image, draws.augment[name], numbers, method.augment)
+        expected = strong_augment(image, draws.augment[name], numbers, method.augment, IMAGENET)
         np.testing.assert_array_equal(views[name].image, expected)
         assert not np.allclose(expected, image, atol=1e-2)
         np.testing.assert_array_equal(views[name].label, views[plain].label)
@@ -90,7 +94,7 @@ def test_jitter_is_applied_below_its_probability(jitter_u, applied):
 def test_no_gradient_leaves_through_a_view():
     batch, _ = _views(1.0, 1.0)
     draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=passes(Method()), grid=(1, 1))
-    normal = normalise_batch(batch, jnp.float32)
+    normal = normalise_batch(batch, IMAGENET, jnp.float32)
 
     def total(weight):
         pseudo = PseudoLabel(jnp.zeros(SHAPE, jnp.int32), weight, weight.mean())
@@ -102,6 +106,7 @@ def test_no_gradient_leaves_through_a_view():
             names=("mixed", "target"),
             method=Method(),
             num_classes=6,
+            stats=IMAGENET,
         )
         return views["mixed"].weight.sum() + views["target"].weight.sum()
 

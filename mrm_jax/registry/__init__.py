@@ -1,0 +1,40 @@
+"""What a run may be put together from, each registered once: one dataclass holds all that the
+package asks about it.
+
+`ENCODER_KINDS.register(EncoderKind(...))` and its like, from anywhere, before the config is read: a
+config file may do it itself. CONTRIBUTING.md says how. Costs no jax: what needs it is referred to.
+"""
+
+from mrm_jax.registry.decoders import DECODER_KINDS, DecoderKind
+from mrm_jax.registry.encoders import (
+    ENCODER_KINDS,
+    IMAGENET,
+    EncoderKind,
+    InputStats,
+    Sizes,
+    strided,
+    total_stride,
+)
+from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging, target_names
+from mrm_jax.registry.table import Reference, Registered, Table, resolved
+
+__all__ = [
+    "DECODER_KINDS",
+    "DecoderKind",
+    "ENCODER_KINDS",
+    "EncoderKind",
+    "IMAGENET",
+    "InputStats",
+    "Sizes",
+    "strided",
+    "target_names",
+    "total_stride",
+    "OBJECTIVE_KINDS",
+    "ObjectiveKind",
+    "Reference",
+    "Registered",
+    "Table",
+    "added",
+    "judging",
+    "resolved",
+]

@@ -1,0 +1,184 @@
+"""Encoders, each registered once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any, NamedTuple
+
+from mrm_jax.options import UsageError
+from mrm_jax.registry.table import Reference, Registered, Table, piece
+
+Sizes = tuple[tuple[int, int], ...]
+"""(rows, columns) of every map, the first stage first."""
+
+
+class InputStats(NamedTuple):
+    """Mean and deviation, RGB in grey levels 0..255, that pictures are normalised by."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def grey(self) -> tuple[int, int, int]:
+        """The 8-bit colour that normalises to (almost) 0: what pictures are padded with."""
+        red, green, blue = (min(max(round(level), 0), 255) for level in self.mean)
+        return red, green, blue
+
+
+IMAGENET = InputStats((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""Source: the reference (peer: mmseg `Normalize`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderKind(Registered):
+    """A family of encoders, `config.model.encoder.kind`. `encoder` below: a `config.Encoder`."""
+
+    module: Reference = piece(
+        "(config.Model, dtype of the arithmetic or None for the picture's) -> module(image f[B,H,W,"
+        "3], mode) -> maps, for crops and for any other sides of at least `smallest`"
+    )
+    map_sizes: Callable[[Any, int, int], Sizes] = piece(
+        "(encoder, height, width) -> rows and columns of every map of such a picture"
+    )
+    multiple: Callable[[Any], int] = piece(
+        "(encoder) -> what the sides of a training crop are a multiple of, px"
+    )
+    input: InputStats = piece("mean and deviation of its pictures, InputStats(...) or IMAGENET")
+    smallest: Callable[[Any], int] | None = piece(
+        "(encoder) -> the shortest side that it takes, px; None: `multiple`", None
+    )
+    channels: Callable[[Any], tuple[int, ...]] = piece(
+        "(encoder) -> channels of every map", lambda encoder: tuple(encoder.dims)
+    )
+    variants: Mapping[str, Mapping[str, Any]] = piece(
+        "name after encoder= -> fields of config.Encoder that differ from its defaults",
+        {},
+    )
+    per_stage: tuple[str, ...] = piece("fields with one entry a stage, as dims has", ())
+    problem: Callable[[Any], str | None] = piece(
+        "(encoder) -> what is wrong with its fields, a sentence that starts with one's name",
+        lambda encoder: None,
+    )
+    shown: tuple[str, ...] = piece("fields that the shapes of the tensors show", ())
+    implied: tuple[str, ...] = piece("fields that only the layout of a weight file tells", ())
+    unshown: tuple[str, ...] = piece("fields that only a run or converted folder tells", ())
+    undecayed: str = piece(
+        "pattern of the parameters below encoder/ that config.optimizer.decay_encoder_norms is "
+        "about",
+        r"(?:[^/]+/)*norm\d*/(?:scale|bias)",
+    )
+    momentum: float = piece("share of a batch in the running averages of its BatchNorms", 0.1)
+    sharding: tuple[tuple[str, int | None], ...] = piece(
+        "(pattern of a parameter below encoder/, axis that is split over devices or None), for "
+        "leaves that are neither kernel, bias nor scale",
+        (),
+    )
+    conversion: Reference | None = piece(
+        "convert.layouts.EncoderFiles: how weight files call its tensors", None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stats = self.input
+        if (
+            not isinstance(stats, InputStats)
+            or len(stats.mean) != 3
+            or len(stats.std) != 3
+            or not all(map(math.isfinite, (*stats.mean, *stats.std)))
+            or min(stats.std) <= 0
+        ):
+            raise UsageError(
+                f"EncoderKind '{self.name}' has input {stats!r}; it takes InputStats with three "
+                "means and three deviations above 0."
+            )
+
+
+def strided(encoder: Any, height: int, width: int) -> Sizes:
+    """Sizes of maps of which each is `strides` smaller than the one before, rounded up."""
+    totals = accumulate(encoder.strides, mul)
+    return tuple((-(-height // total), -(-width // total)) for total in totals)
+
+
+def total_stride(encoder: Any) -> int:
+    """Input px a cell of the last of such maps."""
+    return math.prod(encoder.strides)
+
+
+def _reducible(encoder: Any) -> int:
+    """The shortest side, px, that every stage's attention can still reduce."""
+    totals = accumulate(encoder.strides, mul)
+    return max(total * ratio for total, ratio in zip(totals, encoder.sr_ratios, strict=True))
+
+
+def _undivided(encoder: Any) -> str | None:
+    for dim, heads in zip(encoder.dims, encoder.heads, strict=True):
+        if dim % heads:
+            return f"dims has {dim}, not a multiple of its {heads} attention heads."
+    return None
+
+
+def _misfit_stem(encoder: Any) -> str | None:
+    if all(dim % 4 == 0 for dim in encoder.dims) and encoder.strides[0] == 4:
+        return None
+    return (
+        f"dims is {encoder.dims} and strides {encoder.strides}; a ResNet's widths are multiples of "
+        "4 and its first stride is 4, the stem's."
+    )
+
+
+ENCODER_KINDS = Table(EncoderKind, "model.encoder.kind")
+
+# SegFormer paper, table 6.
+_SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
+
+ENCODER_KINDS.register(
+    EncoderKind(
+        name="mit",
+        module="mrm_jax.models.mit:build",
+        map_sizes=strided,
+        multiple=total_stride,
+        input=IMAGENET,
+        smallest=_reducible,
+        variants={
+            "mit_b0": {"dims": _SMALL, "depths": (2, 2, 2, 2)},
+            "mit_b1": {"dims": _LARGE, "depths": (2, 2, 2, 2)},
+            "mit_b2": {"dims": _LARGE, "depths": (3, 4, 6, 3)},
+            "mit_b3": {"dims": _LARGE, "depths": (3, 4, 18, 3)},
+            "mit_b4": {"dims": _LARGE, "depths": (3, 8, 27, 3)},
+            "mit_b5": {"dims": _LARGE, "depths": (3, 6, 40, 3)},
+        },
+        per_stage=("depths", "strides", "heads", "sr_ratios"),
+        problem=_undivided,
+        shown=("dims", "depths", "sr_ratios", "mlp_ratio"),
+        implied=("norm_eps", "embed_norm_eps"),
+        unshown=("heads",),
+        conversion="mrm_jax.convert.encoders:FILES",
+    )
+)
+
+# ResNet paper, table 1.
+_RESNET = {"dims": (256, 512, 1024, 2048), "strides": (4, 2, 1, 1)}
+_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+ENCODER_KINDS.register(
+    EncoderKind(
+        name="resnet",
+        module="mrm_jax.models.resnet:build",
+        map_sizes=strided,
+        multiple=total_stride,
+        input=IMAGENET,
+        variants={
+            name + ("_7x7" if stem == "7x7" else ""): {**_RESNET, "depths": depths, "stem": stem}
+            for stem in ("v1c", "7x7")
+            for name, depths in _DEPTHS.items()
+        },
+        per_stage=("depths", "strides", "dilations"),
+        problem=_misfit_stem,
+        shown=("dims", "depths", "stem"),
+        conversion="mrm_jax.convert.resnet:FILES",
+    )
+)
