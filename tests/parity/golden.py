@@ -23,8 +23,7 @@ import numpy as np
 
 COMMITTED = Path(__file__).resolve().parent.parent / "golden"
 
-# Family of cases -> the test module that compares them, longest matching prefix first. A family
-# named after the part of the package it waits for has no module yet.
+# Family of cases -> the test module that compares them, longest matching prefix first.
 FAMILIES = {
     "backbone_mit": "test_networks.py",
     "backbone_resnet": "test_networks.py",

@@ -9,17 +9,21 @@ import pytest
 from golden import COMMITTED, FAMILIES, cases, family, folder, load
 
 
-def test_every_case_of_the_folder_belongs_to_a_known_family() -> None:
-    unknown = [name for name in cases("") if family(name) is None]
-    assert not unknown, f"no test module compares {unknown}"
+def _unknown() -> list[str]:
+    return [name for name in cases("") if family(name) is None]
+
+
+@pytest.mark.parametrize("name", _unknown())
+def test_a_case_that_no_module_compares_is_told_by_name(name: str) -> None:
+    assert folder() != COMMITTED, f"no test module compares {name}"
+    pytest.skip(f"nothing here is what {name} compares with")
 
 
 def test_every_family_that_a_module_compares_is_in_the_committed_subset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MRM_GOLDEN_DIR", raising=False)
-    awaited = {prefix for prefix, module in FAMILIES.items() if not module.endswith(".py")}
-    missing = {p for p in FAMILIES if p not in awaited and not cases(p)}
+    missing = {prefix for prefix in FAMILIES if not cases(prefix)}
     # A megabyte and more a case: they are compared where MRM_GOLDEN_DIR has them.
     assert missing <= {"rebuilder_single", "hrda_forward", "traj"}
 
