@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from mrm_jax.checks import from_config_dict
+import mrm_jax
+from mrm_jax.checks.stored import open_config
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
@@ -225,15 +227,17 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     facts = read_facts(folder)
     check_version(facts, folder)
     try:
-        config = from_config_dict(facts["config"])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        stored = open_config(facts["config"], str(folder), facts.get("mrm_jax"))
+    except UsageError as error:
         raise DamagedError(folder, f"{FACTS}/metadata: {one_line(error)}") from error
     student = read_tree(folder / "student", facts)
     if student is None:
         raise DamagedError(folder, "student is not there")
     saved.say_unverified(folder, facts)
+    if stored.remark:
+        print(f"mrm_jax: {stored.remark}", file=sys.stderr)
     return LoadedRun(
-        config=config,
+        config=stored.config,
         step=int(folder.name),
         student=student,
         teacher=read_tree(folder / "teacher", facts),
@@ -274,7 +278,8 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
         with saver:
             saver.save(step / "student", dict(student))
         (step / FACTS).mkdir()
-        given = {**facts, "digests": digests({"student": dict(student)})}
+        digested = {"digests": digests({"student": dict(student)})}
+        given = {"mrm_jax": mrm_jax.__version__, **facts, **digested}
         (step / FACTS / "metadata").write_text(json.dumps(given))
         (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)

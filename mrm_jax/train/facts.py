@@ -59,7 +59,7 @@ def _object_of(test: _Test) -> _Test:
 
 
 def _config(value: Any) -> bool:
-    """As far as scores need it; `checks.from_config_dict` says what is wrong with the rest."""
+    """As far as scores need it; `checks.stored.open_config` says what is wrong with the rest."""
     evaluation = value.get("evaluation", {}) if isinstance(value, dict) else None
     return isinstance(evaluation, dict) and _text(evaluation.get("pick_by", ""))
 
