@@ -15,6 +15,7 @@ from mrm_jax.checks.alternatives import check_alternatives
 from mrm_jax.checks.data import check_data, check_rare_class
 from mrm_jax.checks.method import check_method, check_selection
 from mrm_jax.checks.model import check_crops, check_model
+from mrm_jax.checks.stored import WRITER
 from mrm_jax.config import Config
 from mrm_jax.options import build, check_ranges
 
@@ -24,7 +25,8 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
 
     Raises UsageError naming the field, its value and the way out.
     """
-    plain = values.to_dict() if isinstance(values, ConfigDict) else values
+    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+    plain.pop(WRITER, None)
     config = _own_pictures(build(Config, plain, "config"))
     check(config)
     return config

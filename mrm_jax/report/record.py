@@ -131,7 +131,7 @@ def read(workdir: str | Path) -> Record:
     lines, unread = _lines(workdir / "metrics.jsonl")
     return Record(
         workdir=workdir,
-        config=_object(workdir / "config.json"),
+        config={k: v for k, v in _object(workdir / "config.json").items() if k != "mrm_jax"},
         environment=_object(workdir / "environment.json"),
         evaluation=_object(workdir / "evaluation.json"),
         lines=tuple(lines),

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from mrm_jax.checks import from_config_dict
+import mrm_jax
+from mrm_jax.checks.stored import open_config
 from mrm_jax.config import Config, UsageError
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.paths import check_checkpoints, is_remote, located
@@ -219,8 +221,11 @@ def load_run(path: str | Path, which: str | int = "last") -> LoadedRun:
     student = read_tree(folder / "student")
     if student is None:
         raise UsageError(f"{folder} is not a checkpoint: it has no folder 'student'.")
+    stored = open_config(facts.get("config"), str(folder), facts.get("mrm_jax"))
+    if stored.remark:
+        print(f"mrm_jax: {stored.remark}", file=sys.stderr)
     return LoadedRun(
-        config=from_config_dict(facts["config"]),
+        config=stored.config,
         step=int(folder.name),
         student=student,
         teacher=read_tree(folder / "teacher"),
@@ -260,7 +265,9 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
         with saver:
             saver.save(step / "student", dict(student))
         (step / FACTS).mkdir()
-        (step / FACTS / "metadata").write_text(json.dumps(dict(facts)))
+        (step / FACTS / "metadata").write_text(
+            json.dumps({"mrm_jax": mrm_jax.__version__, **facts})
+        )
         (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)
     except Exception as error:  # as in save

@@ -1,8 +1,9 @@
 """The folder that holds all of a run: who may use it, and its small files.
 
-`config.json` (resolved config), `environment.json` (versions, devices, command), `checkpoints/`,
-`metrics.jsonl`, TensorBoard events, `views/` (panels), `fault/` (a step that went wrong),
-`report.html`. Files are replaced by a rename, so that none is ever half written.
+`config.json` (resolved config and the version that wrote it), `environment.json` (versions,
+devices, command), `checkpoints/`, `metrics.jsonl`, TensorBoard events, `views/` (panels), `fault/`
+(a step that went wrong), `report.html`. Files are replaced by a rename, so that none is ever half
+written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import mrm_jax
-from mrm_jax.config import Config, UsageError, runtime_fields
+from mrm_jax.checks.stored import WRITER, Stored, open_config
+from mrm_jax.config import Config, UsageError
+from mrm_jax.options import declared, value_of
 from mrm_jax.paths import is_remote
 
 CONFIG = "config.json"
@@ -56,29 +59,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names and JSON values of every field, such as {"train.steps": 400}."""
-    values = dataclasses.asdict(config) if isinstance(config, Config) else config
-    return dict(_leaves(json.loads(json.dumps(values)), ""))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def config_hash(config: Config) -> str:
     """First 16 hex digits of the SHA-256 over all fields that change results."""
     return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fixed(config: Config) -> dict[str, Any]:
-    """Dotted names and JSON values of the fields that change results."""
-    free = runtime_fields()
-    return {name: value for name, value in flatten(config).items() if name not in free}
+    """JSON values of the options that change results, by dotted path."""
+    known = declared(Config).items()
+    found = {path: value_of(config, path) for path, option in known if not option.runtime}
+    return json.loads(json.dumps(found))
 
 
 @contextmanager
@@ -141,7 +131,7 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
     """Makes the folder this run's: called when the first step is ready, so that a command which
     fails before can be corrected and given again. `facts` go to environment.json.
     """
-    write_json(path / CONFIG, dataclasses.asdict(config))
+    write_json(path / CONFIG, {WRITER: mrm_jax.__version__, **dataclasses.asdict(config)})
     write_json(path / ENVIRONMENT, environment(**facts))
 
 
@@ -159,19 +149,25 @@ def check(path: Path, config: Config) -> None:
         raise UsageError(
             f"--workdir {path} holds other things and no {CONFIG}; give a new or an empty folder."
         )
-    try:
-        stored = flatten(json.loads((path / CONFIG).read_text()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path / CONFIG} cannot be read ({error}); use a new folder.") from error
-    wanted = flatten(config)
-    free = runtime_fields()
-    for name in [*wanted, *(name for name in stored if name not in wanted)]:
-        if name not in free and stored.get(name) != wanted.get(name):
+    stored = read_config(path)
+    if stored.remark:
+        raise UsageError(stored.remark)
+    there = fixed(stored.config)
+    for name, value in fixed(config).items():
+        if value != there[name]:
             raise UsageError(
-                f"--workdir {path} belongs to another run: config.{name} is {wanted.get(name)!r} "
-                f"here and was {stored.get(name)!r} there. Use the same config to go on, or a new "
-                "folder."
+                f"--workdir {path} belongs to another run: config.{name} is {value!r} here and was "
+                f"{there[name]!r} there. Use the same config to go on, or a new folder."
             )
+
+
+def read_config(path: Path) -> Stored:
+    """The config of the run in `path`. Raises UsageError where config.json cannot be read."""
+    try:
+        values = json.loads((path / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path / CONFIG} cannot be read ({error}); use a new folder.") from error
+    return open_config(values, str(path / CONFIG))
 
 
 def environment(**facts: Any) -> dict[str, Any]:

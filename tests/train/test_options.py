@@ -78,12 +78,14 @@ def test_an_option_that_is_traced_or_reaches_no_step_does_not_change_what_is_com
         for path, value in values.items()
         if DECLARED[path].step != "weight" or value > 0  # one that is off stays off
     }
+    asked = changed
     while lowered(make, options.edited(config, changed)) != lowered(make, config):
         (path, value), *others = changed.items()
         assert others, f"{path} is in the step and declared {DECLARED[path].step}"
         half = dict(others[: len(others) // 2] + [(path, value)])  # which of them it is
         same = lowered(make, options.edited(config, half)) == lowered(make, config)
         changed = {p: v for p, v in changed.items() if (p in half) != same}
+    assert changed is asked, "several options together change the step"
 
 
 def test_a_loss_that_is_off_is_compiled_otherwise():

@@ -29,7 +29,9 @@ def test_mrm_adds_rebuilt_rows_after_all_others(images, rows):
     found = passes(Method(mrm=MRM(enabled=True, images=images)))
     assert [row.name for row in found[:2]] == ["source", "mixed"]
     assert [(row.name, row.view) for row in found[2:]] == rows
-    assert all(row.transform == "rebuild" and row.weight == "mrm_weight" for row in found[2:])
+    assert all(
+        row.transform == "rebuild" and row.weight == "method.mrm.weight" for row in found[2:]
+    )
 
 
 def test_mrm_may_look_at_strongly_augmented_pictures():
