@@ -53,6 +53,11 @@ def check_alternatives(config: Config) -> None:
 
 def _check_objectives(method: Method) -> None:
     """Raises UsageError: an objective that cannot be added by its name."""
+    names = [name for name, _ in method.objectives]
+    require(
+        len(set(names)) == len(names),
+        f"config.method.objectives has {', '.join(names)}; give each name once.",
+    )
     for name, weight in method.objectives:
         kind = OBJECTIVE_KINDS.found(name, "method.objectives")
         require(

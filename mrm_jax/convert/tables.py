@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from mrm_jax.config import UsageError
 from mrm_jax.convert.encoders import HF_FIVE, HF_HUB, MIT
 from mrm_jax.convert.heads import (
     HF_HEAD_FIVE,
@@ -83,6 +84,8 @@ def _kinds(changes: int) -> dict[str, Kind]:
     sized: dict[str, Kind] = {}
     for files in encoder_files().values():
         for layout in files.layouts:
+            if layout.name in alone:
+                raise UsageError(f"two registered encoders have a layout called {layout.name}.")
             part = Part("encoder", (layout,))
             alone[layout.name] = Kind((part,), (_OTHER_HEADS,), spare="backbone.")
         for name, (layout, facts) in files.sizes.items():

@@ -53,11 +53,19 @@ class Table(Generic[T]):
         """How often it changed: a key for what is made of it."""
 
     def register(self, row: T) -> T:
-        """Adds a registration. Raises UsageError for another sort and for a name that is taken."""
+        """Adds a registration. Raises UsageError for another sort and for a name, its own or a
+        variant's, that is taken."""
         if not isinstance(row, self._sort):
             raise UsageError(f"{row!r} is no {self._sort.__name__}; it cannot be registered here.")
         if row.name in self._rows:
             raise UsageError(f"{self._sort.__name__} '{row.name}' is registered already.")
+        mine = getattr(row, "variants", {})
+        for other in self._rows.values():
+            if taken := mine.keys() & getattr(other, "variants", {}).keys():
+                raise UsageError(
+                    f"{self._sort.__name__} '{row.name}': its variant {min(taken)} is one of "
+                    f"'{other.name}' already."
+                )
         self._rows[row.name] = row
         self.changes += 1
         return row

@@ -241,6 +241,8 @@ def test_an_installed_package_may_register_what_a_run_names(monkeypatch):
 def test_what_is_registered_twice_or_not_at_all_is_refused(registered):
     with pytest.raises(UsageError, match="'toy' is registered already"):
         ENCODER_KINDS.register(toy_encoder())
+    with pytest.raises(UsageError, match="'other': its variant toy_small is one of 'toy'"):
+        ENCODER_KINDS.register(replace(toy_encoder(), name="other"))
     with pytest.raises(UsageError, match="is no DecoderKind"):
         DECODER_KINDS.register(TOY_OBJECTIVE)
     for part, name in (("encoder", "mitt"), ("decoder", "daformr")):

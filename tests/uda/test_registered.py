@@ -41,6 +41,7 @@ def test_a_registered_objective_may_be_mrms_target(toy):
         (Method(objectives=(("nothing", 1.0),)), "method.objectives is 'nothing'.* contrast"),
         (Method(objectives=(("contrast", 1.0),)), "method.objectives has 'contrast'"),
         (Method(objectives=(("toy", -1.0),)), "'toy' the weight -1.0"),
+        (Method(objectives=(("toy", 1.0), ("toy", 2.0))), "has toy, toy; give each name once"),
         (Method(mrm=MRM(enabled=True, target="clases")), "mrm.target is 'clases'.*'classes'"),
         (Method(mrm=MRM(enabled=True, target="contrast")), "mrm.target is contrast"),
     ],
