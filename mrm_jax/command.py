@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from mrm_jax.checks import from_config_dict
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 
 

@@ -17,7 +17,7 @@ from absl import flags
 
 from mrm_jax import children
 from mrm_jax.command import load_config, split_config_flags
-from mrm_jax.config import UsageError
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import of_bucket, shown, what_is_wrong
 from mrm_jax.stop import heard
@@ -95,14 +95,14 @@ def _answered() -> int:
             code = _complain(*stop.last_words())
     except UsageError as error:
         code = _complain(error, 2)
+    except RunError as error:
+        code = _complain(error, 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         if of_bucket(error):
             code = _complain(f"A bucket could not be read or written: {what_is_wrong(error)}.", 1)
-        elif "RunError" in (kind.__name__ for kind in type(error).__mro__):  # jax is not loaded
-            code = _complain(error, 1)
         else:
             raise
     return code

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from ml_collections import config_dict
 
+from mrm_jax.errors import UsageError
+
 Step = Literal["compiled", "traced", "weight", "absent"]
 """How an option reaches the training step.
 
@@ -26,10 +28,6 @@ program.
 weight: traced, but whether it is above 0 is compiled.
 absent: not at all; it acts before, between or after steps, or on another option's `number`.
 """
-
-
-class UsageError(ValueError):
-    """A mistake in what the user asked for: one line, exit code 2."""
 
 
 class Since(NamedTuple):

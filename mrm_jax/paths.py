@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mrm_jax.children import passing_folder
-from mrm_jax.options import UsageError
+from mrm_jax.errors import UsageError
 
 REMOTE = ("gs://", "s3://", "az://")
 WITH_CHECKPOINTS = "gs://"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from mrm_jax.config import TEACHER_METHODS, Config, Decoder, Encoder, UsageError
+from mrm_jax.config import TEACHER_METHODS, Config, Decoder, Encoder
+from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, Table
 

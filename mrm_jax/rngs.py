@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.types import Array, RunError
+from mrm_jax.errors import RunError
+from mrm_jax.types import Array
 
 KIND = "threefry2x32"
 """The generator of all our keys. Named with every key, as JAX_DEFAULT_PRNG_IMPL would change it."""

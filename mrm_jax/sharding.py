@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 from mrm_jax.types import Batch
 

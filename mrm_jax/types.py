@@ -39,10 +39,6 @@ IGNORE = 255
 """Label value of a pixel that counts nowhere."""
 
 
-class RunError(Exception):
-    """A run cannot go on for a reason outside the user's command: one line, exit code 1."""
-
-
 @struct.dataclass
 class FeatureSpec:
     """What an encoder hands out, one entry a stage. `strides` are total (input pixels a cell).

@@ -4,7 +4,7 @@ import pytest
 
 from mrm_jax import arms
 from mrm_jax.arms import Arm
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 
 
 @pytest.mark.parametrize(

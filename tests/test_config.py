@@ -8,8 +8,9 @@ import pytest
 
 from mrm_jax import config, options, recipes
 from mrm_jax.checks import from_config_dict
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
 from mrm_jax.data import labels
+from mrm_jax.errors import UsageError
 from mrm_jax.options import to_config_dict
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mrm_jax import main
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.py")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mrm_jax import paths
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import below, replaced, result_name, write_bytes
 from mrm_jax.shell import pasteable
 

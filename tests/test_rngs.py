@@ -8,7 +8,7 @@ import pytest
 
 from mrm_jax import rngs
 from mrm_jax.config import Method
-from mrm_jax.types import RunError
+from mrm_jax.errors import RunError
 from mrm_jax.uda.draws import draw
 from mrm_jax.uda.methods import passes
 

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mrm_jax import sharding
-from mrm_jax.config import MRM, Config, Mesh, Method, Train, UsageError
+from mrm_jax.config import MRM, Config, Mesh, Method, Train
+from mrm_jax.errors import UsageError
 from mrm_jax.train.step import build
 from mrm_jax.types import Batch, Labelled, Unlabelled
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mrm_jax.checks.require import require
 from mrm_jax.config import Config, source_domain
-from mrm_jax.options import UsageError, nearest
+from mrm_jax.errors import UsageError
+from mrm_jax.options import nearest
 
 
 def check_data(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrm_jax.options import UsageError
+from mrm_jax.errors import UsageError
 
 
 def require(condition: bool, message: str) -> None:

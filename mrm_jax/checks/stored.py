@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import mrm_jax
 from mrm_jax.config import Config
-from mrm_jax.options import UsageError, declared, edited
+from mrm_jax.errors import UsageError
+from mrm_jax.options import declared, edited
 
 WRITER = "mrm_jax"
 """Key, beside the options, of the version that wrote config.json."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
 from mrm_jax.command import load_config, load_module
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import below, is_remote, located
 from mrm_jax.shell import pasteable

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrm_jax.children import passing_folder
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 
 WHATS = ("forward", "backward", "step")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mrm_jax.cli.prepare import add_limit, data_set, names
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import local, shown, what_is_wrong
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
     from mrm_jax.data import datasets, manifest
     from mrm_jax.report.check import write_check
-    from mrm_jax.types import RunError
 
     root = arguments.root
     chosen = datasets.limited(data_set(arguments.data_set, config), arguments.max_megapixels)

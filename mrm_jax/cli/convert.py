@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrm_jax.config import Classes, Config, Data, Domain, Method, Model, UsageError
+from mrm_jax.config import Classes, Config, Data, Domain, Method, Model
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import local, located
 from mrm_jax.registry import DECODER_KINDS
 

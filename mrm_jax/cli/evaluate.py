@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, UsageError, detail_crop
+from mrm_jax.config import Config, detail_crop
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import is_remote, located, what_is_wrong
 
 if TYPE_CHECKING:
@@ -202,7 +203,6 @@ def _saver(
 
 def _write(folder: Path, values: dict) -> Path:
     from mrm_jax.train.workdir import write_json
-    from mrm_jax.types import RunError
 
     path = folder / "evaluation.json"
     try:

@@ -6,7 +6,8 @@ import argparse
 import shutil
 import textwrap
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.options import Option, declared, nearest, value_of
 
 WIDE = 140

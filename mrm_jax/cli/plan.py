@@ -8,7 +8,8 @@ import os
 import sys
 from dataclasses import replace
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 
 UNREAD = {"model.encoder.weights": "any"}
 """Fields that shapes do not depend on, with what stands for them where they are not set."""

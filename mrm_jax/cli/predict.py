@@ -17,7 +17,8 @@ from mrm_jax.cli.evaluate import (
 )
 from mrm_jax.cli.prepare import add_limit
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, UsageError, detail_crop
+from mrm_jax.config import Config, detail_crop
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import below, located, replaced, shown, what_is_wrong
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def _predict_all(
     from mrm_jax.evaluation.pictures import input_box
     from mrm_jax.models.build import build_segmentor
     from mrm_jax.report.table import cells
-    from mrm_jax.types import RunError
 
     to: Path = arguments.to
     megapixels = arguments.max_megapixels or MEGAPIXELS

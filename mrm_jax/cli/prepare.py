@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import below, local, shown
 from mrm_jax.shell import quoted
@@ -86,7 +87,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code. Raises UsageError or RunError."""
     from mrm_jax.data.datasets import limited
     from mrm_jax.data.prepare import Options, prepare
-    from mrm_jax.types import RunError
 
     chosen = limited(data_set(arguments.data_set, config), arguments.max_megapixels)
     options = Options(

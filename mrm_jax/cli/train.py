@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import is_remote, located
 from mrm_jax.stop import Stopped, heard
 from mrm_jax.train import hosts, workdir

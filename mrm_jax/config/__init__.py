@@ -45,7 +45,6 @@ from mrm_jax.config.run import (
     runtime_fields,
     source_domain,
 )
-from mrm_jax.options import UsageError
 
 __all__ = [
     "Augment",
@@ -71,7 +70,6 @@ __all__ = [
     "TEACHER_METHODS",
     "THINGS",
     "Train",
-    "UsageError",
     "crop_multiple",
     "detail_crop",
     "evaluation_domain",

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 
 FORMATS = {
     ".pth": "PyTorch",

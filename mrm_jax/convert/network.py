@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mrm_jax.config import Decoder, Encoder, Model, MultiRes, UsageError
+from mrm_jax.config import Decoder, Encoder, Model, MultiRes
 from mrm_jax.convert import KINDS, Misfit, detect, import_torch, leaves, trace
 from mrm_jax.convert.reader import WeightFile, read
 from mrm_jax.convert.tables import decoder_files, encoder_files
+from mrm_jax.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from mrm_jax.config import UsageError
 from mrm_jax.convert.formats import (
     FORMATS,
     OPENERS,
@@ -26,6 +25,7 @@ from mrm_jax.convert.formats import (
     write_safetensors,
     write_torch,
 )
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
 
 WRAPPERS = ("state_dict", "model", "params", "model_state_dict")

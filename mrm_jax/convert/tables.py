@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from mrm_jax.config import UsageError
 from mrm_jax.convert.encoders import HF_FIVE, HF_HUB, MIT
 from mrm_jax.convert.heads import (
     HF_HEAD_FIVE,
@@ -19,6 +18,7 @@ from mrm_jax.convert.heads import (
 from mrm_jax.convert.layouts import DecoderFiles, EncoderFiles, Kind, Part
 from mrm_jax.convert.rebuilder import REBUILDER_MULTI, REBUILDER_SINGLE
 from mrm_jax.convert.rules import Drop
+from mrm_jax.errors import UsageError
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, resolved
 
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from mrm_jax.config import Classes, Domain, UsageError
+from mrm_jax.config import Classes, Domain
 from mrm_jax.data import datasets, files, labels
+from mrm_jax.errors import UsageError
 
 T = TypeVar("T")
 SHOWN = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import manifest, records, sources, verified
 from mrm_jax.data.check import (
     SAMPLED,
@@ -25,6 +25,7 @@ from mrm_jax.data.check import (
 from mrm_jax.data.labels import IGNORE
 from mrm_jax.data.manifest import AGAIN
 from mrm_jax.data.prepared import Records, RecordsLabelled
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import below
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mrm_jax.config import Classes, Domain, UsageError
+from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files, labels
 from mrm_jax.data.tree import File, walk, walk_archives
+from mrm_jax.errors import UsageError
 
 GTA = Domain(
     path="data/gta",

@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import polygons, promise
 from mrm_jax.data.tree import ANY, File, Matched, Member, match, size_of, walk
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import as_path, as_text, shown, what_is_wrong
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mrm_jax.config import Classes, UsageError
+from mrm_jax.config import Classes
+from mrm_jax.errors import UsageError
 
 IGNORE = 255
 """Train id of a pixel that counts nowhere."""

@@ -22,7 +22,6 @@ from mrm_jax.config import (
     Config,
     Data,
     Domain,
-    UsageError,
     evaluation_domain,
     has_evaluation,
     input_stats,
@@ -30,6 +29,7 @@ from mrm_jax.config import (
 )
 from mrm_jax.data import rare_class, sources, transforms, verified
 from mrm_jax.data.batches import Batches
+from mrm_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from mrm_jax.types import Unlabelled

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from mrm_jax import children
-from mrm_jax.config import UsageError
 from mrm_jax.data import datasets, manifest, records, room, shards, verified
 from mrm_jax.data.document import DocumentError, parsed
 from mrm_jax.data.shards import Job, Pair
 from mrm_jax.data.tree import size_of
+from mrm_jax.errors import UsageError
 
 PICTURES_A_SHARD = 512
 Advance = Callable[[int], None]

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrm_jax.config import Config, UsageError, source_domain
+from mrm_jax.config import Config, source_domain
 from mrm_jax.data import sources
 from mrm_jax.data.class_statistics import Say, Statistics, class_statistics, log
 from mrm_jax.data.transforms import keep_ratio_size
+from mrm_jax.errors import UsageError
 
 FIELD = "config.data.rare_class"
 ANY_CROP = -1.0

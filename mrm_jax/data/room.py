@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mrm_jax.config import UsageError
 from mrm_jax.data import shards, verified
 from mrm_jax.data.shards import Job
+from mrm_jax.errors import UsageError
 
 SAMPLED = 3
 """Pictures of a split that are encoded to estimate how much room it needs."""

@@ -17,10 +17,11 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from mrm_jax.config import Classes, Domain, UsageError
+from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files, labels
 from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
 from mrm_jax.data.transforms import Picture
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import as_path, located
 
 Sample = TypeVar("Sample", bound=tuple[Picture, ...])

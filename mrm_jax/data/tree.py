@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import as_text, below, is_remote, names_below, refusal
 
 ANY = "**"

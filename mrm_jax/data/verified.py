@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mrm_jax.config import UsageError
 from mrm_jax.data.manifest import AGAIN, Shard, Split
+from mrm_jax.errors import RunError, UsageError
 
 BLOCK, BLOCK_HEAD = 65536, 24  # bytes: every so many, a head of the block interrupts the chunks
 HEAD = 40  # bytes of a chunk's head: two hashes, sizes and counts
@@ -189,8 +189,6 @@ class Watch:
     def check(self) -> None:
         """Raises RunError where a shard that `stops` has been found wrong by now."""
         if self._wrong:
-            from mrm_jax.types import RunError  # imports jax
-
             raise RunError(self._wrong)
 
     def join(self) -> None:

@@ -23,8 +23,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mrm_jax import stop
-from mrm_jax.config import Config, UsageError, evaluation_domain, input_stats, smallest_picture
+from mrm_jax.config import Config, evaluation_domain, input_stats, smallest_picture
 from mrm_jax.data.transforms import keep_ratio_size, resize_image
+from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.inference import classify, predict
 from mrm_jax.evaluation.scores import Counts, Evaluation, scored

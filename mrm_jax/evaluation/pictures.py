@@ -13,8 +13,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mrm_jax.config import Config, UsageError, evaluation_domain
+from mrm_jax.config import Config, evaluation_domain
 from mrm_jax.data.files import SUFFIXES
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import (
     below,
     is_remote,
@@ -26,7 +27,6 @@ from mrm_jax.paths import (
     what_is_wrong,
     write_bytes,
 )
-from mrm_jax.types import RunError
 
 PRODUCTS = ("", "_colour", "_overlay")
 """What is appended to a picture's name: train ids, colours, colours over the picture."""

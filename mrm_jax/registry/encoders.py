@@ -9,7 +9,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Any, NamedTuple
 
-from mrm_jax.options import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.registry.table import Reference, Registered, Table, piece
 
 Sizes = tuple[tuple[int, int], ...]

@@ -8,7 +8,8 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from mrm_jax.options import UsageError, nearest
+from mrm_jax.errors import UsageError
+from mrm_jax.options import nearest
 
 Reference = Callable[..., Any] | str
 """A function, or where it stands, "package.module:name": imported when it is first called for, so

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mrm_jax import __version__, stop
+from mrm_jax.errors import RunError
 from mrm_jax.paths import what_is_wrong, write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
@@ -28,7 +29,6 @@ def write_report(workdir: str | Path) -> Path:
     there is no such folder, RunError where a file's values are none that a run writes, and where
     the folder cannot be written.
     """
-    from mrm_jax.types import RunError  # only now: imports jax
 
     found = record.read(workdir)
     path = found.workdir / NAME

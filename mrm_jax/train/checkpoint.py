@@ -25,8 +25,9 @@ import orbax.checkpoint as ocp
 
 import mrm_jax
 from mrm_jax.checks.stored import open_config
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
 from mrm_jax.convert.reader import FORMATS
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
 from mrm_jax.shell import quoted
 from mrm_jax.train import hosts, saved
@@ -44,7 +45,7 @@ from mrm_jax.train.saved import (
     read_tree,
     steps_in,
 )
-from mrm_jax.types import RunError, TrainState
+from mrm_jax.types import TrainState
 
 FOLDER = "checkpoints"
 _UNSCORED = {

@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 
 GIB = 2**30

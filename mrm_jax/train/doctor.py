@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import is_remote, names_below
 from mrm_jax.train import hosts
 from mrm_jax.train.compile_cache import NAME

@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import is_remote
 from mrm_jax.stop import Stopped, before_end
 from mrm_jax.train.meeting import meet
@@ -162,8 +163,6 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
     import jax
     from jax._src.distributed import global_state
 
-    from mrm_jax.types import RunError
-
     words.set(
         f"The hosts did not find each other within {JOIN_SECONDS} s: start the same command on all "
         "of them, or set config.mesh.hosts=off."
@@ -230,7 +229,6 @@ def together(make: Callable[[], _T]) -> list[_T]:
     watch = Watch.running
     if watch is None:
         return [make()]
-    from mrm_jax.types import RunError  # only now: imports jax
 
     error, value = None, None
     try:

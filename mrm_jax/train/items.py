@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import serialization
 
+from mrm_jax.errors import RunError
 from mrm_jax.rngs import typed
 from mrm_jax.train.digest import differing, signatures
 from mrm_jax.train.saved import DamagedError, digests_of
-from mrm_jax.types import RunError, TrainState
+from mrm_jax.types import TrainState
 
 
 def split(state: TrainState) -> dict[str, Any]:

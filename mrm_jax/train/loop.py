@@ -26,9 +26,10 @@ import jax
 import numpy as np
 
 from mrm_jax import sharding
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import Sampler, open_sampler
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
 from mrm_jax.train import hooks, hosts
 from mrm_jax.train import workdir as folders
@@ -56,7 +57,7 @@ from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
 from mrm_jax.train.writer import Writer
-from mrm_jax.types import Batch, RunError
+from mrm_jax.types import Batch
 
 
 def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 
 GREETING = "mrm_jax: hosts meet here"
 SOON_SECONDS = 10.0

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrm_jax.children import passing_folder
-from mrm_jax.config import UsageError
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import (
     PlaceError,
     below,
@@ -26,7 +26,6 @@ from mrm_jax.paths import (
 )
 from mrm_jax.stop import before_end
 from mrm_jax.train.workdir import FROZEN
-from mrm_jax.types import RunError
 
 CHECKPOINTS = "checkpoints"
 

@@ -22,6 +22,7 @@ import numpy as np
 from mrm_jax import sharding
 from mrm_jax.config import Config, has_evaluation
 from mrm_jax.data.pipeline import Example
+from mrm_jax.errors import RunError
 from mrm_jax.evaluation.scores import Evaluation, document
 from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
 from mrm_jax.train import hooks, hosts
@@ -32,7 +33,7 @@ from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.step import Program
 from mrm_jax.train.writer import Writer
-from mrm_jax.types import Batch, Frozen, RunError, TrainState, Unlabelled
+from mrm_jax.types import Batch, Frozen, TrainState, Unlabelled
 
 FAULT = "fault"
 EVALUATION, PANELS = "evaluation", "panels"

@@ -20,13 +20,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mrm_jax.errors import RunError
 from mrm_jax.paths import is_remote, what_is_wrong
 from mrm_jax.train import hosts
 from mrm_jax.train.damage import GONE, named, of_files, one_line
 from mrm_jax.train.digest import differing, digests
 from mrm_jax.train.facts import problem
 from mrm_jax.train.quiet import quietly
-from mrm_jax.types import RunError
 
 FACTS = "facts"
 _TIMES, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"

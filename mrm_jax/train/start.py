@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from mrm_jax import rngs, sharding
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.train import hosts
 from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint, lines

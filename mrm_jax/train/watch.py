@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.stop import Stop, Stopped
 
 POLL_SECONDS = 1.0
@@ -153,7 +154,6 @@ class Watch(threading.Thread):
 
     def end(self, error: BaseException) -> NoReturn:
         """Ends the process as the command line would, after telling the others why."""
-        from mrm_jax.types import RunError
 
         line, code = line_of(error), 1
         if isinstance(error, UsageError):

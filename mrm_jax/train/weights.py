@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrm_jax.config import Config, Encoder, Model, UsageError, detail_crop
+from mrm_jax.config import Config, Encoder, Model, detail_crop
 from mrm_jax.convert import leaves
 from mrm_jax.convert.network import Network
 from mrm_jax.convert.network import load as load_file
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 from mrm_jax.train.checkpoint import load_run
-from mrm_jax.types import RunError
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"

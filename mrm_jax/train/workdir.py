@@ -27,7 +27,8 @@ from typing import Any
 import mrm_jax
 from mrm_jax import stop
 from mrm_jax.checks.stored import WRITER, Stored, open_config
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.options import declared, value_of
 from mrm_jax.paths import write_text
 from mrm_jax.shell import pasteable

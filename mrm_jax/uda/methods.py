@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from mrm_jax.config import TEACHER_METHODS, Method, UsageError
+from mrm_jax.config import TEACHER_METHODS, Method
+from mrm_jax.errors import UsageError
 from mrm_jax.registry import OBJECTIVE_KINDS, ObjectiveKind, added, resolved
 from mrm_jax.uda.objectives import Objective, cross_entropy, pixel_regression, weighted
 

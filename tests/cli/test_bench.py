@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.main import run
 
 TINY = ["--config", str(Path(__file__).parents[2] / "configs" / "tiny.py")]

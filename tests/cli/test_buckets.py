@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.config import UsageError
 from mrm_jax.convert.reader import read, write
+from mrm_jax.errors import UsageError
 from mrm_jax.paths import local, located
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))

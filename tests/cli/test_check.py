@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.config import UsageError
 from mrm_jax.data import labels
+from mrm_jax.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import downloads

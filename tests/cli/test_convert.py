@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mrm_jax.cli.convert import named_classes
-from mrm_jax.config import UsageError
 from mrm_jax.convert import leaves
 from mrm_jax.convert.reader import WeightFile, read, write
 from mrm_jax.data.labels import CITYSCAPES
+from mrm_jax.errors import UsageError
 from mrm_jax.main import run
 from mrm_jax.train.checkpoint import load_run
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mrm_jax.cli.evaluate import _home
-from mrm_jax.config import UsageError
 from mrm_jax.data import sources
+from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.pictures import prediction_files
 from mrm_jax.main import run
 from mrm_jax.train.checkpoint import load_run

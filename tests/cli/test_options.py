@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.main import run
 from mrm_jax.options import declared
 

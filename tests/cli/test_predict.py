@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.pictures import adapted, collect, name_outputs, scale_warning
 from mrm_jax.main import run
 from mrm_jax.train.checkpoint import load_run

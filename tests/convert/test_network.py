@@ -11,7 +11,6 @@ import torch_states as states
 from golden import shape_lists
 from test_convert import FIVE, HUB, INSIDE_FIVE, INSIDE_HUB, hugging_face, mmseg_names
 
-from mrm_jax.config import UsageError
 from mrm_jax.convert import (
     KINDS,
     Misfit,
@@ -23,6 +22,7 @@ from mrm_jax.convert import (
     trace,
 )
 from mrm_jax.convert.network import load
+from mrm_jax.errors import UsageError
 
 FIVES = hugging_face(FIVE, INSIDE_FIVE, "linear_projections")
 

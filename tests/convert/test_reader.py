@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch_states as states
 
-from mrm_jax.config import UsageError
 from mrm_jax.convert.reader import read, write
+from mrm_jax.errors import UsageError
 
 
 def safetensors(entries: dict[str, tuple[str, tuple[int, ...], bytes]]) -> bytes:

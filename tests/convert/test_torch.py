@@ -16,10 +16,10 @@ import torch_states as states
 torch: Any = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from mrm_jax import config, recipes  # noqa: E402 - after the skip
-from mrm_jax.config import UsageError  # noqa: E402
 from mrm_jax.convert import export_torch, import_torch  # noqa: E402
 from mrm_jax.convert.network import load  # noqa: E402
 from mrm_jax.convert.reader import read, write  # noqa: E402
+from mrm_jax.errors import UsageError  # noqa: E402
 from mrm_jax.models.build import build_segmentor  # noqa: E402
 
 

@@ -10,8 +10,9 @@ import downloads
 import numpy as np
 import pytest
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import datasets, files, labels, sources
+from mrm_jax.errors import UsageError
 
 LAYOUTS = {
     "gta": (downloads.gta, {"train": 3}),

@@ -8,8 +8,8 @@ import downloads
 import pytest
 from test_prepare import made
 
-from mrm_jax.config import UsageError
 from mrm_jax.data import manifest
+from mrm_jax.errors import UsageError
 
 VALUES = (
     *(None, True, False, -1, 0.5, 10**13, 10**400, 1e300, "", "x", "\ud800"),

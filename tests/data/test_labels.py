@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mrm_jax.config import UsageError
 from mrm_jax.data import labels
+from mrm_jax.errors import UsageError
 
 
 def _map(raw, raw_ids, ignored, classes):

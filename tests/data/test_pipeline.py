@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mrm_jax import config as options
-from mrm_jax.config import UsageError
 from mrm_jax.data import labels, pipeline, sources
+from mrm_jax.errors import UsageError
 
 
 def _config(seed=0, steps=6, batch=4, **data):

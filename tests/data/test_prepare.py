@@ -17,7 +17,7 @@ import pytest
 from test_datasets import LAYOUTS
 
 from mrm_jax import main
-from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train, UsageError
+from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train
 from mrm_jax.data import (
     datasets,
     jpeg,
@@ -31,7 +31,7 @@ from mrm_jax.data import (
     sources,
 )
 from mrm_jax.data.class_statistics import class_statistics
-from mrm_jax.types import RunError
+from mrm_jax.errors import RunError, UsageError
 
 FIELD = "config.data.source"
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from mrm_jax import main
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import datasets, files, labels, promise, tree
+from mrm_jax.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".bmp", ".tif", ".webp", ".ppm", ".pgm")
 

@@ -11,9 +11,9 @@ import pytest
 
 from mrm_jax import config as options
 from mrm_jax.checks import check
-from mrm_jax.config import UsageError
 from mrm_jax.data import class_statistics as counting
 from mrm_jax.data import labels, pipeline, rare_class, sources, transforms
+from mrm_jax.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

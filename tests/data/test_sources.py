@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import files, sources
+from mrm_jax.errors import UsageError
 
 FIELD = "config.data.source"
 

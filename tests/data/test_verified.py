@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_prepare import FIELD, made
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import labels, manifest, pipeline, prepared, sources, verified
 from mrm_jax.data.files import UnreadableError
-from mrm_jax.types import RunError
+from mrm_jax.errors import RunError, UsageError
 
 NAME = "gta-train.array_record-0000{}-of-00003"
 

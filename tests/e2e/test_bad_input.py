@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.train import workdir
 
 ROOT = Path(__file__).parents[2]

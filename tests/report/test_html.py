@@ -13,11 +13,11 @@ import pytest
 
 from mrm_jax import config, main
 from mrm_jax.data import labels
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.report import charts, record
 from mrm_jax.report.html import write_report
 from mrm_jax.report.panels import save_panels
 from mrm_jax.train.workdir import environment
-from mrm_jax.types import RunError
 
 COMMAND = "python -m mrm_jax.main --workdir '<script>alert(1)</script>' --config a&b.py"
 FILES = ("config.json", "environment.json", "metrics.jsonl", "evaluation.json", "views")
@@ -300,7 +300,7 @@ def test_the_report_verb_writes_the_file_and_refuses_a_folder_that_is_not_there(
     assert main.run(["report", "--workdir", str(workdir)]) == 0
     assert (workdir / "report.html").is_file()
     assert str(workdir / "report.html") in capsys.readouterr().out
-    with pytest.raises(config.UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         main.run(["report", "--workdir", str(workdir / "nothing")])
 
 
@@ -338,6 +338,6 @@ def test_a_folder_that_cannot_be_written_or_is_no_run_is_one_line(workdir, tmp_p
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"architectures": ["Segformer"]}')
-    with pytest.raises(config.UsageError, match="holds no run"):
+    with pytest.raises(UsageError, match="holds no run"):
         main.run(["report", "--workdir", str(other)])
     assert [p.name for p in other.iterdir()] == ["config.json"]

@@ -21,7 +21,7 @@ import pytest
 from toy_run import TINY, Toy
 
 from mrm_jax import main, stop
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.train import hooks, hosts, loop
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run

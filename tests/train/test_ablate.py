@@ -16,14 +16,14 @@ import standin
 import toy_run
 
 from mrm_jax.arms import Arm
-from mrm_jax.config import FeatureDistance, UsageError
+from mrm_jax.config import FeatureDistance
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.main import run
 from mrm_jax.options import edited
 from mrm_jax.train import jobs, loop, programs
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
-from mrm_jax.types import RunError
 
 OFF = FeatureDistance()
 CONFIG = f"--config={toy_run.TINY}"

@@ -13,7 +13,8 @@ from toy_run import TINY
 
 from mrm_jax import sharding
 from mrm_jax.checks import check
-from mrm_jax.config import Contrast, Domain, MaskedImages, UsageError, mim_block
+from mrm_jax.config import Contrast, Domain, MaskedImages, mim_block
+from mrm_jax.errors import UsageError
 from mrm_jax.main import load_config
 from mrm_jax.models.rebuilder import Blank
 from mrm_jax.train import optimizer

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from mrm_jax import sharding
-from mrm_jax.config import Classes, Config, Data, Domain, UsageError
+from mrm_jax.config import Classes, Config, Data, Domain
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.train import saved
 from mrm_jax.train.checkpoint import (
     FOLDER,
@@ -25,7 +26,7 @@ from mrm_jax.train.checkpoint import (
     save_network,
 )
 from mrm_jax.train.facts import BEST_BY
-from mrm_jax.types import RunError, TrainState
+from mrm_jax.types import TrainState
 
 DRAWN = Domain(kind="drawn")
 CLASSES = Classes(names=("a", "b"), colours=((0, 0, 0), (1, 1, 1)))

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from mrm_jax.config import Config, Mesh, UsageError
+from mrm_jax.config import Config, Mesh
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.train import hosts, watch, workdir
-from mrm_jax.types import RunError
 
 SLURM = {
     "SLURM_JOB_ID": "17",

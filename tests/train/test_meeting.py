@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from mrm_jax.config import UsageError
+from mrm_jax.errors import UsageError
 from mrm_jax.train import meeting
 
 

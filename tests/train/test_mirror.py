@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from toy_run import Toy
 
-from mrm_jax.config import Domain, UsageError
+from mrm_jax.config import Domain
 from mrm_jax.data import datasets, labels, manifest, pipeline, prepared, sources
 from mrm_jax.data.class_statistics import class_statistics
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import located
 from mrm_jax.train import loop, mirror, programs, workdir
 from mrm_jax.train.checkpoint import FOLDER, Checkpoints, load_run
-from mrm_jax.types import RunError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import downloads

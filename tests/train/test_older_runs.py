@@ -15,7 +15,8 @@ import pytest
 import mrm_jax
 from mrm_jax import options
 from mrm_jax.checks import stored
-from mrm_jax.config import Config, Train, UsageError
+from mrm_jax.config import Config, Train
+from mrm_jax.errors import UsageError
 from mrm_jax.main import run
 from mrm_jax.train import hooks, loop, programs, step, workdir
 from mrm_jax.train.checkpoint import load_run

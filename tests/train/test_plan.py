@@ -14,10 +14,9 @@ import pytest
 
 from mrm_jax import sharding
 from mrm_jax.command import load_config
-from mrm_jax.config import UsageError
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.train import chips, estimate, plan
 from mrm_jax.train.step import build
-from mrm_jax.types import RunError
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 

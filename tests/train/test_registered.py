@@ -23,11 +23,11 @@ from mrm_jax.config import (
     MaskedImages,
     Method,
     Model,
-    UsageError,
     mim_block,
 )
 from mrm_jax.data import labels
 from mrm_jax.data.pipeline import TrainingSamples, selection_crops
+from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.evaluator import class_ids
 from mrm_jax.evaluation.selection import label_free
 from mrm_jax.models.build import feature_spec

@@ -16,7 +16,8 @@ from weight_files import config, same, starting, write_files
 
 from mrm_jax import sharding
 from mrm_jax.checks import check
-from mrm_jax.config import Config, FeatureDistance, UsageError
+from mrm_jax.config import Config, FeatureDistance
+from mrm_jax.errors import UsageError
 from mrm_jax.train import loop
 from mrm_jax.train.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from weight_files import ENCODER, config, other_encoder, starting, variables, write_files
 
-from mrm_jax.config import Config, UsageError
+from mrm_jax.config import Config
 from mrm_jax.convert import export_torch
+from mrm_jax.errors import UsageError
 from mrm_jax.models.build import build_encoder
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import mrm_jax
-from mrm_jax.config import Config, Train, UsageError
+from mrm_jax.config import Config, Train
+from mrm_jax.errors import UsageError
 from mrm_jax.train import workdir
 
 CONFIG = Config()

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from mrm_jax.checks.alternatives import check_alternatives
-from mrm_jax.config import MRM, Config, Method, UsageError
+from mrm_jax.config import MRM, Config, Method
+from mrm_jax.errors import UsageError
 from mrm_jax.registry import OBJECTIVE_KINDS, ObjectiveKind
 from mrm_jax.uda.methods import passes
 
