@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Prints a line a check; exit code 1 where one is an error. With `--config` also the mesh and
     the data of that run, and all of its hosts, which start alike; each prints its own lines."""
-    from mrm_jax.train import hosts
+    from mrm_jax.hosts import group
 
-    with hosts.joined(config or Config()):
+    with group.joined(config or Config()):
         return _print(arguments, config)
 
 

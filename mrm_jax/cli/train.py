@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
+from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, located
 from mrm_jax.stop import Stopped, heard
-from mrm_jax.train import hosts, workdir
+from mrm_jax.train import workdir
 
 if TYPE_CHECKING:
     from mrm_jax.train.mirror import Mirror
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     with heard() as stop:
         stop.doing = "opening the folder"
         try:
-            with hosts.joined(config):
+            with group.joined(config):
                 return _with_workdir(config, arguments.workdir)
         except Stopped:
             line, code = stop.last_words()
@@ -50,21 +51,21 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 def _with_workdir(config: Config, path: Path) -> int:
     """Trains in `path` where this is the only host or the first, and along with it elsewhere."""
-    hosts.same("config.", workdir.fixed(config))
-    if not hosts.is_main():
+    group.same("config.", workdir.fixed(config))
+    if not group.is_main():
         from mrm_jax.train.mirror import following
 
-        hosts.check_shared(path)
+        group.check_shared(path / workdir.LOCK)
         with following(path) as mirror:
             return _train(config, mirror.local, mirror)
     if is_remote(path):
         from mrm_jax.train.mirror import mirrored
 
         with mirrored(path) as mirror, workdir.opened(mirror.local, config) as held:
-            hosts.check_shared(path)
+            group.check_shared(path / workdir.LOCK)
             return _train(config, held, mirror)
     with workdir.opened(path, config) as held:
-        hosts.check_shared(path)
+        group.check_shared(path / workdir.LOCK)
         return _train(config, held, None)
 
 

@@ -28,9 +28,10 @@ from mrm_jax.checks.stored import open_config
 from mrm_jax.config import Config
 from mrm_jax.convert.reader import FORMATS
 from mrm_jax.errors import RunError, UsageError
+from mrm_jax.hosts import group
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
 from mrm_jax.shell import quoted
-from mrm_jax.train import hosts, saved
+from mrm_jax.train import saved
 from mrm_jax.train.damage import one_line
 from mrm_jax.train.digest import digests
 from mrm_jax.train.facts import scores_of, top_of
@@ -79,7 +80,7 @@ class Checkpoints:
         self.directory = directory if is_remote(directory) else directory.resolve()
         self._keep = keep
         self._scores: dict[int, dict[str, float]] = {}
-        self.damaged = hosts.from_main(lambda: made_ready(self.directory))
+        self.damaged = group.from_main(lambda: made_ready(self.directory))
         handlers: dict[str, ocp.CheckpointHandler] = {
             name: ocp.StandardCheckpointHandler() for name in _TREES
         }
@@ -89,7 +90,7 @@ class Checkpoints:
             item_handlers={**handlers, FACTS: ocp.JsonCheckpointHandler()},
         )
         self._newest: int | None = self._manager.latest_step()
-        hosts.same(f"the newest checkpoint in {self.directory}", self._newest)
+        group.same(f"the newest checkpoint in {self.directory}", self._newest)
         for step in self._manager.all_steps():
             self._scores[step] = scores_of(read_facts(self.directory / str(step)))
 
@@ -125,7 +126,7 @@ class Checkpoints:
             items[FACTS] = ocp.args.JsonSave({**facts, "digests": digests(trees)})
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
-            hosts.raise_loss(error)
+            group.raise_loss(error)
             raise self._failure(step, error) from error
         self._newest, self._scores[step] = step, scores_of(facts)
 
@@ -135,7 +136,7 @@ class Checkpoints:
         self.wait()
         folder = self.directory / str(step)
         facts = {**read_facts(folder), "scores": dict(scores), **more}
-        if hosts.is_main():
+        if group.is_main():
             write_text(folder / FACTS / "metadata", json.dumps(facts))
         self._scores[step] = scores_of(facts)
 
@@ -145,7 +146,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # as in save
-            hosts.raise_loss(error)
+            group.raise_loss(error)
             raise self._failure(self._newest, error) from error
 
     def close(self) -> None:
@@ -177,7 +178,7 @@ class Checkpoints:
             if "digests" in facts:
                 saved.check_digests(folder, {n: digests(tree) for n, tree in items.items()}, facts)
         except Exception as error:  # as in save
-            hosts.raise_loss(error)
+            group.raise_loss(error)
             raise saved.unrestored(folder, facts, wanted, error) from error
         return state, facts
 
@@ -187,7 +188,7 @@ class Checkpoints:
         before = [s for s in steps_in(self.directory) if s < step]
         if not before or is_remote(self.directory):
             return None
-        if hosts.count() == 1:  # the others may still be reading it
+        if group.count() == 1:  # the others may still be reading it
             self._manager.close()
         folder = saved.set_aside(self.directory / str(step))
         return (
@@ -199,7 +200,7 @@ class Checkpoints:
         # best and the picked one stay.
         old = sorted(self._scores)[: -self._keep]
         gone = sorted({*old} - {self.top("best"), self.top("picked")})
-        hosts.from_main(
+        group.from_main(
             lambda: [saved.delete(self.directory / str(step)) for step in gone] and None
         )
         for step in gone:

@@ -1,5 +1,5 @@
 """Whether this machine can run: what is installed, which devices JAX really uses, whether they
-compute, where there is room, and what the data's order is. On several hosts (`hosts.joined`) each
+compute, where there is room, and what the data's order is. On several hosts (`group.joined`) each
 looks at its own machine, and the sum and the order are those of all.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
+from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, names_below
-from mrm_jax.train import hosts
 from mrm_jax.train.compile_cache import NAME
 
 ENOUGH_BYTES = 10 * 2**30
@@ -181,7 +181,7 @@ def _data(config: Config) -> Check:
         text, digest = _order(config)
     except UsageError as error:
         text, digest = str(error), None
-    digests = hosts.together(lambda: digest)
+    digests = group.together(lambda: digest)
     if digest is None:
         return Check("data", "error", text, "mend it; `check` says more about a set")
     other = next((host for host, found in enumerate(digests) if found != digest), None)

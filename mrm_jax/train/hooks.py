@@ -21,8 +21,8 @@ from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation import evaluator, selection
 from mrm_jax.evaluation.scores import Counts, Evaluation, scored
+from mrm_jax.hosts import group
 from mrm_jax.models.build import build_segmentor
-from mrm_jax.train import hosts
 from mrm_jax.train.saved import STATE_VERSION
 from mrm_jax.train.state import Networks
 from mrm_jax.train.workdir import config_hash
@@ -57,14 +57,14 @@ def evaluate(
 
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     began = time.perf_counter()
-    mine = examples[hosts.index() :: hosts.count()]
+    mine = examples[group.index() :: group.count()]
 
     def progress(done: int, total: int) -> None:
-        hosts.beat(step, f"evaluating {done}/{total}")
+        group.beat(step, f"evaluating {done}/{total}")
 
     def count() -> list[Any]:
         places = np.linspace(0, len(mine) - 1, min(SHOWN, len(mine))).astype(int)
-        shown = [mine[place] for place in places] if hosts.is_main() else []
+        shown = [mine[place] for place in places] if group.is_main() else []
         names = {example.name for example in shown}
         kept: dict[str, dict[str, np.ndarray]] = {}
 
@@ -86,7 +86,7 @@ def evaluate(
             )
         return counts.as_json()
 
-    counts = functools.reduce(operator.add, map(Counts.from_json, hosts.together(count)))
+    counts = functools.reduce(operator.add, map(Counts.from_json, group.together(count)))
     return scored(config, counts, time.perf_counter() - began)
 
 

@@ -30,8 +30,9 @@ from mrm_jax.config import Config
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import Sampler, open_sampler
 from mrm_jax.errors import RunError, UsageError
+from mrm_jax.hosts import group
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
-from mrm_jax.train import hooks, hosts
+from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
@@ -69,12 +70,12 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
     Raises UsageError or RunError with one line for the user, and Stopped where it was asked to stop
     before anything was saved.
     """
-    with heard() as stop, Screen(config.train.steps, quiet=not hosts.is_main()) as screen:
+    with heard() as stop, Screen(config.train.steps, quiet=not group.is_main()) as screen:
         stop.doing, stop.saved = "starting", folders.newest(workdir)
         try:
             return _train(config, workdir, mirror, screen, stop)
         except Stopped:
-            if stop.saved is None or hosts.count() > 1:  # then the others are to be told
+            if stop.saved is None or group.count() > 1:  # then the others are to be told
                 raise
             screen.say(stop.last_words()[0])
             return 0
@@ -90,7 +91,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
     for line in checkpoints.damaged:
         screen.warn(line)
-    start, undone = checkpoints.latest() or 0, hosts.from_main(lambda: _undone(config, checkpoints))
+    start, undone = checkpoints.latest() or 0, group.from_main(lambda: _undone(config, checkpoints))
     weights = load(config) if checkpoints.latest() is None else None
     anchor = frozen_encoder(config, workdir)
     examples = evaluation_set(config)
@@ -105,8 +106,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         config,
         sampler=sampler,
         start_step=start - bool(undone),  # the batch of that step, which a panel shows
-        process_index=hosts.index(),
-        process_count=hosts.count(),
+        process_index=group.index(),
+        process_count=group.count(),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
@@ -125,7 +126,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     good = jax.device_put(np.True_, sharding.replicated(mesh))
     arguments = (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
     stop.doing = "compiling the step"
-    hosts.beat(start, "compiling")
+    group.beat(start, "compiling")
     step, seconds = None, 0.0
     if start < config.train.steps:
         step, seconds = _compiled(programs, mesh, arguments, screen)
@@ -187,8 +188,8 @@ def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
     line = checkpoints.aside(step)
     if line is None:
         raise error
-    if hosts.count() > 1:
-        raise RunError(f"On host {hosts.index()} {line} Give the same command again.") from error
+    if group.count() > 1:
+        raise RunError(f"On host {group.index()} {line} Give the same command again.") from error
     return line
 
 
@@ -206,11 +207,11 @@ def _compiled(
 
 def _report(workdir: Path, home: Path, screen: Screen, stop: Stop) -> None:
     """Writes the report, unless it is asked to stop: then the same command does so later."""
-    if not hosts.is_main():
+    if not group.is_main():
         return
     stop.doing = "writing the report"
     try:
-        with stop.within(ENDED if hosts.count() == 1 else LOOKED):
+        with stop.within(ENDED if group.count() == 1 else LOOKED):
             hooks.write_report(workdir)
     except Stopped:
         screen.say(stop.last_words()[0])
@@ -240,7 +241,7 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None
             following = _next(run, number, batches, batch) if number < steps else batch
             while len(run.unread) > 1:
                 _read(run, run.unread.popleft())
-            if hosts.count() == 1:
+            if group.count() == 1:
                 run.stopping = run.stop.received is not None
             if run.stopping or _due(run.config, number):
                 _catch_up(run)
@@ -250,7 +251,7 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None
         run.checkpoints.close()
     except BaseException as error:
         # With a host that is gone no save ever completes.
-        if hosts.count() == 1 or isinstance(error, UsageError | RunError):
+        if group.count() == 1 or isinstance(error, UsageError | RunError):
             with contextlib.suppress(RunError):  # the first error is the one to report
                 run.checkpoints.close()
         raise
@@ -277,11 +278,11 @@ def _due(config: Config, number: int) -> bool:
 def _next(run: Run, number: int, batches: Iterator[Batch], batch: Batch) -> Batch:
     """The next batch on its way to the devices, while step `number` runs; where it cannot be read
     `batch` again, for steps that change nothing, and where a stop does not wait for it."""
-    hosts.beat(number, "reading")
+    group.beat(number, "reading")
     if run.failure is None:
         began = time.perf_counter()
         try:
-            with run.stop.within(RAISED if hosts.count() == 1 else SHUT):
+            with run.stop.within(RAISED if group.count() == 1 else SHUT):
                 read = next(batches)
         except Stopped:
             run.stopping = True
@@ -301,7 +302,7 @@ def _catch_up(run: Run) -> None:
 
 def _read(run: Run, done: Done) -> None:
     """Waits for a step's metrics, checks them and logs them where they are due."""
-    hosts.beat(done.number + len(run.unread), "computing")
+    group.beat(done.number + len(run.unread), "computing")
     values = jax.device_get(done.metrics)
     wish = int(values.pop("wish"))
     run.stopping |= wish == STOP

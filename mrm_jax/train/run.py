@@ -24,8 +24,9 @@ from mrm_jax.config import Config, has_evaluation
 from mrm_jax.data.pipeline import Example
 from mrm_jax.errors import RunError
 from mrm_jax.evaluation.scores import Evaluation, document
+from mrm_jax.hosts import group
 from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
-from mrm_jax.train import hooks, hosts
+from mrm_jax.train import hooks
 from mrm_jax.train import workdir as folders
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.console import Screen
@@ -146,9 +147,9 @@ def _score(run: Run) -> None:
 
 def _panels(run: Run, batch: Batch) -> None:
     with stoppable(run, f"drawing what step {run.at} saw"):
-        hosts.together(run.stop.look)
+        group.together(run.stop.look)
         views = sharding.gathered(run.inspect(run.state, run.frozen, batch), run.mesh)
-        if hosts.is_main():
+        if group.is_main():
             hooks.save_views(run.config, run.workdir, run.at, views)
     _made(run, PANELS)
 
@@ -162,7 +163,7 @@ def _made(run: Run, what: str) -> None:
 @contextmanager
 def stoppable(run: Run, doing: str) -> Iterator[None]:
     """For what may be made up for later: a stop ends it. On several hosts only where all agree, in
-    `hosts.together`. Raises Stopped."""
+    `group.together`. Raises Stopped."""
 
     def keep() -> None:
         save(run, run.at)
@@ -171,7 +172,7 @@ def stoppable(run: Run, doing: str) -> Iterator[None]:
         push(run)
 
     run.stop.doing = doing
-    with run.stop.before_end(keep), run.stop.within(ENDED if hosts.count() == 1 else LOOKED):
+    with run.stop.before_end(keep), run.stop.within(ENDED if group.count() == 1 else LOOKED):
         yield
 
 
@@ -182,12 +183,12 @@ def evaluate(run: Run, number: int) -> dict[str, float]:
     here = sharding.local(replace(run.state, opt_state={}), run.mesh)
     found: dict[str, Evaluation] = {}
     with stoppable(run, f"evaluating step {number}"):
-        scores = hosts.from_main(
+        scores = group.from_main(
             lambda: hooks.select(run.config, run.program.networks, here, run.crops)
         )
         if run.examples:
             found = hooks.evaluate(run.config, here, run.examples, workdir=run.workdir, step=number)
-    hosts.together(lambda: _tell(run, number, scores, found))
+    group.together(lambda: _tell(run, number, scores, found))
     return scores | hooks.score_metrics(found)
 
 
@@ -215,7 +216,7 @@ def save(run: Run, number: int) -> None:
     evaluation, if any."""
     if number == run.checkpoints.latest():
         return
-    hosts.beat(number, "saving")
+    group.beat(number, "saving")
     push(run)  # first: a checkpoint without the lines before it would leave a gap
     run.checkpoints.save(number, run.state, facts(run, number))
 

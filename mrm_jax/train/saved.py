@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mrm_jax.errors import RunError
+from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, what_is_wrong
-from mrm_jax.train import hosts
 from mrm_jax.train.damage import GONE, named, of_files, one_line
 from mrm_jax.train.digest import differing, digests
 from mrm_jax.train.facts import problem
@@ -219,7 +219,7 @@ def digests_of(facts: Mapping[str, Any], item: str) -> dict[str, str]:
 
 def say_unverified(folder: Path, facts: Mapping[str, Any]) -> None:
     """Says so where a checkpoint's arrays have no digests to compare them with."""
-    if "digests" not in facts and hosts.is_main():
+    if "digests" not in facts and group.is_main():
         print(
             f"warning: {folder} was written before digests were kept: its arrays are not verified.",
             file=sys.stderr,

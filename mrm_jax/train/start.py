@@ -19,7 +19,7 @@ import numpy as np
 from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
-from mrm_jax.train import hosts
+from mrm_jax.hosts import group
 from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.train.fingerprint import fingerprint, lines
 from mrm_jax.train.step import Program
@@ -63,7 +63,7 @@ def load(config: Config) -> Start | None:
     if given is None:
         return None
     start = _read(config, given, field)
-    hosts.same("the weights' ", start.fingerprint)
+    group.same("the weights' ", start.fingerprint)
     unread = (f"{ENCODER_WEIGHTS} is not read: {INIT_FROM}.",) if path and weights else ()
     return replace(start, notes=(*unread, *start.notes))
 
@@ -90,7 +90,7 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
                 f"{missing[0]}; the frozen encoder of the feature distance has to be whole."
             )
         tree = start.variables
-        hosts.same("the frozen encoder's ", start.fingerprint)
+        group.same("the frozen encoder's ", start.fingerprint)
         save_network(folder, tree, {"config": asdict(config), "weights": start.fingerprint})
     return {name: tree.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
 

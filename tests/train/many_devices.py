@@ -19,7 +19,8 @@ from mrm_jax import recipes, sharding
 from mrm_jax.command import load_config
 from mrm_jax.config import Encoder
 from mrm_jax.data.pipeline import train_batches
-from mrm_jax.train import hooks, hosts
+from mrm_jax.hosts import group
+from mrm_jax.train import hooks
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.plan import collectives
 from mrm_jax.train.step import build
@@ -48,7 +49,7 @@ def config(tiny):
 
 def batches(made, mesh):
     """The first two, each read where it is needed."""
-    rows = {"process_index": hosts.index(), "process_count": hosts.count()}
+    rows = {"process_index": group.index(), "process_count": group.count()}
     both = train_batches(replace(made, train=replace(made.train, steps=2)), **rows)
     return [sharding.put_batch(batch, mesh) for batch in both]
 
@@ -84,7 +85,7 @@ def two_steps(made, program, mesh, checkpoints):
     found |= flat(after.opt_state, "moments", mesh) | flat(metrics, "metric", mesh)
     kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]
     found["held"] = np.asarray(kernel.addressable_shards[0].data.shape)
-    if hosts.count() > 1:
+    if group.count() > 1:
         checkpoints.save(1, after, hooks.facts(made, scores={}))
         checkpoints.wait()
     after, _ = checkpoints.restore(1, like)
@@ -97,16 +98,16 @@ def main(folder, tiny, address=None, index="0"):
     ours = replace(made.mesh, coordinator=address, heartbeat=30)
     if address is not None:
         ours = replace(ours, process_count=2, process_index=int(index))
-    with hosts.joined(replace(made, mesh=ours)):
+    with group.joined(replace(made, mesh=ours)):
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
         program, found = build(made), {}
-        meshes = {PAIR: (4, 2)} if hosts.count() > 1 else {f"{d}x{f}": (d, f) for d, f in MESHES}
+        meshes = {PAIR: (4, 2)} if group.count() > 1 else {f"{d}x{f}": (d, f) for d, f in MESHES}
         for name, (devices, fsdp) in meshes.items():
             mesh = sharding.mesh(devices, batch=8, fsdp=fsdp)
             arrays = two_steps(made, program, mesh, checkpoints)
             found |= {f"{name}:{key}": value for key, value in arrays.items()}
-        if hosts.is_main():
-            np.savez(Path(folder) / f"found.{hosts.count()}.npz", **found)
+        if group.is_main():
+            np.savez(Path(folder) / f"found.{group.count()}.npz", **found)
 
 
 if __name__ == "__main__":

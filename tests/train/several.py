@@ -22,7 +22,8 @@ from toy_run import TINY, Toy
 
 from mrm_jax import main, stop
 from mrm_jax.errors import UsageError
-from mrm_jax.train import hooks, hosts, loop
+from mrm_jax.hosts import group
+from mrm_jax.train import hooks, loop
 from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run
 
@@ -98,7 +99,7 @@ def while_evaluating(act):
 
         def evaluate(*arguments, **more):
             act()
-            hosts.together(stop.look)
+            group.together(stop.look)
             return real(*arguments, **more)
 
         patch.setattr(hooks, "evaluate", evaluate)

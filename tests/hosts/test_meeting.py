@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from mrm_jax.errors import UsageError
-from mrm_jax.train import meeting
+from mrm_jax.hosts import meeting
 
 
 @pytest.fixture

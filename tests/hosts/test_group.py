@@ -10,7 +10,8 @@ import pytest
 
 from mrm_jax.config import Config, Mesh
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.train import hosts, watch, workdir
+from mrm_jax.hosts import group, watch
+from mrm_jax.train import workdir
 
 SLURM = {
     "SLURM_JOB_ID": "17",
@@ -22,19 +23,19 @@ SLURM = {
 
 
 def found(environment=None, **mesh):
-    return hosts.found(Config(mesh=Mesh(**mesh)), environment or {})
+    return group.found(Config(mesh=Mesh(**mesh)), environment or {})
 
 
 @pytest.fixture
 def no_chips(monkeypatch):
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(group.glob, "glob", lambda pattern: [])
 
 
 @pytest.fixture
 def chips(monkeypatch):
     there = {"/dev/accel*": ["/dev/accel0"]}
-    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: there.get(pattern, []))
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(group.glob, "glob", lambda pattern: there.get(pattern, []))
+    monkeypatch.setattr(group.importlib.util, "find_spec", lambda name: object())
 
 
 @pytest.mark.usefixtures("no_chips")
@@ -95,24 +96,24 @@ def test_what_names_hosts_in_part_or_wrongly_is_refused(mesh, environment, messa
 
 def test_hosts_meet_where_jax_will_join_them():
     given = found(coordinator="10.0.0.2:8476", process_count=4, process_index=3)
-    assert hosts._meeting(given or {}, SLURM) == ("10.0.0.2:8476", 4, 3)
-    assert hosts._meeting({}, {}) is None  # a Cloud TPU, which JAX asks
+    assert group._meeting(given or {}, SLURM) == ("10.0.0.2:8476", 4, 3)
+    assert group._meeting({}, {}) is None  # a Cloud TPU, which JAX asks
 
 
 @pytest.mark.usefixtures("no_chips")
 def test_tasks_of_slurm_meet_at_the_address_that_jax_makes_of_their_job(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    assert hosts._meeting({}, SLURM) == ("node1:61457", 2, 1)
+    assert group._meeting({}, SLURM) == ("node1:61457", 2, 1)
 
 
 def test_one_host_agrees_with_itself():
-    assert (hosts.index(), hosts.count(), hosts.is_main()) == (0, 1, True)
-    assert hosts.together(lambda: 7) == [7]
-    assert hosts.from_main(lambda: 7) == 7
-    hosts.same("x", {"a": 1})
-    hosts.raise_loss(RuntimeError("Gloo: connection reset by peer"))
-    hosts.beat(3, "reading")
+    assert (group.index(), group.count(), group.is_main()) == (0, 1, True)
+    assert group.together(lambda: 7) == [7]
+    assert group.from_main(lambda: 7) == 7
+    group.same("x", {"a": 1})
+    group.raise_loss(RuntimeError("Gloo: connection reset by peer"))
+    group.beat(3, "reading")
 
 
 class Store:
@@ -139,7 +140,7 @@ def with_other(monkeypatch):
         running = watch.Watch.__new__(watch.Watch)
         running.index, running.count, running.client = 0, 2, Store(other)
         monkeypatch.setattr(watch.Watch, "running", running)
-        monkeypatch.setattr(hosts, "_rounds", iter(range(9)))
+        monkeypatch.setattr(group, "_rounds", iter(range(9)))
         return running.client
 
     return install
@@ -147,48 +148,48 @@ def with_other(monkeypatch):
 
 def test_values_of_all_hosts_are_known_to_all_and_old_ones_forgotten(with_other):
     store = with_other('["theirs", null]')
-    assert hosts.together(lambda: "ours") == ["ours", "theirs"]
-    assert hosts.from_main(lambda: "ours") == "ours"
+    assert group.together(lambda: "ours") == ["ours", "theirs"]
+    assert group.from_main(lambda: "ours") == "ours"
     assert list(store.said) == ["mrm_jax_round/1/0"]
 
 
 def test_an_error_that_speaks_of_a_lost_peer_is_not_taken_for_a_full_disk(with_other):
     with_other("[0, null]")
-    hosts.raise_loss(OSError("no space left on device"))
+    group.raise_loss(OSError("no space left on device"))
     with pytest.raises(RuntimeError, match="Gloo"):
-        hosts.raise_loss(RuntimeError("Gloo all-reduce failed: connection reset by peer"))
+        group.raise_loss(RuntimeError("Gloo all-reduce failed: connection reset by peer"))
 
 
 def test_an_error_of_one_host_is_raised_on_all(with_other):
     with_other('[null, "there is no town/7.png."]')
     with pytest.raises(RunError, match=r"^Host 1: there is no town/7.png\.$"):
-        hosts.together(lambda: "ours")
+        group.together(lambda: "ours")
     store = with_other('["theirs", null]')
     with pytest.raises(UsageError, match="ours is broken"):
-        hosts.together(lambda: (_ for _ in ()).throw(UsageError("ours is broken")))
+        group.together(lambda: (_ for _ in ()).throw(UsageError("ours is broken")))
     assert store.said["mrm_jax_round/0/0"] == '[null, "ours is broken."]'
 
 
 def test_a_field_in_which_hosts_differ_is_named(with_other):
     with_other('[{"seed": 1, "train.steps": 8}, null]')
-    hosts.same("config.", {"seed": 1, "train.steps": 8})
+    group.same("config.", {"seed": 1, "train.steps": 8})
     with pytest.raises(UsageError, match="config.train.steps is 6 on host 0 and 8 on host 1"):
-        hosts.same("config.", {"seed": 1, "train.steps": 6})
+        group.same("config.", {"seed": 1, "train.steps": 6})
     with_other("[4, null]")
     with pytest.raises(UsageError, match="the newest checkpoint is 6 on host 0 and 4 on host 1"):
-        hosts.same("the newest checkpoint", 6)
+        group.same("the newest checkpoint", 6)
 
 
 def test_a_workdir_that_another_host_does_not_see_is_refused_on_all(tmp_path, monkeypatch):
     path = tmp_path / "run"
     with workdir.opened(path, Config()):
-        hosts.check_shared(path)
+        group.check_shared(path / workdir.LOCK)
         assert (path / workdir.LOCK).read_text()  # what the others compare
-        monkeypatch.setattr(hosts, "from_main", lambda make: "written by another")
+        monkeypatch.setattr(group, "from_main", lambda make: "written by another")
         with pytest.raises(UsageError, match="is not the folder that host 0 sees"):
-            hosts.check_shared(path)
+            group.check_shared(path / workdir.LOCK)
         with pytest.raises(UsageError, match="is not the folder that host 0 sees"):
-            hosts.check_shared(tmp_path / "elsewhere")
+            group.check_shared(tmp_path / "elsewhere" / workdir.LOCK)
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_the_end_of_another_host_is_passed_on_and_an_end_without_cause_is_not(lo
 def test_the_last_words_appear_when_a_process_is_killed_and_not_when_they_are_taken_back():
     program = (
         "import os, sys\n"
-        "from mrm_jax.train.watch import LastWords\n"
+        "from mrm_jax.hosts.watch import LastWords\n"
         "words = LastWords()\n"
         "words.set('first')\n"
         "words.set(sys.argv[1]) if sys.argv[1] else words.close()\n"
@@ -260,10 +261,10 @@ def test_hosts_that_cannot_be_joined_are_one_line(monkeypatch):
         raise ValueError("coordinator_address should be\ndefined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refused)
-    monkeypatch.setattr(hosts, "meet", lambda *place, seconds: None)
+    monkeypatch.setattr(group, "meet", lambda *place, seconds: None)
     config = Config(mesh=Mesh(coordinator="a:1", process_count=2, process_index=0))
     with (
         pytest.raises(RunError, match=r"^The hosts could not be joined: coordinator_address .*off"),
-        hosts.joined(replace(config, seed=1)),
+        group.joined(replace(config, seed=1)),
     ):
         pass

@@ -25,11 +25,10 @@ from typing import Any, TypeVar
 
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
+from mrm_jax.hosts.meeting import meet
+from mrm_jax.hosts.watch import AGAIN, LastWords, Watch, is_loss, line_of
 from mrm_jax.paths import is_remote
 from mrm_jax.stop import Stopped, before_end
-from mrm_jax.train.meeting import meet
-from mrm_jax.train.watch import AGAIN, LastWords, Watch, is_loss, line_of
-from mrm_jax.train.workdir import LOCK
 
 _T = TypeVar("_T")
 
@@ -276,9 +275,10 @@ def same(what: str, value: Any) -> None:
         )
 
 
-def check_shared(folder: Path) -> None:
-    """Raises UsageError on all hosts unless all see the `folder` of the run that host 0 holds."""
-    mark = folder / LOCK
+def check_shared(mark: Path) -> None:
+    """Raises UsageError on all hosts unless all see the file `mark` that host 0 writes in the
+    folder of the run."""
+    folder = mark.parent
 
     def write() -> str:
         token = uuid.uuid4().hex
