@@ -87,7 +87,7 @@ def test_help_names_every_verb(capsys):
 
 
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):
-    from mrm_jax.train.saved import DamagedError
+    from mrm_jax.runs.saved import DamagedError
 
     def damaged(_):
         raise DamagedError(tmp_path / "3", "student/_METADATA is not there")

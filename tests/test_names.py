@@ -58,20 +58,20 @@ OURS = {
     "report/panels.py": {"path"},  # the caller's
     "report/html.py": {"_odd_file(found)"},  # one of four constants
     "report/record.py": {"workdir", "name"},  # the caller's; two constants
-    "train/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
-    "train/items.py": {"item"},  # of a state
+    "runs/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
+    "runs/items.py": {"item"},  # of a state
     "train/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
     "train/hooks.py": {"'/proc/self/statm'"},
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
-    "train/mirror.py": {
+    "runs/mirror.py": {
         *("f'.probe-{uuid.uuid4().hex}'", "name"),  # what lies in the run's folder here
         "tempfile.mkdtemp(prefix='mrm_jax_')",
     },
-    "train/saved.py": {  # beside a folder that is there; constants, and items of a state
+    "runs/saved.py": {  # beside a folder that is there; constants, and items of a state
         *("f'damaged_{number}_step_{folder.name}'", "f'{_DELETED}{folder.name}'", "name", "item"),
     },
     "train/sentinel.py": {"f'step_{step}.npz'"},
-    "train/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
+    "runs/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }
 NUMBERS = re.compile(
     r"(?:str\()?(?:int\()?(?:steps?|newest|top|which|(?:steps|before)\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"

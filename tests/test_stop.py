@@ -12,7 +12,7 @@ PROGRAM = """
 import ctypes, sys, threading
 from pathlib import Path
 from mrm_jax import main, stop
-from mrm_jax.train import workdir
+from mrm_jax.runs import workdir
 
 def verb(words):
     config = main.load_config(["--config=configs/tiny.py"])

@@ -18,8 +18,8 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import below, is_remote, located
+from mrm_jax.runs import workdir as folders
 from mrm_jax.shell import pasteable
-from mrm_jax.train import workdir as folders
 from mrm_jax.train.jobs import Job, own_first, share, work
 
 

@@ -152,9 +152,9 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
         allow_missing=arguments.allow_missing,
     )
 
-    from mrm_jax.train.checkpoint import save_network
-    from mrm_jax.train.fingerprint import fingerprint, lines
-    from mrm_jax.train.weights import check_network, network_lines, origin, without_misfits
+    from mrm_jax.runs.checkpoint import save_network
+    from mrm_jax.runs.fingerprint import fingerprint, lines
+    from mrm_jax.runs.weights import check_network, network_lines, origin, without_misfits
 
     chosen = _config(network, config)
     if config is not None:
@@ -238,7 +238,7 @@ def _is_colour(entry: Any) -> bool:
 def _export(arguments: argparse.Namespace) -> int:
     from mrm_jax.convert import Misfit, export_torch, synthesise
     from mrm_jax.convert.reader import FORMATS, write
-    from mrm_jax.train.checkpoint import load_rebuilder, load_run
+    from mrm_jax.runs.checkpoint import load_rebuilder, load_run
 
     target: Path = arguments.to_torch
     if target.suffix not in FORMATS:

@@ -17,7 +17,7 @@ from mrm_jax.paths import is_remote, located, what_is_wrong
 if TYPE_CHECKING:
     import numpy as np
 
-    from mrm_jax.train.checkpoint import LoadedRun
+    from mrm_jax.runs.checkpoint import LoadedRun
 
 NETWORKS = ("student", "teacher")
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """
     from rich.console import Console
 
-    from mrm_jax.train.checkpoint import load_run
+    from mrm_jax.runs.checkpoint import load_run
 
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
     protocol = _protocol(loaded.config, config, arguments.path)
@@ -172,7 +172,7 @@ def _home(arguments: argparse.Namespace) -> Path:
     --to was not given and nothing can be written beside the run."""
     if arguments.to is not None:
         return arguments.to
-    from mrm_jax.train.checkpoint import FOLDER
+    from mrm_jax.runs.checkpoint import FOLDER
 
     folder: Path = arguments.workdir or arguments.checkpoint
     if (folder / "student").is_dir():  # one checkpoint, of a run or copied out of it
@@ -202,7 +202,7 @@ def _saver(
 
 
 def _write(folder: Path, values: dict) -> Path:
-    from mrm_jax.train.workdir import write_json
+    from mrm_jax.runs.workdir import write_json
 
     path = folder / "evaluation.json"
     try:

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     pictures = collect(arguments.paths, arguments.to)
     jobs = name_outputs(pictures, arguments.to)
 
-    from mrm_jax.train.checkpoint import load_run
+    from mrm_jax.runs.checkpoint import load_run
 
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
     variables = chosen_networks(loaded, arguments.network)[arguments.network]

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, config: Any) -> int:
             f"--workdir {workdir} holds no run: neither metrics.jsonl nor config.json."
         )
     if is_remote(workdir):
-        from mrm_jax.train.mirror import mirrored
+        from mrm_jax.runs.mirror import mirrored
 
         with mirrored(workdir) as mirror:
             path = workdir / write_report(mirror.local).name

@@ -10,11 +10,11 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, located
+from mrm_jax.runs import workdir
 from mrm_jax.stop import Stopped, heard
-from mrm_jax.train import workdir
 
 if TYPE_CHECKING:
-    from mrm_jax.train.mirror import Mirror
+    from mrm_jax.runs.mirror import Mirror
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +53,13 @@ def _with_workdir(config: Config, path: Path) -> int:
     """Trains in `path` where this is the only host or the first, and along with it elsewhere."""
     group.same("config.", workdir.fixed(config))
     if not group.is_main():
-        from mrm_jax.train.mirror import following
+        from mrm_jax.runs.mirror import following
 
         group.check_shared(path / workdir.LOCK)
         with following(path) as mirror:
             return _train(config, mirror.local, mirror)
     if is_remote(path):
-        from mrm_jax.train.mirror import mirrored
+        from mrm_jax.runs.mirror import mirrored
 
         with mirrored(path) as mirror, workdir.opened(mirror.local, config) as held:
             group.check_shared(path / workdir.LOCK)

@@ -23,9 +23,9 @@ from mrm_jax.evaluation import evaluator, selection
 from mrm_jax.evaluation.scores import Counts, Evaluation, scored
 from mrm_jax.hosts import group
 from mrm_jax.models.build import build_segmentor
-from mrm_jax.train.saved import STATE_VERSION
+from mrm_jax.runs.saved import STATE_VERSION
+from mrm_jax.runs.workdir import config_hash
 from mrm_jax.train.state import Networks
-from mrm_jax.train.workdir import config_hash
 from mrm_jax.types import TrainState, Unlabelled
 
 VIEWS = "views"

@@ -21,8 +21,8 @@ from mrm_jax.arms import Arm
 from mrm_jax.children import lifeline
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
+from mrm_jax.runs import workdir as folders
 from mrm_jax.stop import SHUT, Stopped, heard
-from mrm_jax.train import workdir as folders
 
 POLL_SECONDS = 2.0
 

@@ -31,13 +31,15 @@ from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import Sampler, open_sampler
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group
+from mrm_jax.runs import workdir as folders
+from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, DamagedError
+from mrm_jax.runs.mirror import Mirror
+from mrm_jax.runs.saved import read_facts
+from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
 from mrm_jax.train import hooks
-from mrm_jax.train import workdir as folders
 from mrm_jax.train.allocator import keep_memory
-from mrm_jax.train.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.train.console import Screen, banner, pace_text
-from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, Programs, shared
 from mrm_jax.train.run import (
     EVALUATION,
@@ -53,11 +55,9 @@ from mrm_jax.train.run import (
     stop_at_failure,
     stop_at_fault,
 )
-from mrm_jax.train.saved import read_facts
 from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
-from mrm_jax.train.writer import Writer
 from mrm_jax.types import Batch
 
 

@@ -25,15 +25,15 @@ from mrm_jax.data.pipeline import Example
 from mrm_jax.errors import RunError
 from mrm_jax.evaluation.scores import Evaluation, document
 from mrm_jax.hosts import group
+from mrm_jax.runs import workdir as folders
+from mrm_jax.runs.checkpoint import Checkpoints
+from mrm_jax.runs.mirror import Mirror
+from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
 from mrm_jax.train import hooks
-from mrm_jax.train import workdir as folders
-from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.console import Screen
-from mrm_jax.train.mirror import Mirror
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.step import Program
-from mrm_jax.train.writer import Writer
 from mrm_jax.types import Batch, Frozen, TrainState, Unlabelled
 
 FAULT = "fault"

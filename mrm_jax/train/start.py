@@ -20,10 +20,9 @@ from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
-from mrm_jax.train.checkpoint import Checkpoints, load_run, save_network
-from mrm_jax.train.fingerprint import fingerprint, lines
-from mrm_jax.train.step import Program
-from mrm_jax.train.weights import (
+from mrm_jax.runs.checkpoint import Checkpoints, load_run, save_network
+from mrm_jax.runs.fingerprint import fingerprint, lines
+from mrm_jax.runs.weights import (
     ENCODER_WEIGHTS,
     INIT_FROM,
     check_leaves,
@@ -31,7 +30,8 @@ from mrm_jax.train.weights import (
     open_weights,
     remarks,
 )
-from mrm_jax.train.workdir import FROZEN
+from mrm_jax.runs.workdir import FROZEN
+from mrm_jax.train.step import Program
 from mrm_jax.types import TrainState
 from mrm_jax.uda.methods import has_feature_distance
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrm_jax import config
-from mrm_jax.train.checkpoint import Checkpoints
+from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train.state import init, networks
 
 CONFIG = config.Config(

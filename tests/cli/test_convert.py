@@ -16,7 +16,7 @@ from mrm_jax.convert.reader import WeightFile, read, write
 from mrm_jax.data.labels import CITYSCAPES
 from mrm_jax.errors import UsageError
 from mrm_jax.main import run
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs.checkpoint import load_run
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 # tiny's run with an encoder of four stages, as published names have them.
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def norms_only_where_they_are_tested(monkeypatch, request):
     """Compiling the encoder for its norms takes a second a test."""
     if "fingerprint" not in request.node.name:
-        monkeypatch.setattr("mrm_jax.train.fingerprint.feature_norms", lambda *_: [])
+        monkeypatch.setattr("mrm_jax.runs.fingerprint.feature_norms", lambda *_: [])
 
 
 def convert(*words: Any) -> int:
@@ -142,7 +142,7 @@ def test_what_the_tensors_show_is_printed_with_the_published_size(
     assert "encoder: mit, no published size: depths (1, 1, 1, 1), dims (8, 16, 24, 32)" in shown
     assert "decoder: daformer, fusion conv1, 17 classes" in shown
     encoder = load_run(tmp_path / "net").config.model.encoder
-    monkeypatch.setattr("mrm_jax.train.weights.ENCODERS", {"mit_b9": encoder})
+    monkeypatch.setattr("mrm_jax.runs.weights.ENCODERS", {"mit_b9": encoder})
     assert convert("--from", folder / "out.npz", "--to", tmp_path / "named") == 0
     assert "encoder: mit, mit_b9: depths (1, 1, 1, 1)" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from mrm_jax.data import sources
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.pictures import prediction_files
 from mrm_jax.main import run
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs.checkpoint import load_run
 
 
 def table_of(predictions, dataset, classes):

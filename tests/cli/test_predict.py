@@ -11,7 +11,7 @@ import pytest
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.pictures import adapted, collect, name_outputs, scale_warning
 from mrm_jax.main import run
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs.checkpoint import load_run
 
 RNG = np.random.default_rng(0)
 

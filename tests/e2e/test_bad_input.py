@@ -10,7 +10,7 @@ import pytest
 
 from mrm_jax import main
 from mrm_jax.errors import UsageError
-from mrm_jax.train import workdir
+from mrm_jax.runs import workdir
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs.checkpoint import load_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import downloads

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from mrm_jax.train.checkpoint import load_run
-from mrm_jax.train.saved import read_tree
+from mrm_jax.runs.checkpoint import load_run
+from mrm_jax.runs.saved import read_tree
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e

@@ -11,7 +11,7 @@ import pytest
 from mrm_jax.config import Config, Mesh
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group, watch
-from mrm_jax.train import workdir
+from mrm_jax.runs import workdir
 
 SLURM = {
     "SLURM_JOB_ID": "17",

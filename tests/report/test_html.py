@@ -17,7 +17,7 @@ from mrm_jax.errors import RunError, UsageError
 from mrm_jax.report import charts, record
 from mrm_jax.report.html import write_report
 from mrm_jax.report.panels import save_panels
-from mrm_jax.train.workdir import environment
+from mrm_jax.runs.workdir import environment
 
 COMMAND = "python -m mrm_jax.main --workdir '<script>alert(1)</script>' --config a&b.py"
 FILES = ("config.json", "environment.json", "metrics.jsonl", "evaluation.json", "views")

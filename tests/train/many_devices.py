@@ -20,8 +20,8 @@ from mrm_jax.command import load_config
 from mrm_jax.config import Encoder
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.hosts import group
+from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import hooks
-from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.plan import collectives
 from mrm_jax.train.step import build
 

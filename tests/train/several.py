@@ -23,8 +23,8 @@ from toy_run import TINY, Toy
 from mrm_jax import main, stop
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
+from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import hooks, loop
-from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.run import Run
 
 OFTEN = ("--config.train.checkpoint_every=2", "--config.mesh.heartbeat=10")

@@ -20,9 +20,9 @@ from mrm_jax.config import FeatureDistance
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.main import run
 from mrm_jax.options import edited
+from mrm_jax.runs import workdir as folders
+from mrm_jax.runs.checkpoint import load_run
 from mrm_jax.train import jobs, loop, programs
-from mrm_jax.train import workdir as folders
-from mrm_jax.train.checkpoint import load_run
 from mrm_jax.train.step import structure
 
 OFF = FeatureDistance()

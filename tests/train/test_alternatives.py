@@ -17,9 +17,9 @@ from mrm_jax.config import Contrast, Domain, MaskedImages, mim_block
 from mrm_jax.errors import UsageError
 from mrm_jax.main import load_config
 from mrm_jax.models.rebuilder import Blank
+from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import optimizer
 from mrm_jax.train import step as steps
-from mrm_jax.train.checkpoint import Checkpoints
 from mrm_jax.train.passes import Shared, accumulate, transform
 from mrm_jax.types import IGNORE
 from mrm_jax.uda.objectives import contrast

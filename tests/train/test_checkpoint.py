@@ -16,8 +16,8 @@ import pytest
 from mrm_jax import sharding
 from mrm_jax.config import Classes, Config, Data, Domain
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.train import saved
-from mrm_jax.train.checkpoint import (
+from mrm_jax.runs import saved
+from mrm_jax.runs.checkpoint import (
     FOLDER,
     Checkpoints,
     DamagedError,
@@ -25,7 +25,7 @@ from mrm_jax.train.checkpoint import (
     load_run,
     save_network,
 )
-from mrm_jax.train.facts import BEST_BY
+from mrm_jax.runs.facts import BEST_BY
 from mrm_jax.types import TrainState
 
 DRAWN = Domain(kind="drawn")
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_two_devices_opens_on_one(tmp_path):
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(restored))
     _assert_equal(restored, state)
     code = (
-        "import jax; from mrm_jax.train.checkpoint import load_run; assert len(jax.devices()) == 1;"
+        "import jax; from mrm_jax.runs.checkpoint import load_run; assert len(jax.devices()) == 1;"
         f"print(load_run({str(tmp_path)!r}).student['params']['w'].sum())"
     )
     environment = os.environ | {"XLA_FLAGS": ""}

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mrm_jax import sharding
-from mrm_jax.train import digest
+from mrm_jax.runs import digest
 
 TYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool", "float8_e4m3fn")
 

@@ -16,8 +16,9 @@ from mrm_jax.data import datasets, labels, manifest, pipeline, prepared, sources
 from mrm_jax.data.class_statistics import class_statistics
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import located
-from mrm_jax.train import loop, mirror, programs, workdir
-from mrm_jax.train.checkpoint import FOLDER, Checkpoints, load_run
+from mrm_jax.runs import mirror, workdir
+from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, load_run
+from mrm_jax.train import loop, programs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import downloads

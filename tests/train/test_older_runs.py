@@ -18,8 +18,9 @@ from mrm_jax.checks import stored
 from mrm_jax.config import Config, Train
 from mrm_jax.errors import UsageError
 from mrm_jax.main import run
-from mrm_jax.train import hooks, loop, programs, step, workdir
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs import workdir
+from mrm_jax.runs.checkpoint import load_run
+from mrm_jax.train import hooks, loop, programs, step
 
 KEPT = Path(__file__).parents[1] / "runs_before"
 RUNS = ("quickstart", "mic_hrda")

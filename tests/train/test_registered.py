@@ -44,10 +44,10 @@ from mrm_jax.registry import (
     ObjectiveKind,
 )
 from mrm_jax.registry.table import installed
+from mrm_jax.runs.fingerprint import feature_norms
+from mrm_jax.runs.weights import published
 from mrm_jax.train import optimizer
 from mrm_jax.train import step as steps
-from mrm_jax.train.fingerprint import feature_norms
-from mrm_jax.train.weights import published
 from mrm_jax.types import SegOutput
 
 KEY = np.array([0, 7], np.uint32)

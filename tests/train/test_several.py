@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrm_jax.train.saved import read_facts, read_tree, steps_in
+from mrm_jax.runs.saved import read_facts, read_tree, steps_in
 
 ROOT = Path(__file__).parents[2]
 AGAIN = "Give the same command on every host again"

@@ -18,9 +18,9 @@ from mrm_jax import sharding
 from mrm_jax.checks import check
 from mrm_jax.config import Config, FeatureDistance
 from mrm_jax.errors import UsageError
+from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
+from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
-from mrm_jax.train.checkpoint import FOLDER, load_run, save_network
-from mrm_jax.train.fingerprint import fingerprint
 from mrm_jax.train.start import Start, frozen_encoder, load, place
 from mrm_jax.train.state import init, networks
 
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_norms(monkeypatch):
     """Compiling the encoder for its norms takes a second a test."""
-    monkeypatch.setattr("mrm_jax.train.fingerprint.feature_norms", lambda *_: [])
+    monkeypatch.setattr("mrm_jax.runs.fingerprint.feature_norms", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

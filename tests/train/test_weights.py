@@ -17,7 +17,7 @@ from mrm_jax.errors import UsageError
 from mrm_jax.models.build import build_encoder
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET
-from mrm_jax.train.fingerprint import feature_norms, picture, tensors_sha256
+from mrm_jax.runs.fingerprint import feature_norms, picture, tensors_sha256
 from mrm_jax.train.start import load
 
 
@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 def norms_only_where_they_are_tested(monkeypatch, request):
     """Compiling the encoder for its norms takes a second a test."""
     if "norms" not in request.node.name and "fingerprints" not in request.node.name:
-        monkeypatch.setattr("mrm_jax.train.fingerprint.feature_norms", lambda *_: [])
+        monkeypatch.setattr("mrm_jax.runs.fingerprint.feature_norms", lambda *_: [])
 
 
 def test_weights_of_another_network_are_refused_with_the_option_to_change(files) -> None:
@@ -55,7 +55,7 @@ def test_weights_of_another_network_are_refused_with_the_option_to_change(files)
 
 
 def test_a_published_size_is_named_as_the_recipe_key(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("mrm_jax.train.weights.ENCODERS", {"mit_b9": ENCODER})
+    monkeypatch.setattr("mrm_jax.runs.weights.ENCODERS", {"mit_b9": ENCODER})
     cfg = config()
     np.savez(tmp_path / "x.npz", **_encoder_file(cfg))
     shallow = other_encoder(cfg, replace(ENCODER, depths=(1, 1, 1, 1)))

@@ -9,7 +9,7 @@ import pytest
 import mrm_jax
 from mrm_jax.config import Config, Train
 from mrm_jax.errors import UsageError
-from mrm_jax.train import workdir
+from mrm_jax.runs import workdir
 
 CONFIG = Config()
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from mrm_jax.train.writer import METRICS, Writer, cut_back
+from mrm_jax.runs.writer import METRICS, Writer, cut_back
 
 
 def _lines(path):

@@ -10,8 +10,9 @@ import numpy as np
 from mrm_jax.evaluation import protocols
 from mrm_jax.evaluation.scores import Evaluation
 from mrm_jax.main import load_config
-from mrm_jax.train import hooks, loop, programs, workdir
-from mrm_jax.train.checkpoint import FOLDER, load_run
+from mrm_jax.runs import workdir
+from mrm_jax.runs.checkpoint import FOLDER, load_run
+from mrm_jax.train import hooks, loop, programs
 from mrm_jax.train.state import scalars
 from mrm_jax.train.step import Program
 from mrm_jax.types import Draws, Frozen, TrainState

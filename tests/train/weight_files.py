@@ -13,7 +13,7 @@ from mrm_jax.config import Config, Encoder
 from mrm_jax.convert import export_torch
 from mrm_jax.convert.network import leaves
 from mrm_jax.main import load_config
-from mrm_jax.train.weights import shapes
+from mrm_jax.runs.weights import shapes
 
 ENCODER = Encoder(
     dims=(8, 16, 24, 32),

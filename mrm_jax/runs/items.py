@@ -14,8 +14,8 @@ from flax import serialization
 
 from mrm_jax.errors import RunError
 from mrm_jax.rngs import typed
-from mrm_jax.train.digest import differing, signatures
-from mrm_jax.train.saved import DamagedError, digests_of
+from mrm_jax.runs.digest import differing, signatures
+from mrm_jax.runs.saved import DamagedError, digests_of
 from mrm_jax.types import TrainState
 
 

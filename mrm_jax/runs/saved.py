@@ -23,10 +23,10 @@ import orbax.checkpoint as ocp
 from mrm_jax.errors import RunError
 from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, what_is_wrong
-from mrm_jax.train.damage import GONE, named, of_files, one_line
-from mrm_jax.train.digest import differing, digests
-from mrm_jax.train.facts import problem
-from mrm_jax.train.quiet import quietly
+from mrm_jax.runs.damage import GONE, named, of_files, one_line
+from mrm_jax.runs.digest import differing, digests
+from mrm_jax.runs.facts import problem
+from mrm_jax.runs.quiet import quietly
 
 FACTS = "facts"
 _TIMES, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"

@@ -30,14 +30,13 @@ from mrm_jax.convert.reader import FORMATS
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group
 from mrm_jax.paths import check_checkpoints, is_remote, located, write_text
-from mrm_jax.shell import quoted
-from mrm_jax.train import saved
-from mrm_jax.train.damage import one_line
-from mrm_jax.train.digest import digests
-from mrm_jax.train.facts import scores_of, top_of
-from mrm_jax.train.items import abstract, check, join, split
-from mrm_jax.train.quiet import quietly
-from mrm_jax.train.saved import (
+from mrm_jax.runs import saved
+from mrm_jax.runs.damage import one_line
+from mrm_jax.runs.digest import digests
+from mrm_jax.runs.facts import scores_of, top_of
+from mrm_jax.runs.items import abstract, check, join, split
+from mrm_jax.runs.quiet import quietly
+from mrm_jax.runs.saved import (
     FACTS,
     DamagedError,
     check_version,
@@ -46,6 +45,7 @@ from mrm_jax.train.saved import (
     read_tree,
     steps_in,
 )
+from mrm_jax.shell import quoted
 from mrm_jax.types import TrainState
 
 FOLDER = "checkpoints"

@@ -24,7 +24,7 @@ from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
-from mrm_jax.train.checkpoint import load_run
+from mrm_jax.runs.checkpoint import load_run
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"

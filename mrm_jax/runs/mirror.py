@@ -24,8 +24,8 @@ from mrm_jax.paths import (
     renamed_in_errors,
     what_is_wrong,
 )
+from mrm_jax.runs.workdir import FROZEN
 from mrm_jax.stop import before_end
-from mrm_jax.train.workdir import FROZEN
 
 CHECKPOINTS = "checkpoints"
 
