@@ -40,7 +40,7 @@ OURS = {
     "data/prepare.py": {"name"},  # names of splits in our table, and constants
     "data/prepared.py": {"file", "domain.path or ''"},  # of `below`; the user's folder
     "data/sources.py": {"as_path(domain.listing)", "domain.path or ''"},  # the user's config
-    "data/throughput.py": {  # drawn here, into a temporary folder
+    "machine/throughput.py": {  # drawn here, into a temporary folder
         *("f'images/{number:05d}.png'", "f'labels/{number:05d}.png'"),
         *("f'leftImg8bit/{stem}_leftImg8bit.png'", "f'gtFine/{stem}_gtFine_labelIds.png'"),
         *("name", "f'{case.data_set}_{case.box[0]}_{codec}'"),
@@ -60,7 +60,7 @@ OURS = {
     "report/record.py": {"workdir", "name"},  # the caller's; two constants
     "runs/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
     "runs/items.py": {"item"},  # of a state
-    "train/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
+    "machine/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
     "train/hooks.py": {"'/proc/self/statm'"},
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
     "runs/mirror.py": {

@@ -92,10 +92,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 
 def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
-    if config.train.compile_cache:
-        from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
+    from mrm_jax.machine.ready import make_ready  # only now: imports jax
 
-        keep_programs(workdir)
+    make_ready(config, workdir)
     return work(jobs)
 
 

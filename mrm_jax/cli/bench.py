@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if config is None:
         raise UsageError("bench needs a config: add --config FILE, say configs/quickstart.py.")
 
-    from mrm_jax.train.bench import measure
+    from mrm_jax.machine.bench import measure
 
     whats = WHATS if arguments.what == "all" else (arguments.what,)
 
@@ -76,7 +76,7 @@ def say(text: str) -> None:
 
 def _data(arguments: argparse.Namespace) -> int:
     from mrm_jax.data.records import CODECS
-    from mrm_jax.data.throughput import measure
+    from mrm_jax.machine.throughput import measure
 
     codecs = CODECS if arguments.codec == "all" else (arguments.codec,)
     with passing_folder() as (folder, _):

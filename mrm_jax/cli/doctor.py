@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 
 def _print(arguments: argparse.Namespace, config: Config | None) -> int:
-    from mrm_jax.train.doctor import examine
+    from mrm_jax.machine.doctor import examine
 
     failed = False
     for check in examine(config, arguments.workdir):

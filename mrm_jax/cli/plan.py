@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if config is None:
         raise UsageError("plan needs a config: add --config FILE, say configs/quickstart.py.")
     os.environ.update(QUIET)  # before jax
-    from mrm_jax.train import chips, plan
+    from mrm_jax.machine import chips, plan
 
     where = chips.parse(arguments.topology)
     if arguments.fsdp is not None:

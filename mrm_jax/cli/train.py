@@ -70,11 +70,8 @@ def _with_workdir(config: Config, path: Path) -> int:
 
 
 def _train(config: Config, folder: Path, mirror: Mirror | None) -> int:
-    from mrm_jax.train.compile_cache import keep_programs  # only now: imports jax
-    from mrm_jax.train.doctor import require_platform
+    from mrm_jax.machine.ready import make_ready  # only now: imports jax
     from mrm_jax.train.loop import train
 
-    require_platform(config)
-    if config.train.compile_cache:
-        keep_programs(folder if mirror is None else mirror.remote)
+    make_ready(config, folder if mirror is None else mirror.remote)
     return train(config, folder, mirror)

@@ -38,7 +38,6 @@ from mrm_jax.runs.saved import read_facts
 from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
 from mrm_jax.train import hooks
-from mrm_jax.train.allocator import keep_memory
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, Programs, shared
 from mrm_jax.train.run import (
@@ -86,7 +85,6 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
 
 def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen, stop: Stop) -> int:
     mesh = sharding.run_mesh(config)
-    keep_memory(mesh.devices.flat[0].platform)
     home = workdir if mirror is None else mirror.remote
     checkpoints = Checkpoints(home / FOLDER, keep=config.train.keep)
     for line in checkpoints.damaged:

@@ -88,7 +88,7 @@ def test_a_command_that_cannot_be_meant_is_refused(words, says):
 
 
 def test_ways_of_reading_are_compared_with_the_published_one(capsys, monkeypatch):
-    from mrm_jax.data import throughput
+    from mrm_jax.machine import throughput
 
     small = tuple(
         replace(case, size=(256, 512), box=(128 * k, 64 * k), crop=(40, 50))

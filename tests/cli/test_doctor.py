@@ -10,7 +10,7 @@ from mrm_jax import main
 from mrm_jax.cli import ablate
 from mrm_jax.config import Config, Mesh
 from mrm_jax.errors import UsageError
-from mrm_jax.train import compile_cache, doctor
+from mrm_jax.machine import compile_cache, doctor
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}"
 

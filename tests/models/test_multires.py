@@ -12,11 +12,11 @@ import pytest
 
 from mrm_jax import sharding
 from mrm_jax.config import Config, Model, MultiRes, detail_crop
+from mrm_jax.machine.plan import collectives
 from mrm_jax.models import multires
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.models.layers import BatchNorm
 from mrm_jax.recipes import DECODERS, ENCODERS
-from mrm_jax.train.plan import collectives
 
 STRIDE = 4
 

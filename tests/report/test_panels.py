@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mrm_jax.config import Classes
+from mrm_jax.machine.bench import random_batch
 from mrm_jax.main import load_config
 from mrm_jax.report import panels
-from mrm_jax.train.bench import random_batch
 from mrm_jax.train.hooks import sheet_name
 from mrm_jax.train.step import build
 

@@ -20,9 +20,9 @@ from mrm_jax.command import load_config
 from mrm_jax.config import Encoder
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.hosts import group
+from mrm_jax.machine.plan import collectives
 from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import hooks
-from mrm_jax.train.plan import collectives
 from mrm_jax.train.step import build
 
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))

@@ -15,7 +15,7 @@ import pytest
 from mrm_jax import sharding
 from mrm_jax.command import load_config
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.train import chips, estimate, plan
+from mrm_jax.machine import chips, estimate, plan
 from mrm_jax.train.step import build
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
+from mrm_jax.machine.compile_cache import NAME
 from mrm_jax.paths import is_remote, names_below
-from mrm_jax.train.compile_cache import NAME
 
 ENOUGH_BYTES = 10 * 2**30
 """Free disk below which a warning is given: a few checkpoints of a MiT-B5 with its teacher."""
