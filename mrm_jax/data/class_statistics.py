@@ -145,7 +145,7 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
 def _content(pictures: sources.LabelledPictures, domain: Domain) -> str:
     """A hash that changes with any label, as far as names, sizes and times of change show."""
     if not isinstance(pictures, sources.FolderLabelled):
-        from mrm_jax.data.drawn import DRAWN_VERSION
+        from mrm_jax.data.drawn.scenes import DRAWN_VERSION
 
         return _hash((FORMAT, DRAWN_VERSION, sources.DRAWN_SEED))
     names = [pictures.name(index) for index in range(len(pictures))]

@@ -68,9 +68,9 @@ DRAWN_CACHE_BYTES = 2**29
 
 @functools.lru_cache(maxsize=16)  # a picture and its label are asked for one after the other
 def _drawn(look: str, split: str, size: tuple[int, int], index: int) -> tuple[np.ndarray, ...]:
-    from mrm_jax.data import drawn
+    from mrm_jax.data.drawn import scenes
 
-    scene = drawn.draw(DRAWN_SEED, split, index, size=size, look=look)  # type: ignore[arg-type]
+    scene = scenes.draw(DRAWN_SEED, split, index, size=size, look=look)  # type: ignore[arg-type]
     for array in scene:
         array.flags.writeable = False
     return scene

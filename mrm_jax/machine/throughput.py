@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from mrm_jax.config import Domain
-from mrm_jax.data import datasets, drawn, labels, prepare, prepared, sources, transforms
+from mrm_jax.data import datasets, labels, prepare, prepared, sources, transforms
+from mrm_jax.data.drawn import scenes
 
 NOISE = 2.0
 """Standard deviation of the noise on drawn pictures, grey levels."""
@@ -73,7 +74,7 @@ def measure(
 
 def _draw(root: Path, name: str, size: tuple[int, int], number: int) -> np.ndarray:
     """Writes a picture and its label as the data set stores them; returns the picture."""
-    image, label = drawn.draw(0, "train", number, size=(size[0] // 4, size[1] // 4), look="camera")
+    image, label = scenes.draw(0, "train", number, size=(size[0] // 4, size[1] // 4), look="camera")
     large = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(number).normal(0, NOISE, large.shape)
     whole = np.clip(np.rint(large + noise), 0, 255).astype(np.uint8)

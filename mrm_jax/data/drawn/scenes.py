@@ -15,11 +15,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mrm_jax.data import drawn_objects as objects
-from mrm_jax.data import drawn_street as street
-from mrm_jax.data.drawn_canvas import OVERSAMPLING, Camera, Canvas, Dice
-from mrm_jax.data.drawn_light import expose
-from mrm_jax.data.drawn_paint import Paint
+from mrm_jax.data.drawn.scenes import objects, street
+from mrm_jax.data.drawn.scenes.canvas import OVERSAMPLING, Camera, Canvas, Dice
+from mrm_jax.data.drawn.scenes.light import expose
+from mrm_jax.data.drawn.scenes.paint import Paint
 
 DRAWN_VERSION = 1
 """Changing what `draw` returns voids every table of results on drawn data: count this up and run

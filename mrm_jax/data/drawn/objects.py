@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrm_jax.data.drawn_canvas import Canvas, Dice, face_quads, spans, wall_quads
-from mrm_jax.data.drawn_paint import Paint, shade
+from mrm_jax.data.drawn.scenes.canvas import Canvas, Dice, face_quads, spans, wall_quads
+from mrm_jax.data.drawn.scenes.paint import Paint, shade
 
 
 class Vehicle(NamedTuple):

@@ -1,0 +1,1 @@
+"""Procedural street scenes: pictures and exact labels from numbers alone."""
