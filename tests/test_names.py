@@ -27,18 +27,18 @@ OURS = {
     "cli/bench.py": {"folder"},  # a temporary one
     "cli/report.py": {"write_report(mirror.local).name"},  # a constant there
     "command.py": {"name"},  # --config
-    "data/check_prepared.py": {"name"},  # two constants
+    "data/prepared/check.py": {"name"},  # two constants
     "data/class_statistics.py": {
         *("home", "common", "domain.path or ''"),  # the user's folders; a digest
         "f'class_statistics-{_hash([which, table])[:16]}.json'",
     },
     "data/files.py": {"as_path(fixed_part(folder))", "as_path(folder)"},  # the user's config
-    "data/shards.py": {  # a data set's name in our table, a split in it, a number
+    "data/prepared/shards.py": {  # a data set's name in our table, a split in it, a number
         *("job.file", "f'.{job.file}.json'", "f'.{job.file}.{os.getpid()}'"),
     },
-    "data/records.py": {"file"},  # two constants
-    "data/prepare.py": {"name"},  # names of splits in our table, and constants
-    "data/prepared.py": {"file", "domain.path or ''"},  # of `below`; the user's folder
+    "data/prepared/records.py": {"file"},  # two constants
+    "data/prepared/prepare.py": {"name"},  # names of splits in our table, and constants
+    "data/prepared/reading.py": {"file", "domain.path or ''"},  # of `below`; the user's folder
     "data/sources.py": {"as_path(domain.listing)", "domain.path or ''"},  # the user's config
     "machine/throughput.py": {  # drawn here, into a temporary folder
         *("f'images/{number:05d}.png'", "f'labels/{number:05d}.png'"),
@@ -46,7 +46,7 @@ OURS = {
         *("name", "f'{case.data_set}_{case.box[0]}_{codec}'"),
     },
     "data/tree.py": {"name"},  # what os.walk finds in a folder
-    "data/verified.py": {  # the user's folder; a digest
+    "data/prepared/verified.py": {  # the user's folder; a digest
         *("home", "hashlib.sha256(repr(facts).encode('utf-8', 'replace')).hexdigest()"),
     },
     "evaluation/pictures.py": {"p", "word"},  # what glob finds; of the command line

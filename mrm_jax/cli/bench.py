@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from mrm_jax.data.records import CODECS
+    from mrm_jax.data.prepared.records import CODECS
     from mrm_jax.machine.throughput import measure
 
     codecs = CODECS if arguments.codec == "all" else (arguments.codec,)

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
-    from mrm_jax.data import datasets, manifest
+    from mrm_jax.data import datasets
+    from mrm_jax.data.prepared import manifest
     from mrm_jax.report.check import write_check
 
     root = arguments.root
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     to: Path | None = arguments.to
     progress = functools.partial(progress_bar, "pictures", lines=True)
     if manifest.is_prepared(root):
-        from mrm_jax.data.check_prepared import check_prepared
+        from mrm_jax.data.prepared.check import check_prepared
 
         made, found = check_prepared(root, fast=arguments.fast, progress=progress)
         if made.name != arguments.data_set:
@@ -77,8 +78,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 def _room(chosen: DataSet, found: dict[str, Located], root: Path) -> list[str]:
     """What preparing would take of the disk, estimated from a few pictures of each split."""
-    from mrm_jax.data import prepare
-    from mrm_jax.data.room import said
+    from mrm_jax.data.prepared import prepare
+    from mrm_jax.data.prepared.room import said
 
     parts = []
     for codec in ("png", "jpeg95"):

@@ -19,7 +19,7 @@ from mrm_jax.shell import quoted
 
 if TYPE_CHECKING:
     from mrm_jax.data.datasets import DataSet
-    from mrm_jax.data.manifest import Manifest
+    from mrm_jax.data.prepared.manifest import Manifest
 
 CODECS = ("png", "jpeg95")
 
@@ -86,7 +86,7 @@ def data_set(name: str, config: Config | None) -> DataSet:
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code. Raises UsageError or RunError."""
     from mrm_jax.data.datasets import limited
-    from mrm_jax.data.prepare import Options, prepare
+    from mrm_jax.data.prepared.prepare import Options, prepare
 
     chosen = limited(data_set(arguments.data_set, config), arguments.max_megapixels)
     options = Options(

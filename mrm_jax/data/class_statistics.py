@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import files, sources, verified
+from mrm_jax.data import files, sources
 from mrm_jax.data.document import DocumentError, Node, parsed
+from mrm_jax.data.prepared import verified
 from mrm_jax.paths import is_remote, located, states_below, write_text
 
 FORMAT = 1

@@ -27,8 +27,9 @@ from mrm_jax.config import (
     input_stats,
     source_domain,
 )
-from mrm_jax.data import rare_class, sources, transforms, verified
+from mrm_jax.data import rare_class, sources, transforms
 from mrm_jax.data.batches import Batches
+from mrm_jax.data.prepared import verified
 from mrm_jax.errors import UsageError
 
 if TYPE_CHECKING:

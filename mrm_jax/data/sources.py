@@ -19,7 +19,7 @@ import numpy as np
 
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files, labels
-from mrm_jax.data.prepared import Records, RecordsLabelled, is_prepared
+from mrm_jax.data.prepared.reading import Records, RecordsLabelled, is_prepared
 from mrm_jax.data.transforms import Picture
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import as_path, located

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrm_jax.config import Config, Domain, evaluation_domain
-from mrm_jax.data.prepared import is_prepared
+from mrm_jax.data.prepared.reading import is_prepared
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _cache() -> Check:
 
 
 def _room(workdir: Path) -> Check:
-    from mrm_jax.data.room import said
+    from mrm_jax.data.prepared.room import said
 
     if is_remote(workdir):
         return Check("disk", "ok", "the workdir is in a bucket")

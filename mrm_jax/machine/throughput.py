@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from mrm_jax.config import Domain
-from mrm_jax.data import datasets, labels, prepare, prepared, sources, transforms
+from mrm_jax.data import datasets, labels, sources, transforms
 from mrm_jax.data.drawn import scenes
+from mrm_jax.data.prepared import prepare, reading
 
 NOISE = 2.0
 """Standard deviation of the noise on drawn pictures, grey levels."""
@@ -154,14 +155,14 @@ def _native(case: Case, codec: str) -> bool:
     return larger and codec != "jpeg95"
 
 
-def _prepared(folder: Path, raw: Path, case: Case, codec: str) -> prepared.RecordsLabelled:
+def _prepared(folder: Path, raw: Path, case: Case, codec: str) -> reading.RecordsLabelled:
     to = folder / f"{case.data_set}_{case.box[0]}_{codec}"
     resize = "native" if _native(case, codec) else case.box
     options = prepare.Options(resize=resize, codec=codec)
     data_set = datasets.DATA_SETS[case.data_set]
     prepare.prepare(data_set, raw, to, options, say=lambda line: None, progress=_silent)
     domain = Domain(path=str(to), resize=case.box)
-    return prepared.RecordsLabelled(domain, labels.CITYSCAPES, "bench")
+    return reading.RecordsLabelled(domain, labels.CITYSCAPES, "bench")
 
 
 @contextmanager
@@ -200,9 +201,7 @@ def _published(domain: Domain, paths: Sequence[Any], index: int, case: Case, rng
     return transforms.pad_to(image, case.crop, 0), transforms.pad_to(label, case.crop, 255)
 
 
-def _pixels(
-    stored: prepared.RecordsLabelled, folders: sources.LabelledPictures
-) -> dict[str, float]:
+def _pixels(stored: reading.RecordsLabelled, folders: sources.LabelledPictures) -> dict[str, float]:
     """What a codec does to pixels: mean and largest absolute difference, grey levels, and PSNR."""
     differences = []
     for i in range(len(stored)):

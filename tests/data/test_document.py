@@ -8,7 +8,7 @@ import downloads
 import pytest
 from test_prepare import made
 
-from mrm_jax.data import manifest
+from mrm_jax.data.prepared import manifest
 from mrm_jax.errors import UsageError
 
 VALUES = (

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mrm_jax.data import jpeg, records, transforms
+from mrm_jax.data import transforms
+from mrm_jax.data.prepared import jpeg, records
 
 
 def _image(height, width, seed=0):

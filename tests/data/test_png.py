@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrm_jax.data import png, records
+from mrm_jax.data.prepared import png, records
 
 
 def _scene(size, channels, seed=0):

@@ -18,19 +18,9 @@ from test_datasets import LAYOUTS
 
 from mrm_jax import main
 from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train
-from mrm_jax.data import (
-    datasets,
-    jpeg,
-    labels,
-    manifest,
-    pipeline,
-    prepare,
-    records,
-    room,
-    shards,
-    sources,
-)
+from mrm_jax.data import datasets, labels, pipeline, sources
 from mrm_jax.data.class_statistics import class_statistics
+from mrm_jax.data.prepared import jpeg, manifest, prepare, records, room, shards
 from mrm_jax.errors import RunError, UsageError
 
 FIELD = "config.data.source"
@@ -231,7 +221,7 @@ def test_parts_of_several_hosts_make_the_set_that_one_makes(tmp_path):
 
 COMMAND = """
 import sys, time
-from mrm_jax.data import shards
+from mrm_jax.data.prepared import shards
 real = shards.encoded
 def slow(job, pair):
     time.sleep(0.03)

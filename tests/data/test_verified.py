@@ -10,8 +10,9 @@ import pytest
 from test_prepare import FIELD, made
 
 from mrm_jax.config import Domain
-from mrm_jax.data import labels, manifest, pipeline, prepared, sources, verified
+from mrm_jax.data import labels, pipeline, sources
 from mrm_jax.data.files import UnreadableError
+from mrm_jax.data.prepared import manifest, reading, verified
 from mrm_jax.errors import RunError, UsageError
 
 NAME = "gta-train.array_record-0000{}-of-00003"
@@ -161,7 +162,7 @@ class Joined(verified.Watch):
 
 
 def test_what_is_copied_from_a_bucket_is_verified_on_the_way(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared, "is_remote", lambda path: True)
+    monkeypatch.setattr(reading, "is_remote", lambda path: True)
     pictures = opened(folder)
     assert all(verified._stamped(held.path, held.shard) for held in pictures.shards)
     shutil.rmtree(tmp_path / "cache")
@@ -205,7 +206,7 @@ def of_another_size(content):
 
 
 def labels_png(array):
-    from mrm_jax.data import records
+    from mrm_jax.data.prepared import records
 
     return records.encode_label(array)
 

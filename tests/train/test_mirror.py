@@ -12,8 +12,9 @@ import pytest
 from toy_run import Toy
 
 from mrm_jax.config import Domain
-from mrm_jax.data import datasets, labels, manifest, pipeline, prepared, sources
+from mrm_jax.data import datasets, labels, pipeline, sources
 from mrm_jax.data.class_statistics import class_statistics
+from mrm_jax.data.prepared import manifest, reading
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import located
 from mrm_jax.runs import mirror, workdir
@@ -301,5 +302,5 @@ def test_a_shard_in_a_bucket_is_copied_into_the_cache_alone(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for file, digest in (("../x", "0" * 64), ("x", "../../../../../../x"), ("x", "/tmp/x/..")):
         with pytest.raises(UsageError, match="is refused"):
-            prepared._at_hand(located(gs), manifest.Shard(file, 1, digest), "data.source")
+            reading._at_hand(located(gs), manifest.Shard(file, 1, digest), "data.source")
     assert not any(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mrm_jax.data.drawn.scenes import objects, street
+from mrm_jax.data.drawn import objects, street
 from mrm_jax.data.drawn.scenes.canvas import OVERSAMPLING, Camera, Canvas, Dice
 from mrm_jax.data.drawn.scenes.light import expose
 from mrm_jax.data.drawn.scenes.paint import Paint

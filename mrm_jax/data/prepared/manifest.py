@@ -15,8 +15,8 @@ from typing import Any, cast
 import numpy as np
 
 from mrm_jax.config import Classes
-from mrm_jax.data import records
 from mrm_jax.data.document import DocumentError, Node, parsed
+from mrm_jax.data.prepared import records
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import below, what_is_wrong, write_text
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import manifest, records, sources, verified
+from mrm_jax.data import sources
 from mrm_jax.data.check import (
     SAMPLED,
     SHOWN,
@@ -23,8 +23,9 @@ from mrm_jax.data.check import (
     threaded,
 )
 from mrm_jax.data.labels import IGNORE
-from mrm_jax.data.manifest import AGAIN
-from mrm_jax.data.prepared import Records, RecordsLabelled
+from mrm_jax.data.prepared import manifest, records, verified
+from mrm_jax.data.prepared.manifest import AGAIN
+from mrm_jax.data.prepared.reading import Records, RecordsLabelled
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import below
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrm_jax.data import shards, verified
-from mrm_jax.data.shards import Job
+from mrm_jax.data.prepared import shards, verified
+from mrm_jax.data.prepared.shards import Job
 from mrm_jax.errors import UsageError
 
 SAMPLED = 3

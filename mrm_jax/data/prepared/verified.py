@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mrm_jax.data.manifest import AGAIN, Shard, Split
+from mrm_jax.data.prepared.manifest import AGAIN, Shard, Split
 from mrm_jax.errors import RunError, UsageError
 
 BLOCK, BLOCK_HEAD = 65536, 24  # bytes: every so many, a head of the block interrupts the chunks

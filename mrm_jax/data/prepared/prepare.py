@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from mrm_jax import children
-from mrm_jax.data import datasets, manifest, records, room, shards, verified
+from mrm_jax.data import datasets
 from mrm_jax.data.document import DocumentError, parsed
-from mrm_jax.data.shards import Job, Pair
+from mrm_jax.data.prepared import manifest, records, room, shards, verified
+from mrm_jax.data.prepared.shards import Job, Pair
 from mrm_jax.data.tree import size_of
 from mrm_jax.errors import UsageError
 

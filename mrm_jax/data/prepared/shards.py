@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import files, labels, manifest, records, transforms, verified
+from mrm_jax.data import files, labels, transforms
 from mrm_jax.data.document import DocumentError, parsed
+from mrm_jax.data.prepared import manifest, records, verified
 from mrm_jax.data.tree import File
 from mrm_jax.errors import UsageError
 

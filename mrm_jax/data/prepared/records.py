@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from mrm_jax.data import jpeg, png
+from mrm_jax.data.prepared import jpeg, png
 from mrm_jax.data.transforms import Picture
 
 CODECS = ("png", "jpeg95")

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from mrm_jax.config import Classes, Domain
-from mrm_jax.data import files, manifest, verified
-from mrm_jax.data.records import Stored
+from mrm_jax.data import files
+from mrm_jax.data.prepared import manifest, verified
+from mrm_jax.data.prepared.records import Stored
 from mrm_jax.data.transforms import Picture, keep_ratio_size
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import below, is_remote, located, replaced, what_is_wrong
