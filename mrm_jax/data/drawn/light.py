@@ -7,7 +7,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mrm_jax.data.drawn.scenes.canvas import GROUND_DEPTH, OVERSAMPLING, Canvas, Dice
+from mrm_jax.data.drawn.canvas import GROUND_DEPTH, OVERSAMPLING, Canvas, Dice
 
 PATCHES = 5.0
 """Mean number of soft patches on a camera picture."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrm_jax.data.drawn.scenes.canvas import Canvas, Dice, face_quads, spans, wall_quads
-from mrm_jax.data.drawn.scenes.paint import Paint, shade
+from mrm_jax.data.drawn.canvas import Canvas, Dice, face_quads, spans, wall_quads
+from mrm_jax.data.drawn.paint import Paint, shade
 
 
 class Vehicle(NamedTuple):

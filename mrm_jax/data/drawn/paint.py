@@ -9,7 +9,7 @@ their own strengths.
 
 from __future__ import annotations
 
-from mrm_jax.data.drawn.scenes.canvas import GROUND_DEPTH, Canvas, Colour, Dice, Texture
+from mrm_jax.data.drawn.canvas import GROUND_DEPTH, Canvas, Colour, Dice, Texture
 
 RENDERED: dict[str, tuple[Colour, ...]] = {
     "road": ((92, 90, 100), (82, 84, 92), (98, 94, 98)),

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from mrm_jax.data.drawn import objects, street
-from mrm_jax.data.drawn.scenes.canvas import OVERSAMPLING, Camera, Canvas, Dice
-from mrm_jax.data.drawn.scenes.light import expose
-from mrm_jax.data.drawn.scenes.paint import Paint
+from mrm_jax.data.drawn.canvas import OVERSAMPLING, Camera, Canvas, Dice
+from mrm_jax.data.drawn.light import expose
+from mrm_jax.data.drawn.paint import Paint
 
 DRAWN_VERSION = 1
 """Changing what `draw` returns voids every table of results on drawn data: count this up and run
