@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.data.pipeline import Examples, evaluation_set
     from mrm_jax.evaluation.evaluator import evaluate_networks
     from mrm_jax.evaluation.scores import document
+    from mrm_jax.evaluation.table import score_table
     from mrm_jax.models.build import build_segmentor
-    from mrm_jax.train.console import Screen
 
     examples = evaluation_set(protocol)
     if not isinstance(examples, Examples) or not examples:
@@ -109,7 +109,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             progress=lambda done, total: advance(done),
             on_prediction=saver,
         )
-    Screen(0, console).scores(loaded.step, found)
+    console.print(score_table(loaded.step, found))
+    sentence = next(iter(found.values())).protocol.sentence()
+    console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
     console.print(
         f"written: {_write(folder, document(found, **facts))}", markup=False, soft_wrap=True

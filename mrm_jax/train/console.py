@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from mrm_jax.evaluation.scores import Evaluation
+from mrm_jax.evaluation.table import score_table
 from mrm_jax.types import TrainState
 
 _PASSES = (
@@ -86,24 +85,8 @@ class Screen:
 
     def scores(self, step: int, found: Mapping[str, Evaluation]) -> None:
         """A table of an evaluation: one row a class, one column a network, the protocol below."""
-        table = Table(title=f"Evaluation at step {step}, IoU in %", title_justify="left")
-        table.add_column("class")
-        for name in found:
-            table.add_column(name, justify="right")
-        columns = [evaluation.per_class() for evaluation in found.values()]
-        for row in columns[0]:
-            table.add_row(row, *(_percent(column[row]) for column in columns))
-        table.add_section()
-        table.add_row("mIoU", *(_percent(e.mean_iou) for e in found.values()), style="bold")
-        for name in next(iter(found.values())).also:
-            table.add_row(name, *(_percent(e.also[name]) for e in found.values()), style="bold")
-        table.add_row("pixel accuracy", *(_percent(e.pixel_accuracy) for e in found.values()))
-        self._console.print(table)
+        self._console.print(score_table(step, found))
         self.say(next(iter(found.values())).protocol.sentence())
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or np.isnan(value) else f"{value:.1%}".rstrip("%")
 
 
 def pace_text(steps_per_second: float, seconds_left: float) -> str:
