@@ -58,6 +58,7 @@ from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
 from mrm_jax.types import Batch
+from mrm_jax.uda.methods import looks_at_target
 
 
 def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
@@ -106,9 +107,12 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         start_step=start - bool(undone),  # the batch of that step, which a panel shows
         process_index=group.index(),
         process_count=group.count(),
+        target=looks_at_target(config.method),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
+    if crops is None and config.evaluation.selection_pictures:
+        screen.say("config.data.target.path is empty: no scores without labels.")
     programs = shared(build, structure(config), mesh)
     sentinel = Sentinel(config.data.classes.names)
     try:
