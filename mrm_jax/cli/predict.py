@@ -96,7 +96,7 @@ def _predict_all(
     try:
         to.mkdir(parents=True, exist_ok=True)
         with replaced(to / TABLE) as new:  # rows go there as they come, under the right name
-            table = new.open("w", encoding="utf-8", errors="backslashreplace")
+            table = new.open("w", encoding="utf-8")
     except OSError as error:
         raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
     with table, progress_bar("pictures", len(jobs)) as advance:

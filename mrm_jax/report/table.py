@@ -10,12 +10,13 @@ injection"."""
 
 
 def cells(row: Sequence[object]) -> list[object]:
-    """A row in which a text that would be a formula begins with an apostrophe; numbers stay."""
+    """A row in which a text that would be a formula begins with an apostrophe, and what is no text
+    stands as backslash escapes; numbers stay."""
     return [_shown(value) for value in row]
 
 
 def _shown(value: object) -> object:
     if isinstance(value, int | float):
         return value
-    text = str(value)
+    text = str(value).encode("utf-8", "backslashreplace").decode()
     return f"'{text}" if text.startswith(FORMULA) else text

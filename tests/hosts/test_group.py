@@ -147,35 +147,35 @@ def with_other(monkeypatch):
 
 
 def test_values_of_all_hosts_are_known_to_all_and_old_ones_forgotten(with_other):
-    store = with_other('["theirs", null]')
+    store = with_other('["theirs", null, false]')
     assert group.together(lambda: "ours") == ["ours", "theirs"]
     assert group.from_main(lambda: "ours") == "ours"
     assert list(store.said) == ["mrm_jax_round/1/0"]
 
 
 def test_an_error_that_speaks_of_a_lost_peer_is_not_taken_for_a_full_disk(with_other):
-    with_other("[0, null]")
+    with_other("[0, null, false]")
     group.raise_loss(OSError("no space left on device"))
     with pytest.raises(RuntimeError, match="Gloo"):
         group.raise_loss(RuntimeError("Gloo all-reduce failed: connection reset by peer"))
 
 
 def test_an_error_of_one_host_is_raised_on_all(with_other):
-    with_other('[null, "there is no town/7.png."]')
+    with_other('[null, "there is no town/7.png.", false]')
     with pytest.raises(RunError, match=r"^Host 1: there is no town/7.png\.$"):
         group.together(lambda: "ours")
-    store = with_other('["theirs", null]')
+    store = with_other('["theirs", null, false]')
     with pytest.raises(UsageError, match="ours is broken"):
         group.together(lambda: (_ for _ in ()).throw(UsageError("ours is broken")))
-    assert store.said["mrm_jax_round/0/0"] == '[null, "ours is broken."]'
+    assert store.said["mrm_jax_round/0/0"] == '[null, "ours is broken.", false]'
 
 
 def test_a_field_in_which_hosts_differ_is_named(with_other):
-    with_other('[{"seed": 1, "train.steps": 8}, null]')
+    with_other('[{"seed": 1, "train.steps": 8}, null, false]')
     group.same("config.", {"seed": 1, "train.steps": 8})
     with pytest.raises(UsageError, match="config.train.steps is 6 on host 0 and 8 on host 1"):
         group.same("config.", {"seed": 1, "train.steps": 6})
-    with_other("[4, null]")
+    with_other("[4, null, false]")
     with pytest.raises(UsageError, match="the newest checkpoint is 6 on host 0 and 4 on host 1"):
         group.same("the newest checkpoint", 6)
 
