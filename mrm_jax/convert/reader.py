@@ -39,13 +39,12 @@ LONGEST_NAME = 500
 class WeightFile:
     """A file's tensors by name (floats as float32) and what it says beside them.
 
-    `unwrapped`: the keys and prefixes that stood around the names.   `meta`: the other entries, as
-    far as they are numbers, texts, lists or mappings of such.   `sha256`: of the file.
+    `meta`: the other entries, as far as they are numbers, texts, lists or mappings of such.
+    `sha256`: of the file.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
-    unwrapped: tuple[str, ...]
     meta: dict[str, Any]
     sha256: str
 
@@ -62,7 +61,7 @@ def read(path: str | Path) -> WeightFile:
         kind = _format(file)
         try:
             found, more = OPENERS[kind](file)
-            tensors, unwrapped, meta = _unwrap(file, found)
+            tensors, meta = _unwrap(file, found)
         except UsageError:
             raise
         except Exception as error:  # bytes can make a parser raise anything, MemoryError included
@@ -70,7 +69,7 @@ def read(path: str | Path) -> WeightFile:
         _check_finite(file, tensors)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return WeightFile(path, tensors, unwrapped, {**more, **meta}, digest)
+    return WeightFile(path, tensors, {**more, **meta}, digest)
 
 
 def _check_place(path: Path) -> None:
@@ -118,8 +117,8 @@ def _shown(path: Path, head: bytes) -> str | None:
     return "PyTorch" if head[:1] == b"\x80" else None
 
 
-def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...], Any]:
-    unwrapped, meta = [], {}
+def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], Any]:
+    meta = {}
     while True:
         if not isinstance(found, Mapping):
             raise UsageError(f"{path} holds a {type(found).__name__}, no tensors by name.")
@@ -129,7 +128,6 @@ def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, .
         others = _plain({name: value for name, value in found.items() if name != inner})
         beside = others.get("meta")  # mmcv's meta holds classes and the step
         meta |= {**others, **(beside if isinstance(beside, Mapping) else {})}
-        unwrapped.append(inner)
         found = found[inner]
     tensors = {n: _widened(path, n, x) for n, x in found.items() if hasattr(x, "shape")}
     if not tensors:
@@ -140,8 +138,7 @@ def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, .
         raise UsageError(f"{path}: a tensor is called {ascii(odd[:LONGEST_NAME])}; rename it.")
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-        unwrapped.append(prefix)
-    return tensors, tuple(unwrapped), meta
+    return tensors, meta
 
 
 def _plain(value: Any) -> Any:

@@ -42,6 +42,10 @@ class UnreadableError(UsageError):
     """
 
 
+class SizesError(UnreadableError):
+    """A label of another size than its picture."""
+
+
 def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
     """The bytes of a file that stands for at most so many pixels. Raises UnreadableError where
     there are none, or more.

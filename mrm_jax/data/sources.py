@@ -245,7 +245,7 @@ def open_pair(pictures: LabelledPictures, index: int) -> tuple[Picture, np.ndarr
         return pictures.pair(index)
     image, label = pictures.image(index), pictures.label(index)
     if image.shape[:2] != label.shape:
-        raise files.UnreadableError(
+        raise files.SizesError(
             f"{pictures.name(index)}: the picture is {image.shape[0]} x {image.shape[1]} px, its "
             f"label {label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
         )

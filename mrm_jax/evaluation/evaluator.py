@@ -181,22 +181,6 @@ def count(
     return Counts(sums, done, inputs, labels)
 
 
-def evaluate(
-    config: Config,
-    model: nn.Module,
-    variables: Tree,
-    examples: Sequence[Example],
-    *,
-    network: str = "student",
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Scores of one set of variables; see `evaluate_networks`. `network` is its name in the
-    protocol.
-    """
-    found = evaluate_networks(config, model, {network: variables}, examples, progress=progress)
-    return found[network]
-
-
 def on_device(variables: Tree) -> Tree:
     """`variables` on the device: numpy arrays, as a checkpoint gives them, are moved once."""
     if isinstance(jax.tree.leaves(variables)[0], jax.Array):

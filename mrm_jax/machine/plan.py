@@ -32,7 +32,6 @@ from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 
 Arguments = tuple[TrainState, Any, Frozen, Fed]
 
-PARTS = ("params", "teacher", "optimizer", "frozen", "batch", "temporaries")
 _OF_STATE = {
     "params": ("params", "batch_stats"),
     "teacher": ("teacher_params", "teacher_batch_stats"),
@@ -51,7 +50,7 @@ def plan(
     """The step of `config` on the slice `where`, JSON as it is; bytes and flops are of one device.
 
     `topology`, `devices`, `batch` (all devices), `fsdp`, `source` ("compiled" or
-    "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by `PARTS`,
+    "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by part,
     `flops_per_step` of the products, `bytes_accessed` (XLA, loops counted once; None estimated),
     `collectives` {kind: {count, bytes}} (likewise), `lower_bound_seconds` with its `bound_by` and
     `lower_bound_hours` for `train.steps`, `knobs`: options that take less memory, where it does not

@@ -8,11 +8,12 @@ import cv2
 import downloads
 import numpy as np
 import pytest
+from drawn_config import drawn_config
 
 from mrm_jax import config as options
 from mrm_jax.checks import check
 from mrm_jax.data import class_statistics as counting
-from mrm_jax.data import labels, pipeline, rare_class, sources, transforms
+from mrm_jax.data import pipeline, rare_class, sources, transforms
 from mrm_jax.errors import UsageError
 
 
@@ -27,24 +28,8 @@ def _rare(**given):
     return options.RareClass(**{"enabled": True, "min_share": 0.01, "on_missing": "warn", **given})
 
 
-def _drawn(seed=0, steps=3, batch=4, rare=None, **data):
-    def domain(**given):
-        return options.Domain(kind="drawn", count=10, size=(32, 64), **given)
-
-    return options.Config(
-        seed=seed,
-        data=options.Data(
-            **{
-                "classes": labels.DRAWN,
-                "source": domain(category_limit=0.75),
-                "target": domain(look="camera", margins=(2, 3, 0, 0)),
-                "crop": (24, 48),
-                "rare_class": rare or _rare(),
-                **data,
-            }
-        ),
-        train=options.Train(steps=steps, batch=batch),
-    )
+def _drawn(rare=None, steps=3, **given):
+    return drawn_config(rare_class=rare or _rare(), steps=steps, **given)
 
 
 def _of(names, arrays, rare, crop=(32, 32), **domain):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import CONFIG, NAMES, Example, examples, forward, network
+from toys import CONFIG, NAMES, Example, evaluate, examples, forward, network
 
 from mrm_jax import sharding
 from mrm_jax.data.transforms import resize_image
-from mrm_jax.evaluation.evaluator import evaluate, evaluate_networks
+from mrm_jax.evaluation.evaluator import evaluate_networks
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET
 

@@ -125,7 +125,7 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
             field="the data set",
         )
         if label.shape != size:
-            raise files.UnreadableError(
+            raise files.SizesError(
                 f"{pair.picture} is {size[0]} x {size[1]} px, its label {pair.label} "
                 f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
             )
@@ -138,7 +138,7 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
 
 def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
     """Why a picture is left out; raises `error` where that was not asked for."""
-    differs = "must be equal" in str(error)
+    differs = isinstance(error, files.SizesError)
     if differs and pair.odd:
         return pair.odd
     if not job.skip_broken:
