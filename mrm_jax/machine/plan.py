@@ -130,9 +130,11 @@ def _mesh(
             platform="tpu" if where.is_tpu else "cuda", topology_name=name, **more
         )
     except jax.errors.JaxRuntimeError as error:
-        raise UsageError(
-            f"--topology is '{where.name}', for which {compiler[0]} does not compile: "
-            f"{str(error).partition(': ')[2]}. --estimate needs no compiler."
+        raise UsageError.of(
+            "--topology",
+            where.name,
+            f", for which {compiler[0]} does not compile: {str(error).partition(': ')[2]}. "
+            "--estimate needs no compiler.",
         ) from error
     # A v4 chip has two cores, which train as one device but are described apart.
     return sharding.run_mesh(config, among=list(found.devices)[: where.devices])
@@ -231,6 +233,7 @@ _OPTIONS: dict[str, dict[str, Any] | None] = {
 
 
 _TEMPORARIES = re.compile(r"RESOURCE_EXHAUSTED.*?temporaries \(([\d.]+)([KMG])\)", re.DOTALL)
+"""In what libtpu says of a step that is too large: its error has text alone."""
 
 
 def too_large(error: Exception) -> int:

@@ -9,6 +9,7 @@ import downloads
 import numpy as np
 import pytest
 from drawn_config import drawn_config
+from refusals import refused
 
 from mrm_jax import config as options
 from mrm_jax.checks import check
@@ -501,22 +502,22 @@ def test_off_means_that_no_label_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "field"),
     [
-        ({"temperature": 0.0}, r"rare_class\.temperature is 0.0; it must be at least 1e-6"),
-        ({"min_pixels": -1}, r"rare_class\.min_pixels is -1; it must be at least 0"),
-        ({"tries": -1}, r"rare_class\.tries is -1"),
-        ({"min_share": 1.0}, r"rare_class\.min_share is 1.0; it must lie in 0..1"),
-        ({"min_pixels": 3000, "min_share": None}, r"not below the 1024 px .* set min_share"),
+        ({"temperature": 0.0}, "rare_class.temperature"),
+        ({"min_pixels": -1}, "rare_class.min_pixels"),
+        ({"tries": -1}, "rare_class.tries"),
+        ({"min_share": 1.0}, "rare_class.min_share"),
+        ({"min_pixels": 3000, "min_share": None}, "rare_class"),
     ],
 )
-def test_options_that_cannot_work_are_refused(given, message, tmp_path):
+def test_options_that_cannot_work_are_refused(given, field, tmp_path):
     config = _folder(tmp_path / "set", [_label(rider=400)])
     model = options.Model(encoder=replace(options.Encoder(), sr_ratios=(1, 1, 1, 1)))
     config = replace(config, model=model)
     check(config)
     rare = replace(config.data.rare_class, **given)
-    with pytest.raises(UsageError, match=message):
+    with refused(f"config.data.{field}"):
         check(replace(config, data=replace(config.data, rare_class=rare)))
     off = replace(rare, enabled=False)
     check(replace(config, data=replace(config.data, rare_class=off)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import bucket
 import numpy as np
 import pytest
+from refusals import refused
 from toy_run import Toy
 
 from mrm_jax.config import Domain
@@ -157,7 +158,7 @@ def test_checkpoints_in_a_bucket_without_a_config_are_other_things(
     toy = Toy(tmp_path, monkeypatch)
     (run_folder / FOLDER / "4").mkdir(parents=True)
     (run_folder / FOLDER / "4" / "mine").write_text("")
-    with pytest.raises(UsageError, match=r"gs://bucket/runs/one holds other things and no config"):
+    with refused("--workdir", located("gs://bucket/runs/one")):
         train(toy, run_folder)
     assert (run_folder / FOLDER / "4" / "mine").exists()
 
@@ -272,7 +273,7 @@ def test_labels_in_a_bucket_are_counted_once_and_again_when_they_change(gs, tmp_
 def test_what_is_not_in_the_bucket_is_one_line(gs):
     with pytest.raises(UsageError, match="there is no folder gs://bucket/nothing"):
         sources.open_pictures(Domain(path=f"{gs}/nothing"), field="config.data.target")
-    with pytest.raises(UsageError, match="gs://bucket/none is not a folder"):
+    with refused("gs://bucket/none", way_out="give a workdir"):
         load_run(f"{gs}/none")
 
 

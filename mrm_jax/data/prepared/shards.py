@@ -125,9 +125,10 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
             field="the data set",
         )
         if label.shape != size:
-            raise files.SizesError(
-                f"{pair.picture} is {size[0]} x {size[1]} px, its label {pair.label} "
-                f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
+            raise files.SizesError.at(
+                pair.picture,
+                f" is {size[0]} x {size[1]} px, its label {pair.label} {label.shape[0]} x "
+                f"{label.shape[1]} px (rows x columns); they must be equal.",
             )
     pixels = np.bincount(label.ravel(), minlength=256)[: job.classes]
     image, label = transforms.fit_source(image, label, job.resize)
