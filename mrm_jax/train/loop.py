@@ -114,7 +114,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     try:
         state, known = first_state(config, programs.program, mesh, checkpoints, weights)
     except DamagedError as error:
-        getattr(batches, "close", lambda: None)()  # it reads ahead from the damaged one's step on
+        batches.close()  # it reads ahead from the damaged one's step on
         screen.warn(_set_aside(checkpoints, start, error))
         return _train(config, workdir, mirror, screen, stop)
     sentinel.remember(known["sentinel"])
