@@ -105,9 +105,10 @@ def _check_shares(batch: int, parts: int, devices: int, fsdp: int, *, fewer: boo
     if fewer and fit:
         ways.append(f"config.mesh.devices={fit[-1]}")
     of = f" in {parts} parts (config.train.microbatches)" if parts > 1 else ""
-    raise UsageError.at(
+    raise UsageError.of(
         "config.train.batch",
-        f" is {batch}{of}, which {devices} devices cannot share evenly.",
+        batch,
+        f"{of}, which {devices} devices cannot share evenly.",
         f"Use {', or '.join(ways)}.",
     )
 

@@ -137,9 +137,8 @@ class Folder:
 
     def __init__(self, domain: Domain, field: str) -> None:
         if not domain.path:
-            raise UsageError.at(
-                f"{field}.path", " is empty", "set it to the folder of the data set."
-            )
+            way_out = "set it to the folder of the data set."
+            raise UsageError.at(f"{field}.path", " is empty", way_out)
         root = located(domain.path)
         found = files.find(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
@@ -170,11 +169,8 @@ class FolderLabelled(Folder):
     def __init__(self, domain: Domain, classes: int, field: str) -> None:
         super().__init__(domain, field)
         if domain.labels is None:
-            raise UsageError.at(
-                f"{field}.labels",
-                " is empty",
-                f"set it to the folder of the labels below {domain.path}.",
-            )
+            way_out = f"set it to the folder of the labels below {domain.path}."
+            raise UsageError.at(f"{field}.labels", " is empty", way_out)
         root, suffix = located(domain.path or ""), domain.label_suffix
         found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
         missing = [stem for stem in self._names if stem not in found]
@@ -310,9 +306,8 @@ class Reader(Generic[Sample]):
             except files.UnreadableError as error:
                 # Its other parts stay in use: which were read before must not matter.
                 self._refuse(at, error)
-        raise files.UnreadableError.at(
-            self._field, f": none of its {self._count} pictures can be read."
-        )
+        fault = f": none of its {self._count} pictures can be read."
+        raise files.UnreadableError.at(self._field, fault)
 
     def _refuse(self, index: int, error: files.UnreadableError) -> None:
         if not self._skip:

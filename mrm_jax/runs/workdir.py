@@ -95,9 +95,8 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError as error:
-            raise InUseError(
-                f"--workdir {path} is in use by another run; wait for it or choose another folder."
-            ) from error
+            way_out = "wait for it or choose another folder."
+            raise InUseError.at("--workdir", " is in use by another run", way_out, path) from error
         except OSError:
             pass  # a file system without locks: the run goes on unprotected
         try:

@@ -124,7 +124,7 @@ def test_a_set_that_is_not_there_is_named_with_its_field(tmp_path, monkeypatch, 
 def test_two_pictures_of_one_stem_are_refused(tmp_path):
     _picture(tmp_path / "x.png")
     _picture(tmp_path / "x.jpg")
-    with refused(FIELD, way_out="set image_suffix"):
+    with refused(f"{FIELD}.path", way_out="set image_suffix"):
         sources.open_pictures(Domain(path=str(tmp_path)), field=FIELD)
 
 

@@ -74,12 +74,8 @@ def prepare(
             _clean(to, jobs)
             say(f"{to} is prepared already.")
             return there
-        raise UsageError.at(
-            "--to",
-            " holds a set that was prepared from other files or with other options",
-            "give a new folder.",
-            value=to,
-        )
+        fault = " holds a set that was prepared from other files or with other options"
+        raise UsageError.at("--to", fault, "give a new folder.", to)
     _check_folder(to, source)
     missing = [job for job in jobs if shards.note(to, job) is None]
     number, of = options.part
@@ -203,23 +199,18 @@ _SOURCE = ".prepare.json"
 def _check_folder(to: Path, source: str) -> None:
     """Raises UsageError where `to` holds other things than a part of this set."""
     if to.exists() and not to.is_dir():
-        raise UsageError.at("--to", " is a file", "give a folder.", value=to)
+        raise UsageError.at("--to", " is a file", "give a folder.", to)
     entries = list(to.iterdir()) if to.exists() else []
     if not entries:
         return
     try:
         same = parsed((to / _SOURCE).read_bytes())["source"].value == source
     except (OSError, DocumentError):
-        raise UsageError.at(
-            "--to", " holds other things", "give a new or an empty folder.", value=to
-        ) from None
+        way_out = "give a new or an empty folder."
+        raise UsageError.at("--to", " holds other things", way_out, to) from None
     if not same:
-        raise UsageError.at(
-            "--to",
-            " holds a part of a set from other files or with other options",
-            "give a new folder, or delete it.",
-            value=to,
-        )
+        fault = " holds a part of a set from other files or with other options"
+        raise UsageError.at("--to", fault, "give a new folder, or delete it.", to)
 
 
 def _drop_halves(to: Path, jobs: list[Job]) -> None:
