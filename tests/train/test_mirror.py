@@ -176,7 +176,7 @@ def test_checkpoints_in_a_bucket_without_a_config_are_other_things(
     toy = Toy(tmp_path, monkeypatch)
     (run_folder / FOLDER / "4").mkdir(parents=True)
     (run_folder / FOLDER / "4" / "mine").write_text("")
-    with refused("--workdir", located("gs://bucket/runs/one")):
+    with pytest.raises(UsageError, match=r"gs://bucket/runs/one holds other things and no config"):
         train(toy, run_folder)
     assert (run_folder / FOLDER / "4" / "mine").exists()
 
