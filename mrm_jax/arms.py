@@ -56,12 +56,12 @@ def parse(words: str) -> Arm:
     except ValueError as error:
         raise UsageError(f"--arm '{words}' cannot be read: {error}.") from error
     if text.startswith("--"):
-        raise UsageError(f"--arm '{words}' starts with a flag; name a recipe first, say dacs.")
+        raise UsageError(f"--arm '{words}' starts with a flag", "name a recipe first, say dacs.")
     wrong = [flag for flag in flags if not flag.startswith(("--config.", "--noconfig."))]
     if wrong:
         raise UsageError(
-            f"--arm '{words}': '{wrong[0]}' is no config flag; write --config.a.b=c after the "
-            "recipe."
+            f"--arm '{words}': '{wrong[0]}' is no config flag",
+            "write --config.a.b=c after the recipe.",
         )
     return Arm(name.strip(), text, tuple(flags))
 
@@ -82,7 +82,7 @@ def sweep(arms: Iterable[Arm], words: str, *, but: str | None = None) -> list[Ar
     field = field.removeprefix("--config.")
     if not equals or not field or not text:
         raise UsageError(
-            f"--sweep '{words}': write FIELD=VALUE,VALUE, say method.mrm.ratio=0.2,0.4."
+            f"--sweep '{words}':", "write FIELD=VALUE,VALUE, say method.mrm.ratio=0.2,0.4."
         )
     short = field.rpartition(".")[2]
     values = re.split(r",(?![^()]*\))", text)
@@ -104,7 +104,9 @@ def named(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
         if name not in table:
             hint = nearest(name, table)
             known = ", ".join(table) or "none"
-            raise UsageError(f"--arms: the config has no set '{name}'; there are: {known}.{hint}")
+            raise UsageError.at(
+                "--arms", f": the config has no set '{name}'; there are: {known}.{hint}"
+            )
         found += table[name]
     return found
 
@@ -118,8 +120,8 @@ def check(arms: Iterable[Arm]) -> None:
             raise UsageError(f"An arm is called '{arm.name}'; its folder needs letters or digits.")
         if arm.folder in seen:
             raise UsageError(
-                f"The arms '{seen[arm.folder]}' and '{arm.name}' would share a folder; name them "
-                "apart: --arm 'NAME: RECIPE'."
+                f"The arms '{seen[arm.folder]}' and '{arm.name}' would share a folder",
+                "name them apart: --arm 'NAME: RECIPE'.",
             )
         seen[arm.folder] = arm.name
 

@@ -73,13 +73,13 @@ def load_module(words: list[str]) -> tuple[ModuleType, str]:
     name, _, text = file.partition(":")
     path = Path(name)
     if not file:
-        raise UsageError(f"{words[0]} changes a config, but none is given: add --config FILE.")
+        raise UsageError(f"{words[0]} changes a config, but none is given:", "add --config FILE.")
     if not path.is_file() or path.suffix != ".py":
         there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UsageError(f"--config: there is no file '{path}'.{nearest(str(path), there)}")
+        raise UsageError.at("--config", f": there is no file '{path}'.{nearest(str(path), there)}")
     spec = importlib.util.spec_from_file_location("mrm_jax_config", path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--config: '{path}' is no Python file.")
+        raise UsageError.at("--config", f": '{path}' is no Python file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -91,7 +91,7 @@ def load_module(words: list[str]) -> tuple[ModuleType, str]:
 
 
 def _failed(module: ModuleType, error: Exception) -> UsageError:
-    return UsageError(f"--config: {module.__file__} fails: {type(error).__name__}: {error}")
+    return UsageError.at("--config", f": {module.__file__} fails: {type(error).__name__}: {error}")
 
 
 def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any
         name, equals, _ = word.partition("=")
         boolean = _check_key(name.partition(".")[2], config)
         if not equals and not boolean:
-            raise UsageError(f"{name} needs a value: write {name}=VALUE.")
+            raise UsageError.at(name, " needs a value:", f"write {name}=VALUE.")
     values = flags.FlagValues()
     arguments = ["mrm_jax", *words]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
@@ -117,11 +117,13 @@ def _check_key(key: str, config: config_dict.ConfigDict) -> bool:
     for part in key.split("."):
         if not isinstance(below, config_dict.ConfigDict) or part not in below:
             hint = nearest(key, _leaves(config)) or nearest(part, list(here))
-            raise UsageError(f"--config.{key} is not an option.{hint}")
+            raise UsageError.at(f"--config.{key}", f" is not an option.{hint}")
         here, below = below, below.get(part)
     if isinstance(below, config_dict.ConfigDict):
         example = f"{key}.{next(iter(below))}"
-        raise UsageError(f"--config.{key} is a group of options; set one of them, say {example}.")
+        raise UsageError.at(
+            f"--config.{key}", " is a group of options", f"set one of them, say {example}."
+        )
     return isinstance(below, bool)
 
 

@@ -87,7 +87,7 @@ class Option:
                 self.check(v)
             elif v is not None and not self._holds(v):
                 what = "must be " if self.high is None else "must lie in "
-                raise UsageError(f"config.{self.path} is {value}; it {what}{self.range}.")
+                raise UsageError.of(f"config.{self.path}", value, f"; it {what}{self.range}.")
 
     def _holds(self, value: Any) -> bool:
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
@@ -237,7 +237,7 @@ def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     names = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
-            raise UsageError(f"{path}.{key} is not an option.{nearest(key, names)}")
+            raise UsageError.at(f"{path}.{key}", f" is not an option.{nearest(key, names)}")
     return cls(**{key: _value(values[key], hints[key], f"{path}.{key}") for key in values})
 
 
@@ -247,15 +247,15 @@ def _value(value: Any, annotation: Any, path: str) -> Any:
         return None
     if dataclasses.is_dataclass(annotation):
         if not isinstance(value, Mapping):
-            raise UsageError(f"{path} is {value!r}; it must be a group of options.")
+            raise UsageError.of(path, value, "", "it must be a group of options.")
         return build(typing.cast(type, annotation), value, path)
     origin = typing.get_origin(annotation)
     if origin is Literal:
         choices = typing.get_args(annotation)
         if value not in choices:
             hint = nearest(str(value), map(str, choices))
-            raise UsageError(
-                f"{path} is {value!r}; it must be one of {', '.join(map(repr, choices))}.{hint}"
+            raise UsageError.of(
+                path, value, "", f"it must be one of {', '.join(map(repr, choices))}.{hint}"
             )
         return value
     if origin is tuple:
@@ -263,18 +263,18 @@ def _value(value: Any, annotation: Any, path: str) -> Any:
     if annotation is float and type(value) is int:
         return float(value)
     if type(value) is not annotation:
-        raise UsageError(f"{path} is {value!r}; it must be of type {annotation.__name__}.")
+        raise UsageError.of(path, value, "", f"it must be of type {annotation.__name__}.")
     return value
 
 
 def _tuple(value: Any, annotation: Any, path: str) -> tuple:
     if not isinstance(value, tuple | list):
-        raise UsageError(f"{path} is {value!r}; it must be a tuple, say (1, 2).")
+        raise UsageError.of(path, value, "", "it must be a tuple, say (1, 2).")
     arguments = typing.get_args(annotation)
     if arguments[-1] is Ellipsis:
         arguments = arguments[:1] * len(value)
     if len(value) != len(arguments):
-        raise UsageError(f"{path} is {value!r}; it must have {len(arguments)} entries.")
+        raise UsageError.of(path, value, "", f"it must have {len(arguments)} entries.")
     return tuple(
         _value(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))
     )

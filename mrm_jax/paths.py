@@ -71,8 +71,9 @@ def local(text: str) -> Path:
     """`located`, for what has to lie on this machine. Raises PlaceError for a bucket."""
     if is_remote(text):
         raise PlaceError(
-            f"{text} lies in a bucket; give a path on this machine, and copy the files there or "
-            "back, say with gcloud storage cp -r."
+            f"{text} lies in a bucket",
+            "give a path on this machine, and copy the files there or back, say with gcloud "
+            "storage cp -r.",
         )
     return located(text)
 
@@ -85,9 +86,10 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def check_checkpoints(path: Path) -> None:
     """Raises PlaceError for a bucket in which Orbax has no checkpoints."""
     if is_remote(path) and not os.fspath(path).startswith(WITH_CHECKPOINTS):
-        raise PlaceError(
-            f"{path}: checkpoints lie in {WITH_CHECKPOINTS} or on this machine; give a folder "
-            "there."
+        raise PlaceError.at(
+            path,
+            f": checkpoints lie in {WITH_CHECKPOINTS} or on this machine",
+            "give a folder there.",
         )
 
 
@@ -133,7 +135,7 @@ def below(folder: Path, name: object) -> Path:
         except (OSError, RuntimeError):  # a loop of links
             why = "leads into a loop of links"
     said = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:197]}..."
-    raise PlaceError(f"{folder}: the name {said} {why}; a file of that name is refused.")
+    raise PlaceError.at(folder, f": the name {said} {why}; a file of that name is refused.")
 
 
 def as_text(name: str) -> str:

@@ -156,12 +156,14 @@ def with_mic(config: Config, value: str) -> Config:
     """Adds MIC's masked pass to a method with a teacher, or leaves one without it as it is."""
     if not _switch("mic", value):
         if config.method.kind == "mic":
-            raise UsageError("mic=false in --config takes back the recipe mic; name hrda instead.")
+            raise UsageError(
+                "mic=false in --config takes back the recipe mic", "name hrda instead."
+            )
         return config
     if config.method.kind not in TEACHER_METHODS:
         raise UsageError(
-            f"mic=true in --config needs a teacher, and {config.method.kind} has none. Use one of "
-            f"{', '.join(TEACHER_METHODS)}."
+            f"mic=true in --config needs a teacher, and {config.method.kind} has none.",
+            f"Use one of {', '.join(TEACHER_METHODS)}.",
         )
     return replace(config, method=replace(config.method, kind="mic"))
 
@@ -170,7 +172,7 @@ def with_crop(config: Config, value: str) -> Config:
     """Sets the training crop: `512` or `512x1024` (height x width, px)."""
     sides = value.split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise UsageError(f"crop={value} in --config: write crop=512 or crop=512x1024.")
+        raise UsageError(f"crop={value} in --config:", "write crop=512 or crop=512x1024.")
     crop, evaluation = (int(sides[0]), int(sides[-1])), config.evaluation
     if evaluation.mode == "slide" and evaluation.window == config.data.crop:
         # HRDA evaluates on windows of the size it is trained on.
@@ -191,7 +193,7 @@ KEYS: dict[str, Callable[[Config, str], Config]] = {
 
 def _switch(name: str, value: str) -> bool:
     if value not in ("true", "false"):
-        raise UsageError(f"{name}={value} in --config: write {name}=true or {name}=false.")
+        raise UsageError(f"{name}={value} in --config:", f"write {name}=true or {name}=false.")
     return value == "true"
 
 

@@ -23,8 +23,9 @@ def root(seed: int) -> jax.Array:
     """
     if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         raise RunError(
-            "JAX_THREEFRY_PARTITIONABLE is off: every draw would be another one than in other "
-            "runs, and depend on the number of devices; unset it."
+            "JAX_THREEFRY_PARTITIONABLE is off: every draw would be another one than in "
+            "other runs, and depend on the number of devices",
+            "unset it.",
         )
     return typed(np.array([0, seed], np.uint32))  # as jax.random.key has it
 

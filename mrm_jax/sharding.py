@@ -54,9 +54,11 @@ def mesh(
     count = _count(devices, len(available), available[0].platform, fsdp)
     several = bool(available[-1].process_index)
     if count < len(available) and several:
-        raise UsageError(
-            f"config.mesh.devices is {devices}; several hosts use all of their {len(available)} "
-            "devices: leave it empty."
+        raise UsageError.of(
+            "config.mesh.devices",
+            devices,
+            f"; several hosts use all of their {len(available)} devices:",
+            "leave it empty.",
         )
     if batch is not None:
         _check_shares(batch, microbatches, count, fsdp, fewer=not several)
@@ -67,14 +69,18 @@ def mesh(
 def _count(devices: int | None, available: int, platform: str, fsdp: int) -> int:
     count = available if devices is None else devices
     if not 1 <= count <= available:
-        raise UsageError(
-            f"config.mesh.devices is {count}; JAX sees {available} {platform} "
-            f"device(s). Use 1 to {available}, or leave it empty for all."
+        raise UsageError.of(
+            "config.mesh.devices",
+            count,
+            f"; JAX sees {available} {platform} device(s).",
+            f"Use 1 to {available}, or leave it empty for all.",
         )
     if fsdp < 1 or count % fsdp:
-        raise UsageError(
-            f"config.mesh.fsdp is {fsdp}, which does not divide {count} devices; use one of "
-            f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}."
+        raise UsageError.of(
+            "config.mesh.fsdp",
+            fsdp,
+            f", which does not divide {count} devices",
+            f"use one of {', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}.",
         )
     return count
 
@@ -99,9 +105,11 @@ def _check_shares(batch: int, parts: int, devices: int, fsdp: int, *, fewer: boo
     if fewer and fit:
         ways.append(f"config.mesh.devices={fit[-1]}")
     of = f" in {parts} parts (config.train.microbatches)" if parts > 1 else ""
-    raise UsageError(
-        f"config.train.batch is {batch}{of}, which {devices} devices cannot share evenly. Use "
-        f"{', or '.join(ways)}."
+    raise UsageError.of(
+        "config.train.batch",
+        batch,
+        f"{of}, which {devices} devices cannot share evenly.",
+        f"Use {', or '.join(ways)}.",
     )
 
 
@@ -167,9 +175,11 @@ def _spec(name: str, shape: tuple[int, ...], axis: int | None, parts: int) -> Pa
     if axis is None or parts == 1:
         return PartitionSpec()
     if shape[axis] % parts:
-        raise UsageError(
-            f"config.mesh.fsdp is {parts}, which does not divide axis {axis} of {name}, of shape "
-            f"{shape}; use a divisor of {shape[axis]}."
+        raise UsageError.of(
+            "config.mesh.fsdp",
+            parts,
+            f", which does not divide axis {axis} of {name}, of shape {shape}",
+            f"use a divisor of {shape[axis]}.",
         )
     return PartitionSpec(*[FSDP if i == len(shape) + axis else None for i in range(len(shape))])
 

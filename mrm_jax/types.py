@@ -49,7 +49,6 @@ class FeatureSpec:
 
     channels: tuple[int, ...] = struct.field(pytree_node=False)
     strides: tuple[int, ...] = struct.field(pytree_node=False)
-    multiple_of: int = struct.field(pytree_node=False)
     map_sizes: Callable[[int, int], tuple[tuple[int, int], ...]] | None = struct.field(
         pytree_node=False, default=None
     )

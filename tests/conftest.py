@@ -1,8 +1,11 @@
 """What every test runs under: two fake CPU devices, one compilation cache, no silent promotion."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `refusals`
 
 # Before jax starts. Two devices, so that sharding is exercised by default; the cache lives as long
 # as the machine's temporary folder and is shared with the processes that e2e tests start.

@@ -92,7 +92,7 @@ def test_optional_options_can_be_set_by_flag_although_they_are_empty():
 
 
 def test_runtime_options_are_those_that_change_no_result():
-    runtime = config.runtime_fields()
+    runtime = {path for path, one in options.declared(Config).items() if one.runtime}
     assert {"train.log_every", "data.workers", "model.unroll", "mesh.devices"} <= runtime
     assert not {"train.steps", "train.batch", "seed", "optimizer.learning_rate"} & runtime
 

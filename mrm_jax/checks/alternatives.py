@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mrm_jax.checks.require import require
+from mrm_jax.checks.require import require_at, require_value
 from mrm_jax.config import TEACHER_METHODS, Config, Method
 from mrm_jax.registry import OBJECTIVE_KINDS, target_names
 
@@ -15,38 +15,44 @@ def check_alternatives(config: Config) -> None:
     teacher = f"use one of {', '.join(TEACHER_METHODS)}, or the weight 0."
     for name in ("contrast", "mim"):
         weight = getattr(method, name).weight
-        require(
+        require_value(
             weight == 0 or method.kind in TEACHER_METHODS,
-            f"config.method.{name}.weight is {weight} and needs a teacher, which {method.kind} has "
-            f"not; {teacher}",
+            f"config.method.{name}.weight",
+            weight,
+            f" and needs a teacher, which {method.kind} has not; {teacher}",
         )
     _check_objectives(method)
     kind = OBJECTIVE_KINDS[mrm.target]
-    require(
+    require_at(
         kind.target,
-        f"config.method.mrm.target is {mrm.target}, which is registered as no target of MRM; use "
-        f"one of {', '.join(target_names())}.",
+        "config.method.mrm.target",
+        f" is {mrm.target}, which is registered as no target of MRM",
+        f"use one of {', '.join(target_names())}.",
     )
     if not mrm.enabled:
         return
-    require(
+    require_at(
         mrm.hidden != "blank" or kind.decoded,
-        f"config.method.mrm.target is {mrm.target}, which only rebuilt features can be judged by; "
+        "config.method.mrm.target",
+        f" is {mrm.target}, which only rebuilt features can be judged by",
         "set hidden=rebuilt or target=classes.",
     )
-    require(
+    require_at(
         mrm.trains == "both" or kind.decoded,
-        f"config.method.mrm.trains is {mrm.trains}, but target={mrm.target} runs no decoder; set "
-        "trains=both or target=classes.",
+        "config.method.mrm.trains",
+        f" is {mrm.trains}, but target={mrm.target} runs no decoder",
+        "set trains=both or target=classes.",
     )
-    require(
+    require_at(
         not kind.last_map or mrm.stages != "multi",
-        f"config.method.mrm.stages is multi, but target={mrm.target} rebuilds the last map alone; "
+        "config.method.mrm.stages",
+        f" is multi, but target={mrm.target} rebuilds the last map alone",
         "set stages=auto.",
     )
-    require(
+    require_at(
         not kind.taught or mrm.images == "target",
-        f"config.method.mrm.images is {mrm.images}, but the teacher sees target pictures alone; "
+        "config.method.mrm.images",
+        f" is {mrm.images}, but the teacher sees target pictures alone",
         "set images=target or target=student_features.",
     )
 
@@ -54,18 +60,23 @@ def check_alternatives(config: Config) -> None:
 def _check_objectives(method: Method) -> None:
     """Raises UsageError: an objective that cannot be added by its name."""
     names = [name for name, _ in method.objectives]
-    require(
+    require_at(
         len(set(names)) == len(names),
-        f"config.method.objectives has {', '.join(names)}; give each name once.",
+        "config.method.objectives",
+        f" has {', '.join(names)}",
+        "give each name once.",
     )
     for name, weight in method.objectives:
         kind = OBJECTIVE_KINDS.found(name, "method.objectives")
-        require(
+        require_at(
             bool(kind.passes) and kind.weight is None,
-            f"config.method.objectives has '{name}', which is not registered as one to add: it has "
-            "no passes, or a weight of its own.",
+            "config.method.objectives",
+            f" has '{name}', which is not registered as one to add: it has no passes, or a "
+            "weight of its own.",
         )
-        require(
+        require_at(
             weight >= 0 and math.isfinite(weight),
-            f"config.method.objectives gives '{name}' the weight {weight}; it must be at least 0.",
+            "config.method.objectives",
+            f" gives '{name}' the weight {weight}",
+            "it must be at least 0.",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrm_jax.checks.require import require
+from mrm_jax.checks.require import require, require_at, require_value
 from mrm_jax.config import Config, source_domain
 from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
@@ -12,52 +12,64 @@ def check_data(config: Config) -> None:
     """Raises UsageError: tables and domains that do not fit each other."""
     data, classes = config.data, config.data.classes
     count = len(classes.names)
-    require(
-        2 <= count <= 255, f"config.data.classes.names has {count} classes; 2 to 255 are possible."
+    require_at(
+        2 <= count <= 255,
+        "config.data.classes.names",
+        f" has {count} classes; 2 to 255 are possible.",
     )
-    require(
+    require_at(
         len(classes.colours) == count,
-        f"config.data.classes.colours has {len(classes.colours)} entries "
-        f"for {count} classes; give one each.",
+        "config.data.classes.colours",
+        f" has {len(classes.colours)} entries for {count} classes",
+        "give one each.",
     )
     for name in ("source", "target", "evaluation"):
         ids = getattr(data, name).raw_ids
-        require(
+        require_at(
             len(ids) in (0, count),
-            f"config.data.{name}.raw_ids has {len(ids)} rows for {count} classes; "
-            f"give one row a class or none.",
+            f"config.data.{name}.raw_ids",
+            f" has {len(ids)} rows for {count} classes",
+            "give one row a class or none.",
         )
     where = "target" if config.method.kind == "target_only" else "source"
     require(
         source_domain(config).kind == "drawn" or source_domain(config).labels is not None,
-        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty: "
+        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty:",
         "name their folder.",
     )
     for name in ("source", "target", "evaluation"):
         domain = getattr(data, name)
-        require(
+        require_value(
             domain.kind != "drawn" or (domain.size[0] >= 32 and domain.size[1] >= 64),
-            f"config.data.{name}.size is {domain.size}; drawn scenes need at least (32, 64).",
+            f"config.data.{name}.size",
+            domain.size,
+            "; drawn scenes need at least (32, 64).",
         )
-        require(
+        require_value(
             domain.kind != "drawn" or domain.split in ("train", "val"),
-            f"config.data.{name}.split is '{domain.split}'; drawn scenes have train and val.",
+            f"config.data.{name}.split",
+            domain.split,
+            "; drawn scenes have train and val.",
         )
     window, step = config.evaluation.window, config.evaluation.stride
-    require(
+    require_value(
         config.evaluation.mode == "whole" or (step[0] <= window[0] and step[1] <= window[1]),
-        f"config.evaluation.stride is {step}, larger than the window {window}, which leaves gaps.",
+        "config.evaluation.stride",
+        step,
+        f", larger than the window {window}, which leaves gaps.",
     )
     rows = {"classes": config.evaluation.classes}
     for row in config.evaluation.also:
-        require(len(row) > 1, f"config.evaluation.also holds {row}; give a name and its classes.")
+        require_at(
+            len(row) > 1, "config.evaluation.also", f" holds {row}", "give a name and its classes."
+        )
         rows["also"] = (*rows.get("also", ()), *row[1:])
     for name, counted in rows.items():
         unknown = [c for c in counted if c not in classes.names]
         if unknown:
             hint = nearest(unknown[0], classes.names)
-            raise UsageError(
-                f"config.evaluation.{name} names '{unknown[0]}', which is no class.{hint}"
+            raise UsageError.at(
+                f"config.evaluation.{name}", f" names '{unknown[0]}', which is no class.{hint}"
             )
 
 
@@ -69,12 +81,13 @@ def check_rare_class(config: Config) -> None:
     name = "config.data.rare_class"
     if options.min_share is not None:
         share = options.min_share
-        require(share < 1, f"{name}.min_share is {share}; it must lie in 0..1, below 1.")
+        require_value(share < 1, f"{name}.min_share", share, "", "it must lie in 0..1, below 1.")
         return
     needed = options.min_pixels * options.crop_share
-    require(
+    require_at(
         needed < height * width,
-        f"{name}: min_pixels {options.min_pixels} times crop_share {options.crop_share:g} is not "
-        f"below the {height * width} px of config.data.crop {config.data.crop}; set min_share to a "
-        "share of the crop, say 0.006.",
+        name,
+        f": min_pixels {options.min_pixels} times crop_share {options.crop_share:g} is "
+        f"not below the {height * width} px of config.data.crop {config.data.crop}",
+        "set min_share to a share of the crop, say 0.006.",
     )

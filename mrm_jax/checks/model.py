@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrm_jax.checks.require import require
+from mrm_jax.checks.require import require, require_at, require_value
 from mrm_jax.config import Config, crop_multiple, detail_crop, map_sizes, smallest_side, strides
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 
@@ -22,10 +22,11 @@ def check_model(config: Config) -> None:
         )
     for name in kind.per_stage:
         value = getattr(encoder, name)
-        require(
+        require_value(
             len(value) == len(encoder.dims),
-            f"config.model.encoder.{name} is {value}; dims has "
-            f"{len(encoder.dims)} stages, give as many entries.",
+            f"config.model.encoder.{name}",
+            value,
+            f"; dims has {len(encoder.dims)} stages, give as many entries.",
         )
     problem = kind.problem(encoder)
     require(problem is None, f"config.model.encoder.{problem}")
@@ -47,23 +48,29 @@ def check_crops(config: Config) -> None:
     _check_crop(config, "data.crop", crop, 2)
     detail = detail_crop(config)
     _check_crop(config, "model.multires.detail", detail, 1)
-    require(
+    require_value(
         detail[0] <= crop[0] and detail[1] <= crop[1],
-        f"config.model.multires.detail is {detail}, larger than the crop {crop}.",
+        "config.model.multires.detail",
+        detail,
+        f", larger than the crop {crop}.",
     )
     encoder, multiple = config.model.encoder, multires.offset_multiple
     stage = DECODER_KINDS[config.model.decoder.kind].logits
     side, stride = crop_multiple(encoder), strides(encoder)[stage]
     rows = map_sizes(encoder, side, side)[stage][0]
-    require(
+    require_at(
         rows * stride == side,
-        f"config.model.multires.enabled is True, but a cell of encoder kind {encoder.kind} is "
-        f"{side / rows:g} px, and HRDA puts crops on whole ones; set it to False.",
+        "config.model.multires.enabled",
+        f" is True, but a cell of encoder kind {encoder.kind} is {side / rows:g} px, and "
+        "HRDA puts crops on whole ones",
+        "set it to False.",
     )
-    require(
+    require_value(
         multiple % stride == 0,
-        f"config.model.multires.offset_multiple is {multiple}; where a detail crop starts has to "
-        f"be a multiple of the decoder's stride, {stride}, or its logits lie beside their place.",
+        "config.model.multires.offset_multiple",
+        multiple,
+        "; where a detail crop starts has to be a multiple of the decoder's stride, "
+        f"{stride}, or its logits lie beside their place.",
     )
 
 
@@ -73,13 +80,16 @@ def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -
     multiple, least = shrunk * crop_multiple(encoder), shrunk * smallest_side(encoder)
     why = "the stride of the encoder" + (", twice, for HRDA's context" if shrunk > 1 else "")
     for side, axis in zip(crop, ("height", "width"), strict=True):
-        require(
+        require_value(
             side > 0 and side % multiple == 0,
-            f"config.{name} is {crop}: its {axis} {side} is not a multiple of "
-            f"{multiple}, {why}. Try {max(1, round(side / multiple)) * multiple}.",
+            f"config.{name}",
+            crop,
+            f": its {axis} {side} is not a multiple of {multiple}, {why}.",
+            f"Try {max(1, round(side / multiple)) * multiple}.",
         )
-        require(
+        require_value(
             side >= least,
-            f"config.{name} is {crop}: its {axis} is below {least} px, the least that "
-            "the encoder can reduce.",
+            f"config.{name}",
+            crop,
+            f": its {axis} is below {least} px, the least that the encoder can reduce.",
         )

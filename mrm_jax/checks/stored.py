@@ -39,7 +39,9 @@ def open_config(values: Any, where: str, writer: str | None = None) -> Stored:
     Raises UsageError in one line where `values` has not the shape of a config.
     """
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where} holds no config: {str(values)[:60]!r} is no group of options.")
+        raise UsageError.at(
+            where, f" holds no config: {str(values)[:60]!r} is no group of options."
+        )
     writer = values.get(WRITER, writer)
     by = f"mrm_jax {writer}" if writer else "an earlier mrm_jax"
     known, given, strange = declared(Config), {}, {}
@@ -57,7 +59,8 @@ def open_config(values: Any, where: str, writer: str | None = None) -> Stored:
         try:
             given[path] = option.typed(value)
         except UsageError as error:
-            raise UsageError(f"{where}, written by {by}: {error}") from error
+            line = f"{where}, written by {by}: {error}"
+            raise UsageError(line, field=error.field, value=error.value) from error
     for path in strange:
         inside = next((name for name in known if path.startswith(f"{name}.")), None)
         group = any(name.startswith(f"{path}.") for name in known)

@@ -62,17 +62,18 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     where a run failed. Raises UsageError before anything is trained."""
     workdir = arguments.workdir
     if is_remote(workdir) and not arguments.list:
-        raise UsageError(
-            f"--workdir {workdir}: a comparison is kept on this machine. --list prints commands "
-            "that train its runs in the bucket; for the tables, copy them here and give their "
-            "folder."
+        raise UsageError.at(
+            "--workdir",
+            ": a comparison is kept on this machine. --list prints commands that train its "
+            "runs in the bucket; for the tables, copy them here and give their folder.",
+            value=workdir,
         )
     if arguments.tables:
         return _tables(workdir)
     if config is None:
-        raise UsageError("ablate needs a config: add --config FILE, say configs/benchmark.py.")
+        raise UsageError("ablate needs a config:", "add --config FILE, say configs/benchmark.py.")
     if arguments.jobs < 1:
-        raise UsageError(f"--jobs is {arguments.jobs}; at least one process has to train.")
+        raise UsageError.of("--jobs", arguments.jobs, "; at least one process has to train.")
     arms, seeds = _arms(arguments), _seeds(arguments.seeds)
     jobs = [_job(arguments, arm, seed) for arm in arms for seed in seeds]
     if arguments.list:
@@ -100,7 +101,9 @@ def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
 
 def _tables(workdir: Path) -> int:
     if not armed.read(workdir):
-        raise UsageError(f"--workdir {workdir} holds no comparison: there is no {armed.FILE}.")
+        raise UsageError.at(
+            "--workdir", f" holds no comparison: there is no {armed.FILE}.", value=workdir
+        )
     from mrm_jax.report.ablation import write_ablation
 
     for path in write_ablation(workdir):
@@ -114,7 +117,7 @@ def _arms(arguments: argparse.Namespace) -> list[Arm]:
     listed = [arm for words in arguments.arms for arm in armed.named(table, words)]
     own = [armed.parse(words) for words in arguments.arm]
     if text and (listed or own):
-        raise UsageError(f"The recipe '{text}' after --config is not used: name it by --arm.")
+        raise UsageError(f"The recipe '{text}' after --config is not used:", "name it by --arm.")
     if arguments.sweep and listed:
         raise UsageError("--sweep goes with --arm; sets of --arms are taken as they are.")
     if arguments.sweep and not own:
@@ -128,7 +131,9 @@ def _arms(arguments: argparse.Namespace) -> list[Arm]:
     found = list(dict.fromkeys([*listed, *own]))
     if not found:
         known = f" (sets of this config: {', '.join(table)})" if table else ""
-        raise UsageError(f"ablate has no arms: add --arms SET{known}, --arm 'RECIPE' or --sweep.")
+        raise UsageError(
+            "ablate has no arms:", f"add --arms SET{known}, --arm 'RECIPE' or --sweep."
+        )
     armed.check(found)
     names = [arm.name for arm in (*found, *armed.read(arguments.workdir))]
     if arguments.against and (arguments.against not in names or not own):
@@ -142,7 +147,7 @@ def _seeds(text: str) -> list[int]:
     numbers = [int(word) for word in words if word.isdigit()]
     found = list(range(numbers[0])) if len(words) == len(numbers) == 1 else numbers
     if not found or len(numbers) < len(words):
-        raise UsageError(f"--seeds is '{text}'; give how many, or a list such as 0,1,5.")
+        raise UsageError.of("--seeds", text, "", "give how many, or a list such as 0,1,5.")
     return list(dict.fromkeys(found))
 
 
@@ -184,7 +189,8 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                 if (old.recipe, old.flags) != (arm.recipe, arm.flags):
                     raise UsageError(
                         f"{workdir / armed.FILE} knows another arm '{arm.name}' ({old.recipe} "
-                        f"{pasteable(old.flags)}); give it another name or use a new --workdir."
+                        f"{pasteable(old.flags)})",
+                        "give it another name or use a new --workdir.",
                     )
                 known[arm.name] = arm
             armed.check(known.values())
@@ -192,7 +198,9 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                 folders.check(job.folder, job.config)
             folders.write_json(workdir / armed.FILE, [arm._asdict() for arm in known.values()])
     except OSError as error:
-        raise UsageError(f"--workdir {workdir} cannot be written: {error.strerror}.") from error
+        raise UsageError.at(
+            "--workdir", f" cannot be written: {error.strerror}.", value=workdir
+        ) from error
 
 
 def _again(arguments: argparse.Namespace) -> list[str]:

@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     for flag in ("repeats", "pictures"):
         value = getattr(arguments, flag)
         if value < 1:
-            raise UsageError(f"--{flag} is {value}; it must be at least 1.")
+            raise UsageError.of(f"--{flag}", value, "", "it must be at least 1.")
     if arguments.data:
         return _data(arguments)
     if config is None:
-        raise UsageError("bench needs a config: add --config FILE, say configs/quickstart.py.")
+        raise UsageError("bench needs a config:", "add --config FILE, say configs/quickstart.py.")
 
     from mrm_jax.machine.bench import measure
 

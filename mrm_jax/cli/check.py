@@ -67,7 +67,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         if to is not None:
             written.append(f"pictures: {write_check(to, title, facts, classes, found)}")
     except OSError as error:
-        raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
+        raise RunError.at(
+            "--to", f" cannot be written: {what_is_wrong(error)}.", value=to
+        ) from error
     bad = any(finding.severity == "error" for checked in found for finding in checked.findings)
     if arguments.json:
         print(json.dumps(document(title, facts, classes, found)))

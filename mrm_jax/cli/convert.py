@@ -91,9 +91,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.dry_run:
         return _show(arguments)
     if arguments.to is None:
-        raise UsageError("convert: give --to DIR, --to_torch FILE or --dry_run.")
+        raise UsageError("convert:", "give --to DIR, --to_torch FILE or --dry_run.")
     if arguments.to.exists():
-        raise UsageError(f"--to {arguments.to} exists already; give a new folder.")
+        raise UsageError.at("--to", " exists already", "give a new folder.", value=arguments.to)
     return _import(arguments, config)
 
 
@@ -115,7 +115,7 @@ def _show(arguments: argparse.Namespace) -> int:
     try:
         shown = trace(file.tensors, kind, **variant)
     except ValueError as error:
-        raise UsageError(f"{arguments.source}: {error}.") from error
+        raise UsageError.at(arguments.source, f": {error}.") from error
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     title = f"{arguments.source}, kind {kind}"
     table = Table("tensor", "shape", "here", "how", title=title, box=SIMPLE)
@@ -185,9 +185,10 @@ def _config(network: Network, given: Config | None) -> Config:
 
     count = network.classes
     if network.whole and not count:
-        raise UsageError(
-            f"{network.file.path}: without its classifier no tensor shows how many classes it "
-            "tells apart; give the run's --config."
+        raise UsageError.at(
+            network.file.path,
+            ": without its classifier no tensor shows how many classes it tells apart",
+            "give the run's --config.",
         )
     classes = named_classes(network.file, count) or CITYSCAPES
     hrda = network.model.multires.enabled
@@ -195,8 +196,8 @@ def _config(network: Network, given: Config | None) -> Config:
     box = CITYSCAPES_BOX if cityscapes and not hrda else None
     encoder = network.model.encoder
     if guessed := encoder_files()[encoder.kind].guessed(encoder):
-        raise UsageError(
-            f"{network.file.path}: no tensor shows {guessed}; give the run's --config."
+        raise UsageError.at(
+            network.file.path, f": no tensor shows {guessed}", "give the run's --config."
         )
     data = Data(
         crop=HRDA_CROP if hrda else Data.crop,
@@ -219,10 +220,12 @@ def named_classes(file: WeightFile, count: int) -> Classes | None:
     if not named or not isinstance(names, list):
         return Classes(names=numbered, colours=tuple(palette))
     if not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise UsageError(f"{file.path}: its CLASSES are no names; give the run's --config.")
+        raise UsageError.at(file.path, ": its CLASSES are no names", "give the run's --config.")
     if isinstance(colours, list) and len(colours) == count:
         if not all(map(_is_colour, colours)):
-            raise UsageError(f"{file.path}: its PALETTE is no colours; give the run's --config.")
+            raise UsageError.at(
+                file.path, ": its PALETTE is no colours", "give the run's --config."
+            )
         palette = [tuple(colour) for colour in colours]
     return Classes(names=tuple(names), colours=tuple(palette))
 
@@ -244,12 +247,12 @@ def _export(arguments: argparse.Namespace) -> int:
     if target.suffix not in FORMATS:
         raise UsageError(f"--to_torch {target} must end in one of {', '.join(FORMATS)}.")
     if target.exists():
-        raise UsageError(f"--to_torch {target} exists already; give a new file.")
+        raise UsageError.at("--to_torch", " exists already", "give a new file.", value=target)
     which = arguments.which or "last"
     loaded = load_run(arguments.source, which)
     variables = loaded.teacher if arguments.network == "teacher" else loaded.student
     if variables is None:
-        raise UsageError("--network teacher: this checkpoint holds none; use --network student.")
+        raise UsageError("--network teacher: this checkpoint holds none", "use --network student.")
     model = loaded.config.model
     kind = arguments.kind or _natural_kind(model, variables)
     grid = loaded.config.method.mrm.grid

@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     examples = evaluation_set(protocol)
     if not isinstance(examples, Examples) or not examples:
         raise UsageError(
-            "There is nothing to score on: data.evaluation.labels of the run is empty. "
-            "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER."
+            "There is nothing to score on: data.evaluation.labels of the run is empty.",
+            "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER.",
         )
     folder = _home(arguments)
     saver = _saver(arguments.save_predictions, next(iter(variables)), examples.names)
@@ -124,13 +124,13 @@ def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
     for weights that are no whole network."""
     if loaded.student["params"].keys() == {"encoder"}:
         raise UsageError(
-            "These weights are an encoder alone, which segments nothing; train with them by "
-            "--config.model.encoder.weights."
+            "These weights are an encoder alone, which segments nothing",
+            "train with them by --config.model.encoder.weights.",
         )
     if loaded.facts.get("converted") and (missing := loaded.facts["weights"].get("missing")):
         raise UsageError(
-            f"These weights lack {len(missing)} leaves, {missing[0]} the first; train with them by "
-            "--config.train.init_from."
+            f"These weights lack {len(missing)} leaves, {missing[0]} the first",
+            "train with them by --config.train.init_from.",
         )
     found = {"student": loaded.student}
     if loaded.teacher is not None:
@@ -139,8 +139,8 @@ def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
         return found
     if which not in found:
         raise UsageError(
-            f"--network teacher: this checkpoint ({loaded.config.method.kind}) holds no teacher; "
-            "use --network student."
+            f"--network teacher: this checkpoint ({loaded.config.method.kind}) holds no teacher",
+            "use --network student.",
         )
     return {which: found[which]}
 
@@ -153,16 +153,17 @@ def _protocol(trained: Config, given: Config | None, path: Path | None) -> Confi
     domain = evaluation_domain(trained)
     if given is not None:
         if given.data.classes.names != data.classes.names:
-            raise UsageError(
-                f"--config has the classes {', '.join(given.data.classes.names)}; the checkpoint "
-                f"was trained on {', '.join(data.classes.names)}. They must be the same."
+            raise UsageError.at(
+                "--config",
+                f" has the classes {', '.join(given.data.classes.names)}; the checkpoint was "
+                f"trained on {', '.join(data.classes.names)}. They must be the same.",
             )
         evaluation, domain = given.evaluation, evaluation_domain(given)
     if path is not None:
         if domain.kind != "folder":
             raise UsageError(
-                f"--path {path}: the evaluation pictures of this config are drawn. "
-                "Give --config with a folder's layout as data.evaluation."
+                f"--path {path}: the evaluation pictures of this config are drawn.",
+                "Give --config with a folder's layout as data.evaluation.",
             )
         domain = dataclasses.replace(domain, path=str(path))
     data = dataclasses.replace(data, evaluation=domain)
@@ -182,7 +183,9 @@ def _home(arguments: argparse.Namespace) -> Path:
     if folder.name == FOLDER:
         folder = folder.parent
     if not is_remote(folder) and not os.access(folder, os.W_OK):
-        raise UsageError(f"{folder} cannot be written; add --to DIR, a folder of evaluation.json.")
+        raise UsageError.at(
+            folder, " cannot be written", "add --to DIR, a folder of evaluation.json."
+        )
     return folder
 
 
@@ -211,7 +214,7 @@ def _write(folder: Path, values: dict) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {what_is_wrong(error)}; add --to DIR, another folder."
+        raise RunError.at(
+            path, f" cannot be written: {what_is_wrong(error)}", "add --to DIR, another folder."
         ) from error
     return path

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     that cannot be written.
     """
     if config is not None:
-        raise UsageError("predict takes its config from the checkpoint; leave --config out.")
+        raise UsageError("predict takes its config from the checkpoint", "leave --config out.")
     if arguments.resize is not None and min(arguments.resize) < 1:
         raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
 
@@ -98,7 +98,9 @@ def _predict_all(
         with replaced(to / TABLE) as new:  # rows go there as they come, under the right name
             table = new.open("w", encoding="utf-8")
     except OSError as error:
-        raise RunError(f"--to {to} cannot be written: {what_is_wrong(error)}.") from error
+        raise RunError.at(
+            "--to", f" cannot be written: {what_is_wrong(error)}.", value=to
+        ) from error
     with table, progress_bar("pictures", len(jobs)) as advance:
         rows = csv.writer(table)
         rows.writerow(cells(["name", "picture", "height", "width", *config.data.classes.names]))

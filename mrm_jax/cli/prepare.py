@@ -110,14 +110,15 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         return 1
     except BrokenExecutor as error:
         raise RunError(
-            "A process that wrote records was ended, say for lack of memory; give the same command "
-            "with fewer --workers."
+            "A process that wrote records was ended, say for lack of memory",
+            "give the same command with fewer --workers.",
         ) from error
     except OSError as error:
         where = error.filename or arguments.to
-        raise RunError(
-            f"{where} cannot be written: {error.strerror or error}. What is finished stays; the "
-            "same command goes on from there."
+        raise RunError.at(
+            where,
+            f" cannot be written: {error.strerror or error}. What is finished stays; the same "
+            "command goes on from there.",
         ) from error
     if made is not None:
         print("\n".join(summary(made, arguments.to)))
@@ -147,18 +148,18 @@ def _box(text: str | None) -> tuple[int, int] | str | None:
         return text
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise UsageError(f"--resize is '{text}'; give LONGxSHORT in px, say 1280x720, or native.")
+        raise UsageError.of("--resize", text, "", "give LONGxSHORT in px, say 1280x720, or native.")
     return int(sides[0]), int(sides[1])
 
 
 def _part(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise UsageError(f"--part is '{text}'; give i/n, say 1/4 on the first of four hosts.")
+        raise UsageError.of("--part", text, "", "give i/n, say 1/4 on the first of four hosts.")
     return int(number), int(of)
 
 
 def _positive(flag: str, value: int | None) -> int | None:
     if value is not None and value < 1:
-        raise UsageError(f"{flag} is {value}; it must be at least 1.")
+        raise UsageError.of(flag, value, "", "it must be at least 1.")
     return value

@@ -23,10 +23,10 @@ def run(arguments: argparse.Namespace, config: Any) -> int:
 
     workdir = arguments.workdir
     if not workdir.is_dir():
-        raise UsageError(f"--workdir {workdir}: there is no such folder.")
+        raise UsageError.at("--workdir", ": there is no such folder.", value=workdir)
     if not is_run(workdir):
-        raise UsageError(
-            f"--workdir {workdir} holds no run: neither metrics.jsonl nor config.json."
+        raise UsageError.at(
+            "--workdir", " holds no run: neither metrics.jsonl nor config.json.", value=workdir
         )
     if is_remote(workdir):
         from mrm_jax.runs.mirror import mirrored

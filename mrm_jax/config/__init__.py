@@ -42,7 +42,6 @@ from mrm_jax.config.run import (
     has_evaluation,
     mic_block,
     mim_block,
-    runtime_fields,
     source_domain,
 )
 
@@ -78,7 +77,6 @@ __all__ = [
     "map_sizes",
     "mic_block",
     "mim_block",
-    "runtime_fields",
     "smallest_picture",
     "smallest_side",
     "source_domain",

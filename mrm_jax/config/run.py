@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mrm_jax import options
 from mrm_jax.config.data import Data, Domain
 from mrm_jax.config.method import Method
 from mrm_jax.config.model import Model, strides
@@ -191,11 +190,6 @@ class Config:
     train: Train = option(Train(), "Length and cadence.")
     evaluation: Evaluation = option(Evaluation(), "Protocol.", step="absent")
     mesh: Mesh = option(Mesh(), "Devices.", runtime=True, step="absent")
-
-
-def runtime_fields() -> set[str]:
-    """Dotted names of the fields that may differ on resume, such as `train.log_every`."""
-    return {path for path, one in options.declared(Config).items() if one.runtime}
 
 
 def source_domain(config: Config) -> Domain:

@@ -45,9 +45,10 @@ def _open_torch(path: Path) -> Contents:
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError as error:
-        raise UsageError(
-            f"{path} is a PyTorch file and torch is not installed: pip install 'mrm-jax[torch]', "
-            "or save the tensors as .safetensors or .npz where torch is."
+        raise UsageError.at(
+            path,
+            " is a PyTorch file and torch is not installed: pip install 'mrm-jax[torch]', or "
+            "save the tensors as .safetensors or .npz where torch is.",
         ) from error
     most, held = _most(path), 0
 
@@ -80,15 +81,16 @@ def _open_torch(path: Path) -> Contents:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         _check_nest(loaded)
         return plain(loaded), {}
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # of a file that is cut short too: the text tells
         code = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)|Unsupported operand", str(error))
         if code is None:
             raise unreadable(path, "PyTorch", error) from error
-        raise UsageError(
-            f"{path} is refused: to open it, code would have to run ("
-            f"{code[1] or 'a pickle that torch.save did not write'}). Where you trust "
-            "it, save its tensors alone: torch.save({k: v for k, v in model.state_dict().items()},"
-            " 'tensors.pth')."
+        raise UsageError.at(
+            path,
+            " is refused: to open it, code would have to run "
+            f"({code[1] or 'a pickle that torch.save did not write'}). Where you trust it, "
+            "save its tensors alone: torch.save({k: v for k, v in "
+            "model.state_dict().items()}, 'tensors.pth').",
         ) from error
 
 
@@ -194,9 +196,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
             raise ValueError(f"{member.filename} has the header version {version}")
         shape, columns_first, dtype = _HEADERS[version](stream)
         if dtype.hasobject:
-            raise UsageError(
-                f"{path} is refused: to open it, code would have to run (pickled objects). "
-                "Save arrays of numbers only."
+            raise UsageError.at(
+                path,
+                " is refused: to open it, code would have to run (pickled objects).",
+                "Save arrays of numbers only.",
             )
         content = stream.read()
     size = math.prod(shape) * dtype.itemsize
@@ -215,17 +218,21 @@ _HEADERS = {
 def unreadable(path: Path, kind: str, error: Exception) -> UsageError:
     """What to raise for a file that its parser refuses."""
     why = printable(str(error)).partition(". ")[0] or type(error).__name__
-    return UsageError(
-        f"{path} cannot be read as a {kind} file, it may be cut short or damaged: "
-        f"{why[:200].rstrip('.')}. Compare its size with the source's and download it again."
+    return UsageError.at(
+        path,
+        f" cannot be read as a {kind} file, it may be cut short or damaged: "
+        f"{why[:200].rstrip('.')}.",
+        "Compare its size with the source's and download it again.",
     )
 
 
 def unfit(path: Path, name: str, dtype: Any) -> UsageError:
     """What to raise for a sound file with a tensor that is no weight."""
-    return UsageError(
-        f"{path}: {printable(name)} holds {printable(str(dtype))}; weights are floating-point "
-        "numbers of 8 bits or more, or integers. Save such tensors alone."
+    return UsageError.at(
+        path,
+        f": {printable(name)} holds {printable(str(dtype))}; weights are floating-point "
+        "numbers of 8 bits or more, or integers.",
+        "Save such tensors alone.",
     )
 
 

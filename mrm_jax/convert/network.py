@@ -62,11 +62,11 @@ def load(
     except Misfit as error:
         raise UsageError(refusal(file, kind, error.problems)) from error
     except ValueError as error:
-        raise UsageError(f"{file.path}: {error}.") from error
+        raise UsageError.at(file.path, f": {error}.") from error
     part = KINDS[kind].parts[0]
     if part.role in ("decoder", "rebuilder"):
-        raise UsageError(
-            f"{file.path} is a {part.role} alone (kind {kind}); a network needs an encoder."
+        raise UsageError.at(
+            file.path, f" is a {part.role} alone (kind {kind}); a network needs an encoder."
         )
     if not part.root:
         tree = {name: {"encoder": found} for name, found in tree.items()}
@@ -91,7 +91,7 @@ def kind_of(file: WeightFile, kind: str | None) -> str:
     try:
         return detect(file.tensors) if kind is None else kind
     except ValueError as error:
-        raise UsageError(f"{file.path}: {error}.") from error
+        raise UsageError.at(file.path, f": {error}.") from error
 
 
 def refusal(file: WeightFile, kind: str, problems: Sequence[str]) -> str:

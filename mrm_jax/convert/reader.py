@@ -39,13 +39,12 @@ LONGEST_NAME = 500
 class WeightFile:
     """A file's tensors by name (floats as float32) and what it says beside them.
 
-    `unwrapped`: the keys and prefixes that stood around the names.   `meta`: the other entries, as
-    far as they are numbers, texts, lists or mappings of such.   `sha256`: of the file.
+    `meta`: the other entries, as far as they are numbers, texts, lists or mappings of such.
+    `sha256`: of the file.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
-    unwrapped: tuple[str, ...]
     meta: dict[str, Any]
     sha256: str
 
@@ -62,7 +61,7 @@ def read(path: str | Path) -> WeightFile:
         kind = _format(file)
         try:
             found, more = OPENERS[kind](file)
-            tensors, unwrapped, meta = _unwrap(file, found)
+            tensors, meta = _unwrap(file, found)
         except UsageError:
             raise
         except Exception as error:  # bytes can make a parser raise anything, MemoryError included
@@ -70,41 +69,46 @@ def read(path: str | Path) -> WeightFile:
         _check_finite(file, tensors)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return WeightFile(path, tensors, unwrapped, {**more, **meta}, digest)
+    return WeightFile(path, tensors, {**more, **meta}, digest)
 
 
 def _check_place(path: Path) -> None:
     if not path.is_file():
-        raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; give a file.")
+        raise UsageError.at(
+            path, f" is {'a folder' if path.is_dir() else 'not there'}", "give a file."
+        )
 
 
 def _format(path: Path) -> str:
     """The format that the name promises; UsageError if the first bytes show another one."""
     wanted = FORMATS.get(path.suffix)
     if wanted is None:
-        raise UsageError(
-            f"{path} ends in '{path.suffix}'; files of weights end in {', '.join(FORMATS)}."
+        raise UsageError.at(
+            path, f" ends in '{path.suffix}'; files of weights end in {', '.join(FORMATS)}."
         )
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UsageError.at(path, f" cannot be read: {error.strerror or error}.") from error
     if not head:
-        raise UsageError(f"{path} is empty; download it again.")
+        raise UsageError.at(path, " is empty", "download it again.")
     if head.startswith(b"version https://git-lfs"):
-        raise UsageError(
-            f"{path} is a Git LFS pointer, not the weights; run 'git lfs pull' where it came from."
+        raise UsageError.at(
+            path, " is a Git LFS pointer, not the weights", "run 'git lfs pull' where it came from."
         )
     if head.lstrip()[:1] == b"<":
-        raise UsageError(
-            f"{path} is a web page, not weights: its link gave an error page. "
-            "Open the link in a browser and see docs/weights.md for other sources."
+        raise UsageError.at(
+            path,
+            " is a web page, not weights: its link gave an error page.",
+            "Open the link in a browser and see docs/weights.md for other sources.",
         )
     found = _shown(path, head)
     if found not in (wanted, None):
         fitting = next(suffix for suffix, name in FORMATS.items() if name == found)
-        raise UsageError(f"{path} is a {found} file by its content; rename it to end in {fitting}.")
+        raise UsageError.at(
+            path, f" is a {found} file by its content", f"rename it to end in {fitting}."
+        )
     return wanted
 
 
@@ -118,30 +122,28 @@ def _shown(path: Path, head: bytes) -> str | None:
     return "PyTorch" if head[:1] == b"\x80" else None
 
 
-def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...], Any]:
-    unwrapped, meta = [], {}
+def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], Any]:
+    meta = {}
     while True:
         if not isinstance(found, Mapping):
-            raise UsageError(f"{path} holds a {type(found).__name__}, no tensors by name.")
+            raise UsageError.at(path, f" holds a {type(found).__name__}, no tensors by name.")
         inner = next((name for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if inner is None:
             break
         others = _plain({name: value for name, value in found.items() if name != inner})
         beside = others.get("meta")  # mmcv's meta holds classes and the step
         meta |= {**others, **(beside if isinstance(beside, Mapping) else {})}
-        unwrapped.append(inner)
         found = found[inner]
     tensors = {n: _widened(path, n, x) for n, x in found.items() if hasattr(x, "shape")}
     if not tensors:
         keys = ", ".join(key[:LONGEST_NAME] for key in list(found)[:5]) or "none"
-        raise UsageError(f"{path} holds no tensors; its first entries: {printable(keys)}.")
+        raise UsageError.at(path, f" holds no tensors; its first entries: {printable(keys)}.")
     odd = next((n for n in tensors if not n.isprintable() or len(n) > LONGEST_NAME), None)
     if odd is not None:
-        raise UsageError(f"{path}: a tensor is called {ascii(odd[:LONGEST_NAME])}; rename it.")
+        raise UsageError.at(path, f": a tensor is called {ascii(odd[:LONGEST_NAME])}", "rename it.")
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-        unwrapped.append(prefix)
-    return tensors, tuple(unwrapped), meta
+    return tensors, meta
 
 
 def _plain(value: Any) -> Any:
@@ -170,9 +172,10 @@ def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, value in tensors.items():
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             count = int((~np.isfinite(value)).sum())
-            raise UsageError(
-                f"{path}: {name} has {count} value(s) that are not finite; the training that wrote "
-                "it had diverged, or the file is damaged."
+            raise UsageError.at(
+                path,
+                f": {name} has {count} value(s) that are not finite; the training that wrote it "
+                "had diverged, or the file is damaged.",
             )
 
 
@@ -184,7 +187,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]
     """
     kind = FORMATS.get(path.suffix)
     if kind is None:
-        raise UsageError(f"{path} ends in '{path.suffix}'; write {', '.join(FORMATS)}.")
+        raise UsageError.at(path, f" ends in '{path.suffix}'", f"write {', '.join(FORMATS)}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as new:
@@ -196,4 +199,4 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]
                 with new.open("wb") as stream:
                     np.savez(stream, allow_pickle=False, **dict(tensors))
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
+        raise UsageError.at(path, f" cannot be written: {what_is_wrong(error)}.") from error

@@ -25,11 +25,10 @@ OPEN = {"j": 0, "b": 1}
 
 @dataclass(frozen=True)
 class Op:
-    """A rearrangement of one tensor's axes and its inverse, with the rank on either side."""
+    """A rearrangement of one tensor's axes and its inverse, with the rank of what comes out."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
-    torch_rank: int
     rank: int
 
 
@@ -42,15 +41,14 @@ def _reverse_blocks(kernel: np.ndarray) -> np.ndarray:
 
 
 OPS = {
-    "vector": Op(lambda x: x, lambda x: x, 1, 1),
-    "dense": Op(lambda x: x.T, lambda x: x.T, 2, 2),
+    "vector": Op(lambda x: x, lambda x: x, 1),
+    "dense": Op(lambda x: x.T, lambda x: x.T, 2),
     # OIHW <-> HWIO; a depthwise kernel (C, 1, k, k) <-> (k, k, 1, C) is the same permutation.
-    "conv": Op(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1), 4, 4),
-    "conv1x1": Op(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None], 4, 2),
+    "conv": Op(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1), 4),
+    "conv1x1": Op(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None], 2),
     "conv1x1_reversed": Op(
         lambda x: _reverse_blocks(x[:, :, 0, 0].T),
         lambda x: _reverse_blocks(x).T[:, :, None, None],
-        4,
         2,
     ),
     # torch's transposed convolution correlates with the flipped kernel where lax's does not; (in,
@@ -59,9 +57,8 @@ OPS = {
         lambda x: x.transpose(2, 3, 0, 1)[::-1, ::-1],
         lambda x: x[::-1, ::-1].transpose(2, 3, 0, 1),
         4,
-        4,
     ),
-    "token": Op(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1), 4, 1),
+    "token": Op(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1), 1),
 }
 
 

@@ -101,7 +101,7 @@ def _counted(
                 log.warning("%s: %s Not counted.", field, error)
                 return None
             hint = f"Set {field}.on_unreadable='skip' to train without such pictures."
-            raise files.UnreadableError(f"{field}: {error} {hint}") from error
+            raise files.UnreadableError.at(field, f": {error} {hint}") from error
         height, width = label.shape
         pixels = np.bincount(label.ravel(), minlength=256)[:classes].astype(np.int64)
         return _Count((height, width), pixels)

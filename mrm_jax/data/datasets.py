@@ -282,7 +282,7 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
     """
     field = f"{data_set.name} --from"
     if not root.exists():
-        raise UsageError(f"{field}: there is no folder {root}.")
+        raise UsageError.at(field, f": there is no folder {root}.")
     names = [*(walk(root) if root.is_dir() else ()), *walk_archives(root, field=field)]
     names.sort(key=lambda pair: pair[0])
     found = {}
@@ -294,9 +294,10 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
     if not found:
         first = next(iter(data_set.splits.values())).readings[0]
         where = "/".join(part for part in (first.images, f"*{first.image_suffix}") if part)
-        raise UsageError(
-            f"{field}: {root} holds no picture of {data_set.title}; it should hold files such as "
-            f"{where}, as the download unpacks, or its zip archives."
+        raise UsageError.at(
+            field,
+            f": {root} holds no picture of {data_set.title}; it should hold files such as "
+            f"{where}, as the download unpacks, or its zip archives.",
         )
     return _with_others(found, names)
 

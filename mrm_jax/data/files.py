@@ -43,6 +43,10 @@ class UnreadableError(UsageError):
     """
 
 
+class SizesError(UnreadableError):
+    """A label of another size than its picture."""
+
+
 def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
     """The bytes of a file that stands for at most so many pixels. Raises UnreadableError where
     there are none, or more.
@@ -58,13 +62,15 @@ def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
                 most = size[0] * size[1] * promise.BYTES_A_PIXEL + promise.BESIDE
             if size_of(path) > most:
                 of = f"a picture of {size[0]} x {size[1]} px" if size else "the largest picture"
-                raise UnreadableError(
-                    f"{path} would unpack to {size_of(path)} bytes, more than {of} can take "
-                    "(max_megapixels); fetch it again or remove it."
+                raise UnreadableError.at(
+                    path,
+                    f" would unpack to {size_of(path)} bytes, more than {of} can take "
+                    "(max_megapixels)",
+                    "fetch it again or remove it.",
                 )
         content = path.read_bytes()
     except OSError as error:
-        raise UnreadableError(f"{path} cannot be opened: {what_is_wrong(error)}.") from error
+        raise UnreadableError.at(path, f" cannot be opened: {what_is_wrong(error)}.") from error
     _check_pixels(path, content, megapixels)
     return content
 
@@ -73,9 +79,11 @@ def _check_pixels(path: File, content: bytes, megapixels: float) -> tuple[int, i
     """The size that a picture's header promises; raises UnreadableError for too many pixels."""
     size = promise.size(content)
     if size is not None and size[0] * size[1] > megapixels * 1e6:
-        raise UnreadableError(
-            f"{path} promises a picture of {size[0]} x {size[1]} px, more than max_megapixels "
-            f"({megapixels:g}) allows; remove it, or raise max_megapixels if it is meant."
+        raise UnreadableError.at(
+            path,
+            f" promises a picture of {size[0]} x {size[1]} px, more than max_megapixels "
+            f"({megapixels:g}) allows",
+            "remove it, or raise max_megapixels if it is meant.",
         )
     return size
 
@@ -84,12 +92,16 @@ def _content(path: File, megapixels: float) -> bytes:
     """`content_of`; raises UnreadableError too where the end of a picture is missing."""
     content = content_of(path, megapixels)
     if not content:
-        raise UnreadableError(f"{path} is empty; fetch it again.")
+        raise UnreadableError.at(path, " is empty", "fetch it again.")
     # OpenCV fills a JPEG that was cut off with grey and says nothing.
     if content[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in content[-65536:]:
-        raise UnreadableError(f"{path} is cut off: its JPEG end marker is missing; fetch it again.")
+        raise UnreadableError.at(
+            path, " is cut off: its JPEG end marker is missing", "fetch it again."
+        )
     if content[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" not in content[-65536:]:
-        raise UnreadableError(f"{path} is cut off: its PNG end marker is missing; fetch it again.")
+        raise UnreadableError.at(
+            path, " is cut off: its PNG end marker is missing", "fetch it again."
+        )
     return content
 
 
@@ -99,8 +111,8 @@ def _decode(path: File, content: bytes, flags: int) -> np.ndarray:
     except cv2.error:
         array = None
     if array is None:
-        raise UnreadableError(
-            f"{path} is not a picture that can be decoded; fetch it again or remove it."
+        raise UnreadableError.at(
+            path, " is not a picture that can be decoded", "fetch it again or remove it."
         )
     return array
 
@@ -129,7 +141,7 @@ def read_raw_label(
         try:
             return polygons.rendered(content, megapixels)
         except ValueError as error:
-            raise UnreadableError(f"{path} is no file of polygons: {error}") from error
+            raise UnreadableError.at(path, f" is no file of polygons: {error}") from error
     if colours:
         return _ids_of_colours(
             path, cv2.cvtColor(_decode(path, content, 1), cv2.COLOR_BGR2RGB), colours
@@ -140,8 +152,8 @@ def read_raw_label(
     if raw.ndim == 3:
         raw = _one_channel(path, raw)
     if raw.dtype not in (np.uint8, np.uint16):
-        raise UnreadableError(
-            f"{path} holds {raw.dtype} values; a label holds 8-bit or 16-bit ids."
+        raise UnreadableError.at(
+            path, f" holds {raw.dtype} values; a label holds 8-bit or 16-bit ids."
         )
     return raw
 
@@ -155,9 +167,11 @@ def _ids_of_colours(path: File, picture: np.ndarray, colours: Colours) -> np.nda
     unknown = listed[at] != packed
     if unknown.any():
         first = tuple(int(v) for v in picture[unknown][0])
-        raise UnreadableError(
-            f"{path}: colour {first} ({unknown.mean():.1%} of the pixels are of colours outside "
-            "the list) is not in label_colours; add it, or correct the file."
+        raise UnreadableError.at(
+            path,
+            f": colour {first} ({unknown.mean():.1%} of the pixels are of colours outside the "
+            "list) is not in label_colours",
+            "add it, or correct the file.",
         )
     return at.astype(np.uint16)
 
@@ -171,8 +185,8 @@ def _indices(path: File, content: bytes) -> np.ndarray:
             array = np.array(picture, np.uint8)
             grey = picture.mode != "P"
     except Exception as error:  # each of Pillow's formats raises its own
-        raise UnreadableError(
-            f"{path} is not a picture that can be decoded; fetch it again or remove it."
+        raise UnreadableError.at(
+            path, " is not a picture that can be decoded", "fetch it again or remove it."
         ) from error
     step = 255 // (2 ** content[24] - 1) if grey and array.max(initial=0) > 1 else 1
     return array // step
@@ -182,9 +196,10 @@ def _one_channel(path: File, raw: np.ndarray) -> np.ndarray:
     red = raw[..., min(2, raw.shape[2] - 1)]
     if raw.dtype == np.uint16 or (raw[..., :3] == red[..., None]).all():
         return np.ascontiguousarray(red)
-    raise UnreadableError(
-        f"{path} is a colour picture; a label is a grey or palette picture of class ids. If its "
-        "colours stand for ids, list them in label_colours."
+    raise UnreadableError.at(
+        path,
+        " is a colour picture; a label is a grey or palette picture of class ids. If its "
+        "colours stand for ids, list them in label_colours.",
     )
 
 
@@ -203,7 +218,7 @@ def find(
     found, copies = matched.once()
     if not found:
         kind = f"file ending in '{suffix}'" if suffix else f"picture ({' '.join(SUFFIXES)})"
-        raise UsageError(f"{field}.path: {root / as_path(folder)} holds no {kind}.")
+        raise UsageError.at(f"{field}.path", f": {root / as_path(folder)} holds no {kind}.")
     taken = {str(file) for by in matched for files in by.values() for file in files}
     others = [name for name, file in pictures(names) if str(file) not in taken]
     for line in left_out(copies, others):
@@ -243,7 +258,7 @@ def _below(
         if not root.is_dir():
             start = root
         hint = "" if field.endswith(".labels") else " Set it to where the pictures lie."
-        raise UsageError(f"{field}: there is no folder {start}.{hint}")
+        raise UsageError.at(field, f": there is no folder {start}.{hint}")
     base = as_text(start.relative_to(root).as_posix())
     names = ((name if base == "." else f"{base}/{name}", file) for name, file in walk(start))
     labels = f"{without.rstrip('/')}/" if without else None
@@ -280,9 +295,10 @@ def one_each(found: Mapping[str, Sequence[File]], *, field: str) -> dict[str, Fi
     """`found` with the only file of each stem. Raises UsageError for a second one."""
     for stem, files in found.items():
         if len(files) > 1:
-            raise UsageError(
-                f"{field}: {files[0]} and {files[1].name} share the stem '{stem}'; set "
-                "image_suffix, or remove one of them."
+            raise UsageError.at(
+                field,
+                f": {files[0]} and {files[1].name} share the stem '{stem}'",
+                "set image_suffix, or remove one of them.",
             )
     return {stem: files[0] for stem, files in found.items()}
 
@@ -293,19 +309,22 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
     Raises UsageError for a missing or empty list, a stem without a picture, or a stem named twice.
     """
     if not listing.is_file():
-        raise UsageError(f"{field}.listing: there is no file {listing}.")
+        raise UsageError.at(f"{field}.listing", f": there is no file {listing}.")
     picked: dict[str, Entry] = {}
     for stem in stems(listing):
         if stem not in found:
             near = next(iter(found))
-            raise UsageError(
-                f"{field}.listing: '{stem}' of {listing} has no picture; stems look like '{near}'."
+            raise UsageError.at(
+                f"{field}.listing",
+                f": '{stem}' of {listing} has no picture; stems look like '{near}'.",
             )
         if stem in picked:
-            raise UsageError(f"{field}.listing: '{stem}' stands twice in {listing}; keep one.")
+            raise UsageError.at(
+                f"{field}.listing", f": '{stem}' stands twice in {listing}", "keep one."
+            )
         picked[stem] = found[stem]
     if not picked:
-        raise UsageError(f"{field}.listing: {listing} names no picture.")
+        raise UsageError.at(f"{field}.listing", f": {listing} names no picture.")
     return picked
 
 

@@ -203,7 +203,7 @@ def lookup(raw_ids: RawIds, ignored_ids: tuple[int, ...], classes: int) -> np.nd
                 )
             if table[raw] != -1:
                 raise UsageError(
-                    f"raw label id {raw} stands twice in raw_ids and ignored_ids; keep one."
+                    f"raw label id {raw} stands twice in raw_ids and ignored_ids", "keep one."
                 )
             table[raw] = IGNORE if train_id == len(rows) else train_id
     table.flags.writeable = False
@@ -234,9 +234,11 @@ def map_labels(
         unknown = np.unique(raw[mapped < 0])
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         share = float(np.mean(mapped < 0))
-        raise UsageError(
-            f"{name}: label id {shown} ({share:.1%} of the pixels) is in neither {field}.raw_ids "
-            f"nor {field}.ignored_ids; add it to one of them, or correct the file."
+        raise UsageError.at(
+            name,
+            f": label id {shown} ({share:.1%} of the pixels) is in neither {field}.raw_ids "
+            f"nor {field}.ignored_ids",
+            "add it to one of them, or correct the file.",
         )
     return mapped.astype(np.uint8)
 

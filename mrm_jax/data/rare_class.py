@@ -122,9 +122,10 @@ def make_sampler(config: Config, statistics: Statistics, *, warn: Say = log.warn
     """
     options, total = config.data.rare_class, statistics.counts.sum(0)
     if not total.any():
-        raise UsageError(
-            f"{source_field(config)}: its {len(statistics.counts)} labels hold no class at all, "
-            "every pixel is ignored; correct raw_ids and ignored_ids, or the labels."
+        raise UsageError.at(
+            source_field(config),
+            f": its {len(statistics.counts)} labels hold no class at all, every pixel is ignored",
+            "correct raw_ids and ignored_ids, or the labels.",
         )
     held, file_pixels, crop_pixels = _thresholds(config, statistics)
     every, shares = probabilities(total, options.temperature)
@@ -185,9 +186,10 @@ def _report_missing(
     )
     if options.on_missing == "error":
         raise UsageError(
-            f"{text}; lower {lower}{small}, or leave such classes out of the draw by "
-            f"{FIELD}.on_missing=warn."
+            text,
+            f"lower {lower}{small}, or leave such classes out of the draw by "
+            f"{FIELD}.on_missing=warn.",
         )
     if not usable.any():
-        raise UsageError(f"{text}: nothing is left to draw; lower {lower}{small}.")
+        raise UsageError(f"{text}: nothing is left to draw", f"lower {lower}{small}.")
     warn(f"warning: {text}; left out of the draw.")

@@ -137,7 +137,8 @@ class Folder:
 
     def __init__(self, domain: Domain, field: str) -> None:
         if not domain.path:
-            raise UsageError(f"{field}.path is empty; set it to the folder of the data set.")
+            way_out = "set it to the folder of the data set."
+            raise UsageError.at(f"{field}.path", " is empty", way_out)
         root = located(domain.path)
         found = files.find(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
@@ -168,17 +169,17 @@ class FolderLabelled(Folder):
     def __init__(self, domain: Domain, classes: int, field: str) -> None:
         super().__init__(domain, field)
         if domain.labels is None:
-            raise UsageError(
-                f"{field}.labels is empty; set it to the folder of the labels below {domain.path}."
-            )
+            way_out = f"set it to the folder of the labels below {domain.path}."
+            raise UsageError.at(f"{field}.labels", " is empty", way_out)
         root, suffix = located(domain.path or ""), domain.label_suffix
         found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
         missing = [stem for stem in self._names if stem not in found]
         if missing:
-            raise UsageError(
-                f"{field}: {len(missing)} of {len(self)} pictures have no label; the first is "
+            raise UsageError.at(
+                field,
+                f": {len(missing)} of {len(self)} pictures have no label; the first is "
                 f"{root}/{domain.labels}/{missing[0]}{suffix}. Check labels, label_suffix and "
-                f"image_suffix, or name the pictures to use in listing."
+                "image_suffix, or name the pictures to use in listing.",
             )
         self._labels, self._colours = tuple(found[n] for n in self._names), domain.label_colours
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
@@ -245,9 +246,10 @@ def open_pair(pictures: LabelledPictures, index: int) -> tuple[Picture, np.ndarr
         return pictures.pair(index)
     image, label = pictures.image(index), pictures.label(index)
     if image.shape[:2] != label.shape:
-        raise files.UnreadableError(
-            f"{pictures.name(index)}: the picture is {image.shape[0]} x {image.shape[1]} px, its "
-            f"label {label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
+        raise files.SizesError.at(
+            pictures.name(index),
+            f": the picture is {image.shape[0]} x {image.shape[1]} px, its label "
+            f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal.",
         )
     return image, label
 
@@ -304,14 +306,13 @@ class Reader(Generic[Sample]):
             except files.UnreadableError as error:
                 # Its other parts stay in use: which were read before must not matter.
                 self._refuse(at, error)
-        raise files.UnreadableError(
-            f"{self._field}: none of its {self._count} pictures can be read."
-        )
+        fault = f": none of its {self._count} pictures can be read."
+        raise files.UnreadableError.at(self._field, fault)
 
     def _refuse(self, index: int, error: files.UnreadableError) -> None:
         if not self._skip:
             hint = f"Set {self._field}.on_unreadable='skip' to train without such pictures."
-            raise files.UnreadableError(f"{self._field}: {error} {hint}") from error
+            raise files.UnreadableError.at(self._field, f": {error} {hint}") from error
         if index not in self._said:
             self._said.add(index)
             log.warning(

@@ -112,8 +112,8 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
             members = _opened(str(archive), os.getpid()).infolist()
         except Exception as error:  # a damaged list of members raises what its fields lead to
             what = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(
-                f"{field}: {archive} is no zip archive that can be read ({what}); fetch it again."
+            raise UsageError.at(
+                field, f": {archive} is no zip archive that can be read ({what})", "fetch it again."
             ) from error
         for member in members:
             parts = PurePosixPath(member.filename).parts
@@ -122,9 +122,11 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
             if "\0" in member.orig_filename:  # names end there for zipfile
                 what = "has a name with a NUL byte"
             if what is not None:
-                raise UsageError(
-                    f"{field}: the member {member.orig_filename!r} of {archive} {what}; such an "
-                    "archive is refused. Fetch it from its official source."
+                raise UsageError.at(
+                    field,
+                    f": the member {member.orig_filename!r} of {archive} {what}; such an archive "
+                    "is refused.",
+                    "Fetch it from its official source.",
                 )
             hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
             if not member.is_dir() and not hidden:

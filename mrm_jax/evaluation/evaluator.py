@@ -181,22 +181,6 @@ def count(
     return Counts(sums, done, inputs, labels)
 
 
-def evaluate(
-    config: Config,
-    model: nn.Module,
-    variables: Tree,
-    examples: Sequence[Example],
-    *,
-    network: str = "student",
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Scores of one set of variables; see `evaluate_networks`. `network` is its name in the
-    protocol.
-    """
-    found = evaluate_networks(config, model, {network: variables}, examples, progress=progress)
-    return found[network]
-
-
 def on_device(variables: Tree) -> Tree:
     """`variables` on the device: numpy arrays, as a checkpoint gives them, are moved once."""
     if isinstance(jax.tree.leaves(variables)[0], jax.Array):
@@ -238,15 +222,17 @@ def _prepared(
 ) -> tuple[str, np.ndarray, np.ndarray]:
     example = examples[index]
     if example.image.shape[:2] != example.label.shape:
-        raise UsageError(
-            f"{example.name}: the picture is {example.image.shape[:2]}, its label "
-            f"{example.label.shape} (rows, columns); they must be equal."
+        raise UsageError.at(
+            example.name,
+            f": the picture is {example.image.shape[:2]}, its label {example.label.shape} "
+            "(rows, columns); they must be equal.",
         )
     wrong = (example.label >= classes) & (example.label != IGNORE)
     if wrong.any():
-        raise UsageError(
-            f"{example.name}: its label holds {int(example.label[wrong][0])}, which is neither one "
-            f"of {classes} classes nor {IGNORE}; check raw_ids and ignored_ids."
+        raise UsageError.at(
+            example.name,
+            f": its label holds {int(example.label[wrong][0])}, which is neither one of "
+            f"{classes} classes nor {IGNORE}; check raw_ids and ignored_ids.",
         )
     return example.name, fit(example.image, box), example.label
 

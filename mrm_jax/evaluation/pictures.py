@@ -55,7 +55,7 @@ def _meant(word: str, to: Path) -> list[Path]:
     """What one word means, see `collect`; OSError for one that no file system takes."""
     path = located(word)
     if path.is_dir() and _whole(path) == _whole(to):
-        raise UsageError(f"--to {to} is the folder of the pictures; give another one.")
+        raise UsageError.at("--to", " is the folder of the pictures", "give another one.", value=to)
     if is_remote(path):
         matches = _in_bucket(path, to)
     elif path.is_dir():
@@ -128,9 +128,11 @@ def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
     for job in jobs:
         for product in PRODUCTS:
             if _whole(below(to, f"{job.name}{product}.png")) in sources:
-                raise UsageError(
-                    f"--to {to}: {job.name}{product}.png there is one of the pictures; "
-                    "give another folder."
+                raise UsageError.at(
+                    "--to",
+                    f": {job.name}{product}.png there is one of the pictures",
+                    "give another folder.",
+                    value=to,
                 )
     return jobs
 
@@ -158,14 +160,14 @@ def prediction_files(names: Sequence[str], folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in names:
         if name in found:
-            raise UsageError(f"{folder}: two pictures are called {name!r}; name them apart.")
+            raise UsageError.at(folder, f": two pictures are called {name!r}", "name them apart.")
         plain = result_name(name, spare=len("_99999.png"), longest=longest)
         below(folder, plain)  # with an ending "a/" would be another name
         taken[same_file(plain)] += 1
         number = taken[same_file(plain)]
         found[name] = below(folder, f"{plain}{f'_{number}' if number > 1 else ''}.png")
     if len(set(found.values())) < len(found):
-        raise UsageError(f"{folder}: two pictures would share a file there; name them apart.")
+        raise UsageError.at(folder, ": two pictures would share a file there", "name them apart.")
     return found
 
 
@@ -219,4 +221,4 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, encoded.tobytes())
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
+        raise RunError.at(path, f" cannot be written: {what_is_wrong(error)}.") from error

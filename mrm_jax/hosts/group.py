@@ -59,14 +59,17 @@ def _explicit(config: Config) -> dict[str, Any] | None:
         getattr(config.mesh, name) for name in ("coordinator", "process_count", "process_index")
     )
     if address is None or count is None or index is None:
-        raise UsageError(
-            "config.mesh: explicit hosts need all of coordinator=HOST:PORT (of host 0), "
-            f"process_count and process_index; they are {address}, {count} and {index}."
+        raise UsageError.at(
+            "config.mesh",
+            ": explicit hosts need all of coordinator=HOST:PORT (of host 0), process_count "
+            f"and process_index; they are {address}, {count} and {index}.",
         )
     if not re.fullmatch(r".+:\d+", address):
-        raise UsageError(f"config.mesh.coordinator is '{address}'; write HOST:PORT.")
+        raise UsageError.at("config.mesh.coordinator", f" is '{address}'", "write HOST:PORT.")
     if not 0 <= index < count:
-        raise UsageError(f"config.mesh.process_index is {index}; it must lie in 0..{count - 1}.")
+        raise UsageError.of(
+            "config.mesh.process_index", index, "", f"it must lie in 0..{count - 1}."
+        )
     if count == 1:
         return None
     return {
@@ -83,8 +86,8 @@ def _in_slurm_step(environment: Mapping[str, str]) -> bool:
         return False
     tasks = environment["SLURM_NTASKS"]
     if not tasks.isdigit():
-        raise UsageError(
-            f"SLURM_NTASKS is '{tasks}', not a number; start by srun, or set config.mesh.hosts=off."
+        raise UsageError.of(
+            "SLURM_NTASKS", tasks, ", not a number", "start by srun, or set config.mesh.hosts=off."
         )
     return int(tasks) > 1
 
@@ -270,8 +273,10 @@ def same(what: str, value: Any) -> None:
         if isinstance(first, dict) and isinstance(other, dict):
             names = [n for n in {**first, **other} if first.get(n) != other.get(n)]
             what, first, other = f"{what}{names[0]}", first.get(names[0]), other.get(names[0])
-        raise UsageError(
-            f"{what} is {first} on host {index()} and {other} on host {host}; it must be the same."
+        raise UsageError.at(
+            what,
+            f" is {first} on host {index()} and {other} on host {host}",
+            "it must be the same.",
         )
 
 
@@ -290,9 +295,11 @@ def check_shared(mark: Path) -> None:
 
     def see() -> None:
         if not is_remote(folder) and (not mark.is_file() or mark.read_text() != token):
-            raise UsageError(
-                f"--workdir {folder} is not the folder that host 0 sees; all hosts need one shared "
-                "folder, or a bucket."
+            raise UsageError.at(
+                "--workdir",
+                " is not the folder that host 0 sees; all hosts need one shared folder, or a "
+                "bucket.",
+                value=folder,
             )
 
     together(see)

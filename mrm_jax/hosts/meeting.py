@@ -81,7 +81,7 @@ def meet(address: str, count: int, index: int, *, seconds: float, say: Say = pri
     """
     place = _Place(address, count, seconds, say)
     if not 0 < place.port < 65536:
-        raise UsageError(f"config.mesh.coordinator is {address}; a port is from 1 to 65535.")
+        raise UsageError.at("config.mesh.coordinator", f" is {address}; a port is from 1 to 65535.")
     if index == 0:
         _host(place)
     else:
@@ -135,18 +135,23 @@ def _listener(place: _Place) -> socket.socket:
         return socket.create_server(("", place.port), backlog=1024)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise UsageError(
-                f"config.mesh.coordinator is {place.address}, but this process cannot listen at "
-                f"port {place.port}: {error.strerror or error}. Choose another port on all hosts."
+            raise UsageError.at(
+                "config.mesh.coordinator",
+                f" is {place.address}, but this process cannot listen at port {place.port}: "
+                f"{error.strerror or error}.",
+                "Choose another port on all hosts.",
             ) from error
     with suppress(OSError, _StrangerError), _connected("localhost", place.port):
-        raise UsageError(
-            f"config.mesh.process_index is 0 on two processes: another one waits on this machine "
-            f"at port {place.port} already. Give each process its own index, each run its own port."
+        raise UsageError.at(
+            "config.mesh.process_index",
+            f" is 0 on two processes: another one waits on this machine at port {place.port} "
+            "already.",
+            "Give each process its own index, each run its own port.",
         )
-    raise UsageError(
-        f"config.mesh.coordinator is {place.address}, but port {place.port} is in use on this "
-        "machine (host 0). Choose another port on all hosts, or end what uses it."
+    raise UsageError.at(
+        "config.mesh.coordinator",
+        f" is {place.address}, but port {place.port} is in use on this machine (host 0).",
+        "Choose another port on all hosts, or end what uses it.",
     )
 
 
@@ -261,14 +266,16 @@ def _visit(place: _Place, index: int) -> None:
             why = _why(error)
             final = isinstance(error, socket.gaierror | _StrangerError)
             if final and place.soon_over():
-                raise UsageError(f"config.mesh.coordinator is {place.address}: {why}.") from error
+                raise UsageError.at(
+                    "config.mesh.coordinator", f" is {place.address}: {why}."
+                ) from error
         if answer:
             break
         if place.over():
             raise UsageError(
                 f"Host 0 did not answer at config.mesh.coordinator={place.address} within "
-                f"{place.seconds:g} s: {why}. Start the same command on all hosts, or set "
-                "config.mesh.hosts=off."
+                f"{place.seconds:g} s: {why}.",
+                "Start the same command on all hosts, or set config.mesh.hosts=off.",
             )
         if not told and time.monotonic() - place.began > TELL_SECONDS:
             told = True

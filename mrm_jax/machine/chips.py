@@ -109,14 +109,16 @@ def parse(name: str) -> Slice:
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
-        raise UsageError(
-            f"--topology is '{name}'; known kinds are {', '.join(CHIPS)}.{nearest(kind, CHIPS)}"
+        raise UsageError.of(
+            "--topology", name, f"; known kinds are {', '.join(CHIPS)}.{nearest(kind, CHIPS)}"
         )
     pattern = r"[1-9]\d*(x[1-9]\d*)*" if kind in TPUS else r"[1-9]\d*"
     if not re.fullmatch(pattern, shape):
         example = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}.get(kind, f"{kind}:2x4")
-        raise UsageError(
-            f"--topology is '{name}'; write KIND:SHAPE, such as "
-            f"{example if kind in TPUS else f'{kind}:8'}."
+        raise UsageError.of(
+            "--topology",
+            name,
+            "",
+            f"write KIND:SHAPE, such as {example if kind in TPUS else f'{kind}:8'}.",
         )
     return Slice(name, kind, tuple(int(side) for side in shape.split("x")))

@@ -33,7 +33,6 @@ from mrm_jax.uda.methods import looks_at_target
 
 Arguments = tuple[TrainState, Any, Frozen, Fed]
 
-PARTS = ("params", "teacher", "optimizer", "frozen", "batch", "temporaries")
 _OF_STATE = {
     "params": ("params", "batch_stats"),
     "teacher": ("teacher_params", "teacher_batch_stats"),
@@ -52,7 +51,7 @@ def plan(
     """The step of `config` on the slice `where`, JSON as it is; bytes and flops are of one device.
 
     `topology`, `devices`, `batch` (all devices), `fsdp`, `source` ("compiled" or
-    "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by `PARTS`,
+    "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by part,
     `flops_per_step` of the products, `bytes_accessed` (XLA, loops counted once; None estimated),
     `collectives` {kind: {count, bytes}} (likewise), `lower_bound_seconds` with its `bound_by` and
     `lower_bound_hours` for `train.steps`, `knobs`: options that take less memory, where it does not
@@ -132,9 +131,11 @@ def _mesh(
             platform="tpu" if where.is_tpu else "cuda", topology_name=name, **more
         )
     except jax.errors.JaxRuntimeError as error:
-        raise UsageError(
-            f"--topology is '{where.name}', for which {compiler[0]} does not compile: "
-            f"{str(error).partition(': ')[2]}. --estimate needs no compiler."
+        raise UsageError.of(
+            "--topology",
+            where.name,
+            f", for which {compiler[0]} does not compile: {str(error).partition(': ')[2]}. "
+            "--estimate needs no compiler.",
         ) from error
     # A v4 chip has two cores, which train as one device but are described apart.
     return sharding.run_mesh(config, among=list(found.devices)[: where.devices])
@@ -237,6 +238,7 @@ _OPTIONS: dict[str, dict[str, Any] | None] = {
 
 
 _TEMPORARIES = re.compile(r"RESOURCE_EXHAUSTED.*?temporaries \(([\d.]+)([KMG])\)", re.DOTALL)
+"""In what libtpu says of a step that is too large: its error has text alone."""
 
 
 def too_large(error: Exception) -> int:

@@ -31,7 +31,6 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
     return FeatureSpec(
         channels=ENCODER_KINDS[encoder.kind].channels(encoder),
         strides=config.strides(encoder),
-        multiple_of=config.crop_multiple(encoder),
         map_sizes=_MapSizes(encoder),
     )
 

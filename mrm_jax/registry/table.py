@@ -85,9 +85,11 @@ class Table(Generic[T]):
         if name not in self._rows:
             installed()
         if name not in self._rows:
-            raise UsageError(
-                f"config.{field} is '{name}'; it must be one of "
-                f"{', '.join(self._rows)}.{nearest(name, self._rows)}"
+            raise UsageError.of(
+                f"config.{field}",
+                name,
+                "",
+                f"it must be one of {', '.join(self._rows)}.{nearest(name, self._rows)}",
             )
         return self._rows[name]
 

@@ -35,15 +35,15 @@ def write_report(workdir: str | Path) -> Path:
     try:
         text = page(found)
     except _ODD as error:
-        raise RunError(
-            f"{found.workdir / _odd_file(found)} holds what no run writes there "
-            f"({type(error).__name__}: {error}); put it right or move it away, then give the same "
-            "command again."
+        raise RunError.at(
+            found.workdir / _odd_file(found),
+            f" holds what no run writes there ({type(error).__name__}: {error})",
+            "put it right or move it away, then give the same command again.",
         ) from error
     try:
         write_text(path, text)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {what_is_wrong(error)}.") from error
+        raise RunError.at(path, f" cannot be written: {what_is_wrong(error)}.") from error
     return path
 
 

@@ -254,7 +254,7 @@ def load_rebuilder(path: str | Path, which: str | int = "last") -> dict[str, Any
         folder = _find(located(path), which)
     params = read_tree(folder / "rebuilder", read_facts(folder))
     if params is None:
-        raise UsageError(f"{folder} holds no Rebuilder.")
+        raise UsageError.at(folder, " holds no Rebuilder.")
     return {"params": params}
 
 
@@ -266,7 +266,7 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
     it does, RunError where it cannot be written.
     """
     if path.exists():
-        raise UsageError(f"{path} exists already; give a new folder.")
+        raise UsageError.at(path, " exists already", "give a new folder.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     step = temporary.resolve() / FOLDER / "0"
     try:
@@ -294,18 +294,19 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
 def _find(path: Path, which: str | int) -> Path:
     check_checkpoints(path)
     if path.is_file() and path.suffix in FORMATS:
-        raise UsageError(
-            f"{path} is a file of weights; make a folder of it by convert --from {quoted(path)} "
-            "--to DIR."
+        raise UsageError.at(
+            path,
+            " is a file of weights",
+            f"make a folder of it by convert --from {quoted(path)} --to DIR.",
         )
     if not path.is_dir():
-        raise UsageError(f"{path} is not a folder; give a workdir or a checkpoint in it.")
+        raise UsageError.at(path, " is not a folder", "give a workdir or a checkpoint in it.")
     if saved.is_step(path.name) and any((path / name).is_dir() for name in ("student", FACTS)):
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     steps = steps_in(folder)
     if not steps:
-        raise UsageError(f"{path} holds no complete checkpoint.")
+        raise UsageError.at(path, " holds no complete checkpoint.")
     if which == "last":
         return folder / str(steps[-1])
     if which in ("best", "picked"):
@@ -317,6 +318,6 @@ def _find(path: Path, which: str | int) -> Path:
     if str(which).isdigit() and int(which) in steps:
         return folder / str(int(which))
     raise UsageError(
-        f"There is no checkpoint '{which}' in {folder}; use last, best, picked or one of "
-        f"{', '.join(map(str, steps))}."
+        f"There is no checkpoint '{which}' in {folder}",
+        f"use last, best, picked or one of {', '.join(map(str, steps))}.",
     )

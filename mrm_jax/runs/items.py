@@ -73,8 +73,8 @@ def check(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
                 raise DamagedError(folder, f"{item} is not there")
             raise RunError(
                 f"The checkpoint {folder} evaluates and predicts, but no run goes on from it: its "
-                f"folder '{item}' is not there. Put it back, or move {folder} away to go on from "
-                "the one before it."
+                f"folder '{item}' is not there.",
+                f"Put it back, or move {folder} away to go on from the one before it.",
             )
         if "digests" not in facts:
             continue

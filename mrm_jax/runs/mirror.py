@@ -56,11 +56,11 @@ class Mirror:
                     path.write_bytes(below(self.remote, name).read_bytes())
                     self._sent[name] = _state(path)
         except PlaceError as error:
-            raise PlaceError(f"{self.remote} is not the folder of a run: {error}") from error
+            raise PlaceError.at(self.remote, f" is not the folder of a run: {error}") from error
         except FileNotFoundError:
             pass  # a new folder
         except Exception as error:  # buckets raise many unrelated types
-            raise UsageError(f"{self.remote} cannot be read: {what_is_wrong(error)}.") from error
+            raise UsageError.at(self.remote, f" cannot be read: {what_is_wrong(error)}.") from error
 
     def check_writable(self) -> None:
         """Raises UsageError where nothing can be written there."""
@@ -70,7 +70,9 @@ class Mirror:
             probe.write_text("")
             probe.unlink()
         except Exception as error:
-            raise UsageError(f"{self.remote} cannot be written: {what_is_wrong(error)}.") from error
+            raise UsageError.at(
+                self.remote, f" cannot be written: {what_is_wrong(error)}."
+            ) from error
 
     def push(self) -> None:
         """Brings what has changed there. Raises RunError where it cannot be written."""
@@ -84,8 +86,8 @@ class Mirror:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
             except Exception as error:  # as in pull
-                raise RunError(
-                    f"{self.remote / name} cannot be written: {what_is_wrong(error)}."
+                raise RunError.at(
+                    self.remote / name, f" cannot be written: {what_is_wrong(error)}."
                 ) from error
             self._sent[name] = state
 

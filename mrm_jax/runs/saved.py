@@ -42,7 +42,8 @@ class DamagedError(RunError):
     """A checkpoint with a file that is not what was written; the line names it and what is left."""
 
     def __init__(self, folder: Path, what: str):
-        super().__init__(f"The checkpoint {folder} is damaged: {what.rstrip('.')}. {_left(folder)}")
+        fault = f"The checkpoint {folder} is damaged: {what.rstrip('.')}."
+        super().__init__(fault, _left(folder), field=folder)
 
 
 def _left(folder: Path) -> str:
@@ -163,9 +164,10 @@ def check_version(facts: Mapping[str, Any], folder: Path) -> None:
     if found == STATE_VERSION:
         return
     way = "Install that version" if found > STATE_VERSION else "Go on with that version"
-    raise RunError(
-        f"{folder} was written by mrm_jax {writer} with state version {found}; this one reads "
-        f"version {STATE_VERSION}. {way}, or train again in a new folder."
+    raise RunError.at(
+        folder,
+        f" was written by mrm_jax {writer} with state version {found}; this one reads "
+        f"version {STATE_VERSION}. {way}, or train again in a new folder.",
     )
 
 
@@ -240,7 +242,8 @@ def unrestored(
         return found
     return RunError(
         f"The checkpoint {folder} could not be restored, though its files are whole: "
-        f"{one_line(error)} Nothing was changed; give the same command again."
+        f"{one_line(error)} Nothing was changed",
+        "give the same command again.",
     )
 
 
@@ -288,8 +291,8 @@ def readable(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{path} could not be read: {what_is_wrong(error)}. Nothing was changed; give the same "
-        "command again when it can."
+        f"{path} could not be read: {what_is_wrong(error)}. Nothing was changed",
+        "give the same command again when it can.",
     )
 
 

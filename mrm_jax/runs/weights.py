@@ -51,9 +51,9 @@ def open_weights(path: str, field: str) -> Opened:
         folder = located(path)
         return _of_folder(folder) if folder.is_dir() else _of_file(load_file(path))
     except UsageError as error:
-        raise UsageError(f"config.{field}: {error}") from error
+        raise UsageError.at(f"config.{field}", f": {error}") from error
     except RunError as error:
-        raise RunError(f"config.{field}: {error}") from error
+        raise RunError.at(f"config.{field}", f": {error}") from error
 
 
 def _of_folder(path: Path) -> Opened:
@@ -99,26 +99,30 @@ def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> No
     for field in ("kind", *ENCODER_KINDS[ours.kind].shown):
         wanted, found = getattr(ours, field), getattr(theirs, field)
         if wanted != found:
-            raise UsageError(
-                f"{name}: these weights have encoder {field} {found}, and "
-                f"config.model.encoder.{field} is {wanted}; {_way_out(theirs)}."
+            raise UsageError.at(
+                name,
+                f": these weights have encoder {field} {found}, and config.model.encoder.{field} "
+                f"is {wanted}; {_way_out(theirs)}.",
             )
     if not whole:
         return
     for field in ("kind", *DECODER_KINDS[config.model.decoder.kind].shown):
         wanted, found = getattr(config.model.decoder, field), getattr(opened.model.decoder, field)
         if wanted != found:
-            raise UsageError(
-                f"{name}: these weights have decoder {field} {found}, and "
-                f"config.model.decoder.{field} is {wanted}; make them the same."
+            raise UsageError.at(
+                name,
+                f": these weights have decoder {field} {found}, and config.model.decoder.{field} "
+                f"is {wanted}",
+                "make them the same.",
             )
     classes = len(config.data.classes.names)
     if opened.classes != classes and not any(path.startswith("decoder/") for path in opened.absent):
-        raise UsageError(
-            f"{name}: these weights tell {opened.classes} classes apart, and "
-            f"config.data.classes has {classes}; take their encoder alone by "
-            f"config.{ENCODER_WEIGHTS}, or all but the classifier: convert --config FILE "
-            "--allow_missing 'decoder/classifier/.*'."
+        raise UsageError.at(
+            name,
+            f": these weights tell {opened.classes} classes apart, and config.data.classes "
+            f"has {classes}",
+            f"take their encoder alone by config.{ENCODER_WEIGHTS}, or all but the "
+            "classifier: convert --config FILE --allow_missing 'decoder/classifier/.*'.",
         )
 
 
@@ -208,9 +212,9 @@ def check_leaves(
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise UsageError(
-            f"{name}: these weights do not fit the network: {problems[0]}{more}; nothing was "
-            "loaded."
+        raise UsageError.at(
+            name,
+            f": these weights do not fit the network: {problems[0]}{more}; nothing was loaded.",
         )
     return tuple(path.partition("/")[2] for path in missing)
 

@@ -82,7 +82,9 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
         # Not "w": a link of that name, in a folder from elsewhere, would empty another file.
         lock = open(path / LOCK, "a")  # noqa: SIM115 - held open for as long as the run
     except OSError as error:
-        raise UsageError(f"--workdir {path} cannot be written: {error.strerror}.") from error
+        raise UsageError.at(
+            "--workdir", f" cannot be written: {error.strerror}.", value=path
+        ) from error
 
     def leave() -> None:
         if held and not (path / CONFIG).exists():
@@ -93,9 +95,8 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError as error:
-            raise InUseError(
-                f"--workdir {path} is in use by another run; wait for it or choose another folder."
-            ) from error
+            way_out = "wait for it or choose another folder."
+            raise InUseError.at("--workdir", " is in use by another run", way_out, path) from error
         except OSError:
             pass  # a file system without locks: the run goes on unprotected
         try:
@@ -158,7 +159,7 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
 def check(path: Path, config: Config) -> None:
     """Raises UsageError unless `path` is new, empty or the folder of a run under `config`."""
     if path.exists() and not path.is_dir():
-        raise UsageError(f"--workdir {path} is a file; give a folder.")
+        raise UsageError.at("--workdir", " is a file", "give a folder.", value=path)
     entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if not entries - {LOCK, _CHECKPOINTS, FROZEN}:
         # A start that failed or is under way leaves no more than an empty folder there.
@@ -166,8 +167,11 @@ def check(path: Path, config: Config) -> None:
         if not started.exists() or not any(started.iterdir()):
             return
     if CONFIG not in entries:
-        raise UsageError(
-            f"--workdir {path} holds other things and no {CONFIG}; give a new or an empty folder."
+        raise UsageError.at(
+            "--workdir",
+            f" holds other things and no {CONFIG}",
+            "give a new or an empty folder.",
+            value=path,
         )
     stored = read_config(path)
     if stored.remark:
@@ -175,9 +179,12 @@ def check(path: Path, config: Config) -> None:
     there = fixed(stored.config)
     for name, value in fixed(config).items():
         if value != there[name]:
-            raise UsageError(
-                f"--workdir {path} belongs to another run: config.{name} is {value!r} here and was "
-                f"{there[name]!r} there. Use the same config to go on, or a new folder."
+            raise UsageError.at(
+                "--workdir",
+                f" belongs to another run: config.{name} is {value!r} here and was "
+                f"{there[name]!r} there.",
+                "Use the same config to go on, or a new folder.",
+                value=path,
             )
 
 
@@ -186,7 +193,9 @@ def read_config(path: Path) -> Stored:
     try:
         values = json.loads((path / CONFIG).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path / CONFIG} cannot be read ({error}); use a new folder.") from error
+        raise UsageError.at(
+            path / CONFIG, f" cannot be read ({error})", "use a new folder."
+        ) from error
     return open_config(values, str(path / CONFIG))
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from mrm_jax.arms import Arm
 from mrm_jax.children import lifeline
 from mrm_jax.config import Config
-from mrm_jax.errors import UsageError
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.runs import workdir as folders
 from mrm_jax.stop import SHUT, Stopped, heard
 
@@ -123,7 +123,7 @@ def _train(job: Job, *, again: bool) -> str:
             print(f"{job.folder}: another process trains it.", flush=True)
         return "held"
     except Exception as error:  # one broken run must not cost the others
-        if not isinstance(error, UsageError) and type(error).__name__ != "RunError":
+        if not isinstance(error, UsageError | RunError):
             traceback.print_exc()
         return " ".join(str(error).split()) or type(error).__name__
     if not job.done():

@@ -1,7 +1,9 @@
 """A checkpoint of an untrained toy network, saved as training saves one."""
 
+import sys
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +12,10 @@ import pytest
 from mrm_jax import config
 from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train.state import init, networks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
+
+import toys  # noqa: E402
 
 CONFIG = config.Config(
     data=config.Data(
@@ -21,17 +27,7 @@ CONFIG = config.Config(
         evaluation=config.Domain(images="images", labels="labels", resize=(64, 48)),
         crop=(32, 32),
     ),
-    model=config.Model(
-        encoder=config.Encoder(
-            dims=(8, 8),
-            depths=(1, 1),
-            heads=(1, 2),
-            sr_ratios=(4, 1),
-            strides=(4, 2),
-            mlp_ratio=1,
-        ),
-        decoder=config.Decoder(channels=8, fusion="conv1"),
-    ),
+    model=toys.CONFIG.model,
     method=config.Method(
         mrm=config.MRM(enabled=True, grid=(4, 4), dim=8, depth=1, heads=2),
     ),

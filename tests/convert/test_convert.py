@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_states as states
+from trees import assert_same, leaves
 
 from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch, position_table
 
@@ -97,20 +98,6 @@ STATES = {
     "hf_segformer": lambda: hugging_face(HUB, INSIDE_HUB, "linear_c"),
 }
 DROPPED = re.compile(r"head\.(weight|bias)|.*num_batches_tracked|transformer\.pos_embed")
-
-
-def leaves(tree: Any, path: str = "") -> dict[str, np.ndarray]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {p: x for name, sub in tree.items() for p, x in leaves(sub, f"{path}/{name}").items()}
-
-
-def assert_same(found: Any, wanted: Any) -> None:
-    found, wanted = leaves(found), leaves(wanted)
-    assert found.keys() == wanted.keys()
-    for path, value in wanted.items():
-        np.testing.assert_array_equal(found[path], value, err_msg=path)
-        assert found[path].dtype == value.dtype
 
 
 @pytest.mark.parametrize("kind", STATES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch_states as states
 from golden import shape_lists
+from trees import assert_same
 
 from mrm_jax import config
 from mrm_jax.convert import describe, export_torch, import_torch
@@ -31,20 +32,6 @@ CASES = {
     "deeplabv3plus_bn": ("decoder", lambda: states.deeplabv3plus_head(normed=True)),
     "whole": ("segmentor", lambda: segmentor("v1c", states.deeplabv2_head())),
 }
-
-
-def leaves(tree: Any, path: str = "") -> dict[str, np.ndarray]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {p: x for name, sub in tree.items() for p, x in leaves(sub, f"{path}/{name}").items()}
-
-
-def assert_same(found: Any, wanted: Any) -> None:
-    found, wanted = leaves(found), leaves(wanted)
-    assert found.keys() == wanted.keys()
-    for path, value in wanted.items():
-        np.testing.assert_array_equal(found[path], value, err_msg=path)
-        assert found[path].dtype == value.dtype
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -39,7 +39,6 @@ def test_both_formats_and_their_wrappers_are_read(tmp_path: Path, zipped: bool) 
     assert found.tensors.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(found.tensors[name], value)
-    assert found.unwrapped == ("state_dict", "module.")
     assert found.meta["CLASSES"] == ["road", "sky"]
     assert (found.meta["iter"], found.meta["loss"]) == (40_000, 0.5)
 

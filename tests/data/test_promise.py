@@ -10,6 +10,7 @@ import downloads
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from mrm_jax import main
 from mrm_jax.config import Domain
@@ -92,13 +93,11 @@ def test_a_member_is_unpacked_no_further_than_its_header_promises(tmp_path, monk
         for name, content in (*grown.items(), ("wide.png", png(30_000, 30_000))):
             opened.writestr(name, content)
     monkeypatch.setattr(tree.Member, "read_bytes", lambda member: pytest.fail("unpacked"))
-    with pytest.raises(
-        files.UnreadableError, match=r"large.png would unpack to 335\d+ bytes, more"
-    ):
+    with refused(tree.Member(archive, "large.png"), kind=files.UnreadableError):
         files.read_image(tree.Member(archive, "large.png"))
-    with pytest.raises(files.UnreadableError, match=r"would unpack to .* than the largest picture"):
+    with refused(tree.Member(archive, "plain.json"), kind=files.UnreadableError):
         files.read_raw_label(tree.Member(archive, "plain.json"), megapixels=0.1)
-    with pytest.raises(files.UnreadableError, match="promises a picture of 30000 x 30000 px"):
+    with refused(tree.Member(archive, "wide.png"), kind=files.UnreadableError):
         files.read_image(tree.Member(archive, "wide.png"))
 
 

@@ -8,11 +8,13 @@ import cv2
 import downloads
 import numpy as np
 import pytest
+from drawn_config import drawn_config
+from refusals import refused
 
 from mrm_jax import config as options
 from mrm_jax.checks import check
 from mrm_jax.data import class_statistics as counting
-from mrm_jax.data import labels, pipeline, rare_class, sources, transforms
+from mrm_jax.data import pipeline, rare_class, sources, transforms
 from mrm_jax.errors import UsageError
 
 
@@ -27,24 +29,8 @@ def _rare(**given):
     return options.RareClass(**{"enabled": True, "min_share": 0.01, "on_missing": "warn", **given})
 
 
-def _drawn(seed=0, steps=3, batch=4, rare=None, **data):
-    def domain(**given):
-        return options.Domain(kind="drawn", count=10, size=(32, 64), **given)
-
-    return options.Config(
-        seed=seed,
-        data=options.Data(
-            **{
-                "classes": labels.DRAWN,
-                "source": domain(category_limit=0.75),
-                "target": domain(look="camera", margins=(2, 3, 0, 0)),
-                "crop": (24, 48),
-                "rare_class": rare or _rare(),
-                **data,
-            }
-        ),
-        train=options.Train(steps=steps, batch=batch),
-    )
+def _drawn(rare=None, steps=3, **given):
+    return drawn_config(rare_class=rare or _rare(), steps=steps, **given)
 
 
 def _of(names, arrays, rare, crop=(32, 32), **domain):
@@ -516,20 +502,20 @@ def test_off_means_that_no_label_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "field"),
     [
-        ({"temperature": 0.0}, r"rare_class\.temperature is 0.0; it must be at least 1e-6"),
-        ({"min_pixels": -1}, r"rare_class\.min_pixels is -1; it must be at least 0"),
-        ({"tries": -1}, r"rare_class\.tries is -1"),
-        ({"min_share": 1.0}, r"rare_class\.min_share is 1.0; it must lie in 0..1"),
-        ({"min_pixels": 3000, "min_share": None}, r"not below the 1024 px .* set min_share"),
+        ({"temperature": 0.0}, "rare_class.temperature"),
+        ({"min_pixels": -1}, "rare_class.min_pixels"),
+        ({"tries": -1}, "rare_class.tries"),
+        ({"min_share": 1.0}, "rare_class.min_share"),
+        ({"min_pixels": 3000, "min_share": None}, "rare_class"),
     ],
 )
-def test_options_that_cannot_work_are_refused(given, message, tmp_path):
+def test_options_that_cannot_work_are_refused(given, field, tmp_path):
     config = _folder(tmp_path / "set", [_label(rider=400)])
     model = options.Model(encoder=replace(options.Encoder(), sr_ratios=(1, 1, 1, 1)))
     config = replace(config, model=model)
     check(config)
     rare = replace(config.data.rare_class, **given)
-    with pytest.raises(UsageError, match=message):
+    with refused(f"config.data.{field}"):
         check(replace(config, data=replace(config.data, rare_class=rare)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax import config
+from mrm_jax.evaluation.evaluator import evaluate_networks
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.types import SegOutput
 
@@ -60,6 +61,11 @@ def network(seed: int = 0, **evaluation):
     cfg = replace(CONFIG, evaluation=replace(CONFIG.evaluation, **evaluation))
     model = build_segmentor(cfg.model, len(NAMES))
     return cfg, model, _variables(model, seed)
+
+
+def evaluate(config, model, variables, pictures, network="student"):
+    """Scores of one set of variables."""
+    return evaluate_networks(config, model, {network: variables}, pictures)[network]
 
 
 @lru_cache

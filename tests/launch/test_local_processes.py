@@ -162,11 +162,12 @@ def test_a_dry_run_prints_every_command_and_runs_none(processes):
 
 
 def test_the_flags_of_the_mesh_are_options_of_the_config(processes):
-    from mrm_jax.config import runtime_fields
+    from mrm_jax.config import Config
+    from mrm_jax.options import declared
 
     _, out, _ = processes.run(options=("--dry_run",))
     given = {word.partition("=")[0] for word in out.split() if word.startswith("--config.mesh")}
-    assert given <= {f"--config.{name}" for name in runtime_fields()}
+    assert given <= {f"--config.{name}" for name, one in declared(Config).items() if one.runtime}
 
 
 @pytest.mark.parametrize(

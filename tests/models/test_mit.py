@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import Model
+from mrm_jax.config import Model, crop_multiple
 from mrm_jax.models.build import build_encoder, feature_spec
 from mrm_jax.models.layers import LayerNorm
 from mrm_jax.models.mit import Block, MixTransformer, PatchEmbed
@@ -84,7 +84,7 @@ def test_feature_sizes_round_up_as_the_reference_does():
 def test_the_feature_spec_says_what_comes_out():
     spec = feature_spec(ENCODERS["mit_b0"])
     model = build_encoder(Model(encoder=ENCODERS["mit_b0"]))
-    side = spec.multiple_of * 2
+    side = crop_multiple(ENCODERS["mit_b0"]) * 2
     out = jax.eval_shape(
         lambda k: model.init_with_output(k, image((1, side, side, 3)), "eval")[0], key()
     )

@@ -13,7 +13,7 @@ from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import FeatureSpec
 
 KEY = jax.random.key(0)
-SPEC = FeatureSpec(channels=(4, 6, 8, 10), strides=(4, 8, 16, 32), multiple_of=32)
+SPEC = FeatureSpec(channels=(4, 6, 8, 10), strides=(4, 8, 16, 32))
 GRID = (2, 4)
 
 
@@ -150,7 +150,7 @@ def test_gradient_is_zero_at_hidden_cells_and_one_at_visible_ones(variables):
 
 
 def test_without_antialias_only_the_inner_cells_of_a_fine_last_stage_reach_the_tokens():
-    spec = FeatureSpec(channels=(10,), strides=(8,), multiple_of=8)
+    spec = FeatureSpec(channels=(10,), strides=(8,))
     model = Rebuilder(
         spec=spec, nominal=(64, 128), stages=(0,), grid=GRID, dim=16, depth=1, heads=2
     )

@@ -83,7 +83,7 @@ def test_hrda(name: str) -> None:
     found = _outputs(case, case.groups["sd"])
     sampled = _sampled(case, found)
     assert set(sampled) == set(case.groups["out"]) - {"slide_argmax"}, "an output is not compared"
-    print(name, {key: f"{value:.1e}" for key, value in check(case, sampled).items()})
+    check(case, sampled)
     stored = case.groups["out"]["slide_argmax"].astype(np.int64)[:, None]
     chosen = np.take_along_axis(found["slide_softmax"], stored, axis=1)[:, 0]
     # Two classes may swap only where they are equal up to rounding.

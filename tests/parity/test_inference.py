@@ -50,7 +50,7 @@ def _sampled(case: Case, probabilities: dict[str, np.ndarray]) -> dict[str, np.n
 def test_inference(name: str) -> None:
     case = load(name)
     probabilities = _probabilities(case, case.groups["sd"])
-    print(name, check(case, _sampled(case, probabilities)))
+    check(case, _sampled(case, probabilities))
     for mode, ours in probabilities.items():
         stored = case.groups["out"][f"{mode}_argmax"].astype(np.int64)[:, None]
         chosen = np.take_along_axis(ours, stored, axis=1)[:, 0]

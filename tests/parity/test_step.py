@@ -103,7 +103,6 @@ def test_step(name: str) -> None:
     found: steps.Arrays = {}
     for i, found in enumerate(steps.iterations(case, ours)):
         different = _differences(case, i, found)
-        print(name, i, {key: f"{value:.1e}" for key, value in sorted(different.items())})
         stored = {k for k in case.groups["out64"] if re.search(rf"_{i}(/|$)", k)}
         left = {k for k in stored - different.keys() if not re.fullmatch(steps.NOT_OURS, k)}
         assert not left, "stored and not compared"

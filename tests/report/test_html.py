@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from mrm_jax import config, main
 from mrm_jax.data import labels
-from mrm_jax.errors import RunError, UsageError
+from mrm_jax.errors import RunError
 from mrm_jax.report import charts, record
 from mrm_jax.report.html import write_report
 from mrm_jax.report.panels import save_panels
@@ -300,7 +301,7 @@ def test_the_report_verb_writes_the_file_and_refuses_a_folder_that_is_not_there(
     assert main.run(["report", "--workdir", str(workdir)]) == 0
     assert (workdir / "report.html").is_file()
     assert str(workdir / "report.html") in capsys.readouterr().out
-    with pytest.raises(UsageError, match="no such folder"):
+    with refused("--workdir", workdir / "nothing"):
         main.run(["report", "--workdir", str(workdir / "nothing")])
 
 
@@ -327,7 +328,7 @@ def test_a_confusion_of_texts_names_its_file(workdir):
     document = json.loads((workdir / "evaluation.json").read_text())
     document["confusion"][0] = ["a"] * len(labels.DRAWN.names)
     (workdir / "evaluation.json").write_text(json.dumps(document))
-    with pytest.raises(RunError, match=r"some_run/evaluation\.json holds what no run writes"):
+    with refused(workdir / "evaluation.json", kind=RunError, way_out="move it away"):
         write_report(workdir)
 
 
@@ -338,6 +339,6 @@ def test_a_folder_that_cannot_be_written_or_is_no_run_is_one_line(workdir, tmp_p
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"architectures": ["Segformer"]}')
-    with pytest.raises(UsageError, match="holds no run"):
+    with refused("--workdir", other):
         main.run(["report", "--workdir", str(other)])
     assert [p.name for p in other.iterdir()] == ["config.json"]

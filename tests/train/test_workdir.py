@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from refusals import refused
 
 import mrm_jax
 from mrm_jax.config import Config, Train
@@ -79,33 +80,33 @@ def test_the_hash_is_of_fields_that_change_results(tmp_path):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("do not touch")
-    with pytest.raises(UsageError, match="holds other things"):
+    with refused("--workdir", tmp_path, way_out="empty folder"):
         _begun(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="is a file"):
+    with refused("--workdir", tmp_path / "file", way_out="give a folder"):
         _begun(tmp_path / "file")
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with refused("--workdir", tmp_path / "file" / "run"):
         _begun(tmp_path / "file" / "run")
 
 
 def test_a_config_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+    with refused(tmp_path / "config.json", way_out="new folder"):
         _begun(tmp_path)
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
     with (
         workdir.opened(tmp_path, CONFIG),
-        pytest.raises(UsageError, match="in use by another run"),
+        refused("--workdir", tmp_path, kind=workdir.InUseError),
         workdir.opened(tmp_path, CONFIG),
     ):
         pass

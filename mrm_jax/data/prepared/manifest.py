@@ -75,9 +75,10 @@ class Manifest:
     def split(self, name: str, *, field: str) -> Split:
         """The split of that name; raises UsageError naming those that there are."""
         if name not in self.splits:
-            raise UsageError(
-                f"{field}.split is '{name}'; the prepared set of {self.title} holds "
-                f"{', '.join(self.splits)}."
+            raise UsageError.of(
+                f"{field}.split",
+                name,
+                f"; the prepared set of {self.title} holds {', '.join(self.splits)}.",
             )
         return self.splits[name]
 
@@ -111,7 +112,7 @@ def _one_line(path: Path, where: str) -> Iterator[None]:
         yield
     except (OSError, DocumentError) as error:
         what = str(error) if isinstance(error, DocumentError) else what_is_wrong(error)
-        raise UsageError(f"{where}: {path} cannot be read ({what}); {AGAIN}.") from error
+        raise UsageError.at(where, f": {path} cannot be read ({what}); {AGAIN}.") from error
 
 
 def load(folder: Path, *, field: str) -> Manifest:
@@ -122,9 +123,10 @@ def load(folder: Path, *, field: str) -> Manifest:
     with _one_line(path, field):
         values = parsed(path.read_bytes())
         if values["format"].whole() != FORMAT:
-            raise UsageError(
-                f"{field}: {path} has format {values['format'].short()}, this version reads "
-                f"{FORMAT}; prepare the set again."
+            raise UsageError.at(
+                field,
+                f": {path} has format {values['format'].short()}, this version reads {FORMAT}",
+                "prepare the set again.",
             )
         splits = {name: _split(each) for name, each in values["splits"].entries().items()}
         if not splits:

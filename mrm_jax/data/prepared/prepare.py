@@ -74,10 +74,8 @@ def prepare(
             _clean(to, jobs)
             say(f"{to} is prepared already.")
             return there
-        raise UsageError(
-            f"--to {to} holds a set that was prepared from other files or with other options; give "
-            "a new folder."
-        )
+        fault = " holds a set that was prepared from other files or with other options"
+        raise UsageError.at("--to", fault, "give a new folder.", to)
     _check_folder(to, source)
     missing = [job for job in jobs if shards.note(to, job) is None]
     number, of = options.part
@@ -105,8 +103,9 @@ def _chosen(
 ) -> dict[str, datasets.Located]:
     for name in options.splits:
         if name not in found:
-            raise UsageError(
-                f"--splits names '{name}'; this copy of {data_set.title} holds {', '.join(found)}."
+            raise UsageError.at(
+                "--splits",
+                f" names '{name}'; this copy of {data_set.title} holds {', '.join(found)}.",
             )
     return {name: each for name, each in found.items() if name in (options.splits or found)}
 
@@ -163,9 +162,10 @@ def _pairs(
     if broken and not skip_broken:
         stem, what = next(iter(broken.items()))
         place = located.pictures.get(stem, located.domain.listing)
-        raise UsageError(
-            f"{where}: '{stem}' {what} ({place}), as one of {len(broken)} such "
-            "pictures. Correct the download, or leave them out by --skip_broken."
+        raise UsageError.at(
+            where,
+            f": '{stem}' {what} ({place}), as one of {len(broken)} such pictures.",
+            "Correct the download, or leave them out by --skip_broken.",
         )
     if broken:
         say(f"{where}: {len(broken)} pictures are left out, as '{next(iter(broken))}'.")
@@ -199,19 +199,18 @@ _SOURCE = ".prepare.json"
 def _check_folder(to: Path, source: str) -> None:
     """Raises UsageError where `to` holds other things than a part of this set."""
     if to.exists() and not to.is_dir():
-        raise UsageError(f"--to {to} is a file; give a folder.")
+        raise UsageError.at("--to", " is a file", "give a folder.", to)
     entries = list(to.iterdir()) if to.exists() else []
     if not entries:
         return
     try:
         same = parsed((to / _SOURCE).read_bytes())["source"].value == source
     except (OSError, DocumentError):
-        raise UsageError(f"--to {to} holds other things; give a new or an empty folder.") from None
+        way_out = "give a new or an empty folder."
+        raise UsageError.at("--to", " holds other things", way_out, to) from None
     if not same:
-        raise UsageError(
-            f"--to {to} holds a part of a set from other files or with other options; give a new "
-            "folder, or delete it."
-        )
+        fault = " holds a part of a set from other files or with other options"
+        raise UsageError.at("--to", fault, "give a new folder, or delete it.", to)
 
 
 def _drop_halves(to: Path, jobs: list[Job]) -> None:

@@ -37,8 +37,8 @@ def _unreadable(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # the reader of records raises unrelated types
         what = " ".join(str(error).split())
-        raise files.UnreadableError(
-            f"{name} cannot be read ({what}); prepare the set again."
+        raise files.UnreadableError.at(
+            name, f" cannot be read ({what})", "prepare the set again."
         ) from error
 
 
@@ -71,9 +71,10 @@ class Records:
             self._folder, self.manifest, domain.split, field=f"{field}.path"
         )
         if not self._known.names:
-            raise UsageError(
-                f"{field}: split {domain.split} of the prepared set in {self._folder} holds no "
-                "picture; choose another one."
+            raise UsageError.at(
+                field,
+                f": split {domain.split} of the prepared set in {self._folder} holds no picture",
+                "choose another one.",
             )
         self._files = tuple(_at_hand(self._folder, shard, field) for shard in split.shards)
         verified.check(self._files, split, field=f"{field}.path")
@@ -136,9 +137,9 @@ class Records:
             if name == self.name(index):
                 return take(stored)
         # Not one damaged record, which a run may leave out: what is counted and drawn is wrong.
-        raise UsageError(
-            f"{self._named(index)} holds '{name}': a file lies in another one's place; "
-            f"{manifest.AGAIN}."
+        raise UsageError.at(
+            self._named(index),
+            f" holds '{name}': a file lies in another one's place; {manifest.AGAIN}.",
         )
 
     def _named(self, index: int) -> str:
@@ -157,9 +158,10 @@ class RecordsLabelled(Records):
     def __init__(self, domain: Domain, classes: Classes, field: str) -> None:
         super().__init__(domain, field)
         if not self.manifest.splits[domain.split].labelled:
-            raise UsageError(
-                f"{field}: split {domain.split} of the prepared set of {self.manifest.title} has "
-                "no labels."
+            raise UsageError.at(
+                field,
+                f": split {domain.split} of the prepared set of {self.manifest.title} has no "
+                "labels.",
             )
         self._classes = len(classes.names)
         stored = self.manifest.classes.names
@@ -196,8 +198,8 @@ def _at_hand(folder: Path, shard: manifest.Shard, field: str) -> Path:
     there = below(folder, shard.file)
     if not is_remote(folder):
         if not there.is_file():
-            raise UsageError(
-                f"{field}.path: {there} is missing; prepare the set again or copy all of it."
+            raise UsageError.at(
+                f"{field}.path", f": {there} is missing", "prepare the set again or copy all of it."
             )
         return there
     path = below(verified.cache() / "records", f"{shard.sha256[:16]}-{shard.file}")
@@ -207,13 +209,14 @@ def _at_hand(folder: Path, shard: manifest.Shard, field: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replaced(path) as new:
                 if verified.copied(there, new) != shard.sha256:
-                    raise UsageError(
-                        f"{field}.path: the SHA-256 of {there} is not the manifest's; "
-                        f"{manifest.AGAIN}."
+                    raise UsageError.at(
+                        f"{field}.path",
+                        f": the SHA-256 of {there} is not the manifest's; {manifest.AGAIN}.",
                     )
         except OSError as error:
-            raise UsageError(
-                f"{field}.path: {there} cannot be copied to {path.parent} ({what_is_wrong(error)})."
+            raise UsageError.at(
+                f"{field}.path",
+                f": {there} cannot be copied to {path.parent} ({what_is_wrong(error)}).",
             ) from error
         verified.stamp(path, shard)
     return path
@@ -223,9 +226,10 @@ def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np
     """u8[256] from stored train ids to the config's: classes are told apart by name."""
     lacking = [name for name in wanted if name not in stored]
     if lacking:
-        raise UsageError(
-            f"{field}: the prepared set has no class '{lacking[0]}'; it has {', '.join(stored)}. "
-            "Name the classes alike, or prepare the set with the classes of this config."
+        raise UsageError.at(
+            field,
+            f": the prepared set has no class '{lacking[0]}'; it has {', '.join(stored)}.",
+            "Name the classes alike, or prepare the set with the classes of this config.",
         )
     table = np.full(256, 255, np.uint8)
     for place, name in enumerate(stored):
@@ -243,8 +247,9 @@ def _check_resize(split: manifest.Split, domain: Domain, field: str) -> None:
     if stored is None or (wanted is not None and sorted(stored) == sorted(wanted)):
         return
     how = "native" if wanted is None else f"{wanted[0]}x{wanted[1]}"
-    raise UsageError(
-        f"{field}: the prepared set holds pictures fitted into {stored[0]} x {stored[1]} px, "
-        f"{field}.resize is {wanted}. Prepare it with --resize {how} (or native, which suits "
-        "every config)."
+    raise UsageError.at(
+        field,
+        f": the prepared set holds pictures fitted into {stored[0]} x {stored[1]} px, "
+        f"{field}.resize is {wanted}.",
+        f"Prepare it with --resize {how} (or native, which suits every config).",
     )

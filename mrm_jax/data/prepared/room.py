@@ -31,9 +31,11 @@ def check(to: Path, jobs: list[Job]) -> None:
     there = next(folder for folder in (to, *to.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UsageError(
-            f"--to {to}: about {said(needed)} are needed and {said(free)} are free; "
-            "choose another disk, fewer --splits, a smaller --resize or --codec jpeg95."
+        raise UsageError.at(
+            "--to",
+            f": about {said(needed)} are needed and {said(free)} are free",
+            "choose another disk, fewer --splits, a smaller --resize or --codec jpeg95.",
+            value=to,
         )
 
 

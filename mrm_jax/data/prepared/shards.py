@@ -125,9 +125,10 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
             field="the data set",
         )
         if label.shape != size:
-            raise files.UnreadableError(
-                f"{pair.picture} is {size[0]} x {size[1]} px, its label {pair.label} "
-                f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal."
+            raise files.SizesError.at(
+                pair.picture,
+                f" is {size[0]} x {size[1]} px, its label {pair.label} {label.shape[0]} x "
+                f"{label.shape[1]} px (rows x columns); they must be equal.",
             )
     pixels = np.bincount(label.ravel(), minlength=256)[: job.classes]
     image, label = transforms.fit_source(image, label, job.resize)
@@ -138,7 +139,7 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
 
 def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
     """Why a picture is left out; raises `error` where that was not asked for."""
-    differs = "must be equal" in str(error)
+    differs = isinstance(error, files.SizesError)
     if differs and pair.odd:
         return pair.odd
     if not job.skip_broken:

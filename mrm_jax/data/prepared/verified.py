@@ -105,7 +105,7 @@ def check(paths: Sequence[Path], split: Split, *, field: str) -> None:
         except OSError as error:
             wrong = f"{path} cannot be read ({error.strerror})"
         if wrong:
-            raise UsageError(f"{field}: {wrong}; {AGAIN}.")
+            raise UsageError.at(field, f": {wrong}; {AGAIN}.")
     pairs = zip(paths, split.shards, strict=True)
     if any(shard.index is None and not _stamped(path, shard) for path, shard in pairs):
         log.warning(
