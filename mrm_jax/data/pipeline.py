@@ -83,8 +83,7 @@ class TrainingSamples:
         self._fill = input_stats(config.model).grey
         labelled = sources.open_labelled(source, data.classes, field=field)
         pictures = sources.open_pictures(data.target, field="config.data.target")
-        stored = (each for each in (labelled, pictures) if isinstance(each, sources.Records))
-        self.shards = tuple(shard for each in stored for shard in each.shards)
+        self.shards = (*labelled.shards, *pictures.shards)
         self.source = sources.Reader(
             functools.partial(_read_source, labelled, source.resize),
             len(labelled),
@@ -148,14 +147,14 @@ class TrainingSamples:
 def _read_source(
     pictures: sources.LabelledPictures, box: tuple[int, int] | None, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
-    return transforms.fit_source(*sources.open_pair(pictures, index), box)
+    return transforms.fit_source(*pictures.pair(index), box)
 
 
 def _read_target(
     pictures: sources.Pictures, domain: Domain, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
     native = pictures.native_size(index)
-    picture = sources.open_picture(pictures, index)
+    picture = pictures.picture(index)
     return transforms.fit_target(picture, domain.resize, domain.margins, native)
 
 
@@ -302,6 +301,6 @@ def evaluation_set(config: Config) -> Sequence[Example]:
         evaluation_domain(config), config.data.classes, field="config.data.evaluation"
     )
     limit = config.evaluation.limit
-    watch = verified.Watch(pictures.shards if isinstance(pictures, sources.Records) else ())
+    watch = verified.Watch(pictures.shards)
     count = len(pictures) if limit is None else min(limit, len(pictures))
     return Examples(pictures, range(count), watch)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import sources
 from mrm_jax.data.check import (
     SAMPLED,
     SHOWN,
@@ -68,10 +67,7 @@ def _open(domain: Domain, made: manifest.Manifest, split: manifest.Split) -> Rec
 def _record(pictures: Records, index: int, show: bool) -> Seen:
     try:
         name = pictures.name(index)
-        if isinstance(pictures, RecordsLabelled):
-            image, label = sources.read_pair(pictures, index)
-        else:
-            image, label = pictures.image(index), None
+        image, label = pictures.decoded(index)
     except UsageError as error:
         return Seen(str(index), [("picture", str(error))])
     size = (image.shape[0], image.shape[1])

@@ -114,6 +114,10 @@ class Records:
         they raise what `image` does."""
         return self._read(index, functools.partial(self._picture, index))
 
+    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`image`, and its label where the split was opened with labels."""
+        return self.image(index), None
+
     def _picture(self, index: int, stored: Stored) -> Picture:
         picture = self._sized(index, stored.picture())
         return picture if isinstance(picture, np.ndarray) else _Part(picture, self._named(index))
@@ -154,6 +158,8 @@ class Records:
 class RecordsLabelled(Records):
     """The pictures of a split with labels as train ids of the config's classes."""
 
+    label_files = ()
+
     def __init__(self, domain: Domain, classes: Classes, field: str) -> None:
         super().__init__(domain, field)
         if not self.manifest.splits[domain.split].labelled:
@@ -170,7 +176,7 @@ class RecordsLabelled(Records):
         return self._mapped(self._read(index, lambda stored: self._sized(index, stored.label())))
 
     def pair(self, index: int) -> tuple[Picture, np.ndarray]:
-        """`picture` and `label` of one record, which is read once."""
+        """`picture` and `label` of one record, which is read once; of one size since `prepare`."""
         image, label = self._read(
             index,
             lambda stored: (self._picture(index, stored), self._sized(index, stored.label())),
@@ -180,7 +186,12 @@ class RecordsLabelled(Records):
     def _mapped(self, label: np.ndarray) -> np.ndarray:
         return label if self._same else cv2.LUT(label, self._table)
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`image` and `label`."""
+        image, label = self.pair(index)
+        return np.asarray(image), label
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
         """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes
         i64[N,2])."""
         counts = np.zeros((len(self), self._classes), np.int64)
