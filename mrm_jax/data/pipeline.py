@@ -191,8 +191,8 @@ def train_batches(
     number. `sampler` is the one of `rare_class.open_sampler` (None: opened here where the config
     asks for it). Reading runs ahead in `data.workers` processes, or in threads. Errors of a
     sample are raised when its batch is asked for, as is RunError where a prepared set's file is
-    found wrong in the background (`verified.Watch`). Raises UsageError at once for a data set that
-    cannot be opened or a batch that hosts cannot share.
+    found wrong in the background (`verified.ShardWatch`). Raises UsageError at once for a data set
+    that cannot be opened or a batch that hosts cannot share.
     """
     batch = config.train.batch
     if batch % process_count:
@@ -216,7 +216,7 @@ def train_batches(
     ahead = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     )
-    return Batches(ahead, config.data.workers, verified.Watch(samples.shards).check)
+    return Batches(ahead, config.data.workers, verified.ShardWatch(samples.shards).check)
 
 
 def selection_crops(config: Config) -> Unlabelled | None:
@@ -261,7 +261,7 @@ class Examples(Sequence[Example]):
     """Labelled pictures, read when asked for. Slices are Examples too."""
 
     def __init__(
-        self, pictures: sources.LabelledPictures, chosen: Sequence[int], watch: verified.Watch
+        self, pictures: sources.LabelledPictures, chosen: Sequence[int], watch: verified.ShardWatch
     ) -> None:
         self._pictures, self._chosen, self._watch = pictures, chosen, watch
 
@@ -301,6 +301,6 @@ def evaluation_set(config: Config) -> Sequence[Example]:
         evaluation_domain(config), config.data.classes, field="config.data.evaluation"
     )
     limit = config.evaluation.limit
-    watch = verified.Watch(pictures.shards)
+    watch = verified.ShardWatch(pictures.shards)
     count = len(pictures) if limit is None else min(limit, len(pictures))
     return Examples(pictures, range(count), watch)

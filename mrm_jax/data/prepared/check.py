@@ -58,7 +58,7 @@ def check_prepared(
     return made, results
 
 
-def _open(domain: Domain, made: manifest.Manifest, split: manifest.Split) -> Records:
+def _open(domain: Domain, made: manifest.Manifest, split: manifest.PreparedSplit) -> Records:
     if split.labelled:
         return RecordsLabelled(domain, made.classes, "--from")
     return Records(domain, "--from")
@@ -86,7 +86,9 @@ def _sha256(path: Path) -> str | None:
     return verified.sha256(path) if path.is_file() else None
 
 
-def _files(checked: Checked, folder: Path, made: manifest.Manifest, split: manifest.Split) -> None:
+def _files(
+    checked: Checked, folder: Path, made: manifest.Manifest, split: manifest.PreparedSplit
+) -> None:
     missing = [s.file for s in split.shards if not below(folder, s.file).is_file()]
     checked.find("error", "files that are missing", missing, AGAIN)
     changed = []

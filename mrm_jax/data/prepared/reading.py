@@ -15,7 +15,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files
 from mrm_jax.data.prepared import manifest, verified
-from mrm_jax.data.prepared.records import Stored
+from mrm_jax.data.prepared.records import StoredPicture
 from mrm_jax.data.transforms import Picture, keep_ratio_size
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import below, is_remote, located, replaced, what_is_wrong
@@ -118,7 +118,7 @@ class Records:
         """`image`, and its label where the split was opened with labels."""
         return self.image(index), None
 
-    def _picture(self, index: int, stored: Stored) -> Picture:
+    def _picture(self, index: int, stored: StoredPicture) -> Picture:
         picture = self._sized(index, stored.picture())
         return picture if isinstance(picture, np.ndarray) else _Part(picture, self._named(index))
 
@@ -133,9 +133,9 @@ class Records:
             )
         return array
 
-    def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
+    def _read(self, index: int, take: Callable[[StoredPicture], Taken]) -> Taken:
         with _unreadable(self._named(index)):
-            stored = Stored(self._source[index])
+            stored = StoredPicture(self._source[index])
             name = stored.name
             if name == self.name(index):
                 return take(stored)
@@ -248,7 +248,7 @@ def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np
     return table
 
 
-def _check_resize(split: manifest.Split, domain: Domain, field: str) -> None:
+def _check_resize(split: manifest.PreparedSplit, domain: Domain, field: str) -> None:
     """Raises UsageError where pictures were resized to another box than the config asks for."""
     stored, wanted = split.resize, domain.resize
     if stored is None or (wanted is not None and sorted(stored) == sorted(wanted)):
