@@ -62,7 +62,7 @@ class Option:
         if choices := self.choices:
             return ", ".join(map(str, choices))
         if self.low is None or self.high is None:
-            return "" if self.low is None else f"at least {self.low:g}"
+            return "" if self.low is None else f"at least {_plain(self.low)}"
         return f"{_plain(self.low)}..{_plain(self.high)}"
 
     @property
@@ -190,7 +190,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _plain(number: float) -> str:
-    return str(int(number)) if number == int(number) else f"{number:g}"
+    return str(int(number)) if number == int(number) else f"{number:g}".replace("e-0", "e-")
 
 
 def _optional(annotation: Any) -> tuple[Any, bool]:

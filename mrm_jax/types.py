@@ -81,6 +81,7 @@ class Unlabelled:
 class Batch:
     """One step's data. Target labels do not exist here, so training cannot read them.
 
+    Where no pass looks at the target, its pictures have neither rows nor columns: u8[B,0,0,3].
     `index` i32[B] is the global sample index, `step * B + i`; randomness is keyed by it.
     """
 

@@ -1,11 +1,13 @@
-"""Who may import whom. A violation is named with its line."""
+"""Who may import whom, and that docs/development.md says so. A violation is named with its line."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mrm_jax"
+DEVELOPMENT = (PACKAGE.parent / "docs" / "development.md").read_text()
 
 # What each part may import of ours, besides itself. Order: lower parts first, and none imports one
 # that stands below it here.
@@ -142,3 +144,24 @@ def test_heavy_packages_are_imported_where_they_are_needed(path):
         if name.split(".")[0] in banned
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_and_folder_that_the_page_on_development_names_exists():
+    named = re.findall(r"`([.\w/-]+(?:\.\w+|/))`", DEVELOPMENT) + re.findall(
+        r"tests/[\w/]+\.py", DEVELOPMENT
+    )
+    paths = [name for name in named if "/" in name or name.endswith(".py")]
+    assert len(paths) > 60
+    missing = [p for p in paths if not ((PACKAGE.parent / p).exists() or (PACKAGE / p).exists())]
+    assert not missing
+
+
+def test_the_rooms_on_that_page_are_those_of_the_package_from_the_ground_up():
+    table = DEVELOPMENT.split("## Rooms")[1].split("## The step")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    rooms = [
+        re.sub(r"\.py$|/$", "", name) for cell in cells for name in re.findall("`(.*?)`", cell)
+    ]
+    assert sorted(rooms) == sorted(ALLOWED)
+    below = {room: set(rooms[:place]) for place, room in enumerate(rooms)}
+    assert all(ALLOWED[room] <= below[room] for room in rooms)

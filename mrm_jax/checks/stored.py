@@ -49,6 +49,8 @@ def open_config(values: Any, where: str, writer: str | None = None) -> StoredCon
             given[name] = value
         elif path not in REMOVED or value != REMOVED[path]:
             strange[path] = value
+    if not given and not strange:
+        raise UsageError(f"{where} holds no config: none of its keys is an option.")
     for path, option in known.items():
         before = option.default if option.since is None else option.since.value
         value = given.get(path, before)

@@ -7,6 +7,7 @@ which PIL would silently cut to 8 bits.
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import logging
@@ -310,6 +311,9 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
 
 def stems(listing: File) -> list[str]:
     """The stems that a text file names, one a line, without blank lines; raises UnreadableError."""
+    content = content_of(listing)
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content:
+        raise UnreadableError(f"{listing} is no text in UTF-8; save it as such, or fetch it again.")
     # Of a name that is no UTF-8 the odd bytes stay, as in `paths.as_text`.
-    text = content_of(listing).decode("utf-8-sig", "surrogateescape")
+    text = content.decode("utf-8-sig", "surrogateescape")
     return [stem for line in re.split("\r\n|\r|\n", text) if (stem := line.strip())]

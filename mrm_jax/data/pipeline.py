@@ -70,10 +70,13 @@ class TrainingSamples:
     """Random access to training samples by global number, as dicts of arrays without a batch axis.
     Picklable.
 
-    `sampler` draws the source pictures where rare class sampling is on (None: opened here).
+    `sampler` draws the source pictures where rare class sampling is on (None: opened here). Without
+    `target` no picture of the target is opened: `self.target` is None, and samples hold none.
     """
 
-    def __init__(self, config: Config, sampler: rare_class.Sampler | None = None) -> None:
+    def __init__(
+        self, config: Config, sampler: rare_class.Sampler | None = None, *, target: bool = True
+    ) -> None:
         data = config.data
         # The oracle learns from the labelled target; for every other method a target has no labels.
         source, field = source_domain(config), rare_class.source_field(config)
@@ -82,8 +85,7 @@ class TrainingSamples:
         self._max_ratio = source.category_limit
         self._fill = input_stats(config.model).grey
         labelled = sources.open_labelled(source, data.classes, field=field)
-        pictures = sources.open_pictures(data.target, field="config.data.target")
-        self.shards = (*labelled.shards, *pictures.shards)
+        self.shards = tuple(labelled.shards)
         self.source = sources.Reader(
             functools.partial(_read_source, labelled, source.resize),
             len(labelled),
@@ -91,20 +93,36 @@ class TrainingSamples:
             on_unreadable=source.on_unreadable,
             limit_bytes=_cache_bytes(source, data),
         )
-        self.target = sources.Reader(
-            functools.partial(_read_target, pictures, data.target),
-            len(pictures),
-            field="config.data.target",
-            on_unreadable=data.target.on_unreadable,
-            limit_bytes=_cache_bytes(data.target, data),
-        )
+        self.target: sources.Reader | None = None
+        if target:
+            pictures = sources.open_pictures(data.target, field="config.data.target")
+            self.shards += tuple(pictures.shards)
+            self.target = sources.Reader(
+                functools.partial(_read_target, pictures, data.target),
+                len(pictures),
+                field="config.data.target",
+                on_unreadable=data.target.on_unreadable,
+                limit_bytes=_cache_bytes(data.target, data),
+            )
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """Sample `number`: source_image, source_label, target_image, target_valid (u8) and index
-        (i32).
+        (i32); without a target its two have neither rows nor columns.
         """
         image, label = self._source_sample(number)
-        target, valid = self.target(
+        target, valid = self._target_sample(number)
+        return {
+            "source_image": image,
+            "source_label": label,
+            "target_image": target,
+            "target_valid": valid,
+            "index": np.asarray(number, np.int32),
+        }
+
+    def _target_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.target is None:
+            return np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), np.uint8)
+        return self.target(
             sample_index(self._seed, TARGET, len(self.target), number),
             lambda picture, valid: transforms.augment_target(
                 picture,
@@ -115,13 +133,6 @@ class TrainingSamples:
                 fill=self._fill,
             ),
         )
-        return {
-            "source_image": image,
-            "source_label": label,
-            "target_image": target,
-            "target_valid": valid,
-            "index": np.asarray(number, np.int32),
-        }
 
     def _source_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         how: dict[str, Any] = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
@@ -183,16 +194,18 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     sampler: rare_class.Sampler | None = None,
+    target: bool = True,
 ) -> Batches:
     """This host's part of the batches of steps `start_step` .. `train.steps` - 1: numpy arrays,
     uint8 pictures.
 
     Of a global batch, host h of n holds samples h*B/n .. (h+1)*B/n - 1; `index` is their global
     number. `sampler` is the one of `rare_class.open_sampler` (None: opened here where the config
-    asks for it). Reading runs ahead in `data.workers` processes, or in threads. Errors of a
-    sample are raised when its batch is asked for, as is RunError where a prepared set's file is
-    found wrong in the background (`verified.ShardWatch`). Raises UsageError at once for a data set
-    that cannot be opened or a batch that hosts cannot share.
+    asks for it). Without `target` no target picture is read (`uda.methods.looks_at_target`), and
+    those of a batch are u8[B,0,0,3]. Reading runs ahead in `data.workers` processes, or in threads.
+    Errors of a sample are raised when its batch is asked for, as is RunError where a prepared set's
+    file is found wrong in the background (`verified.ShardWatch`). Raises UsageError at once for a
+    data set that cannot be opened or a batch that hosts cannot share.
     """
     batch = config.train.batch
     if batch % process_count:
@@ -201,7 +214,7 @@ def train_batches(
             f"change one of them."
         )
     block = batch // process_count
-    samples = TrainingSamples(config, sampler)
+    samples = TrainingSamples(config, sampler, target=target)
     number = functools.partial(
         _global_number, start_step=start_step, batch=batch, block=block, process_index=process_index
     )
@@ -221,7 +234,8 @@ def train_batches(
 
 def selection_crops(config: Config) -> Unlabelled | None:
     """Crops of `evaluation.selection_pictures` pictures spread evenly over the target's, as
-    u8[N,H,W,...]: what checkpoints are picked by. None where that is 0.
+    u8[N,H,W,...]: what checkpoints are picked by. None where that is 0, and where no target is
+    named (the run's method needs none then: `TrainingSamples` opens it for all others).
 
     Fitted and cropped as for training, without flips, and the same for every seed and at every
     call. Labels are not opened: they need not exist. Raises as `TrainingSamples` does for a picture
@@ -230,7 +244,7 @@ def selection_crops(config: Config) -> Unlabelled | None:
     from mrm_jax.types import Unlabelled
 
     domain, wanted = config.data.target, config.evaluation.selection_pictures
-    if not wanted:
+    if not wanted or (domain.kind == "folder" and not domain.path):
         return None
     pictures = sources.open_pictures(domain, field="config.data.target")
     read = sources.Reader(

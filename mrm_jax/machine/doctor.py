@@ -200,16 +200,19 @@ def _order(config: Config) -> tuple[str, str]:
     """Sizes of the sets, and a hash of what the first samples are: names, crops and flips of drawn
     and read pictures alike. Raises UsageError where a set does not open."""
     from mrm_jax.data.pipeline import TrainingSamples, evaluation_set, sample_index
+    from mrm_jax.uda.methods import looks_at_target
 
-    samples = TrainingSamples(config)
+    samples = TrainingSamples(config, target=looks_at_target(config.method))
     examples = evaluation_set(config)
     order = [
         sample_index(config.seed, domain, len(reader), number)
         for domain, reader in ((1, samples.source), (2, samples.target))
+        if reader is not None
         for number in range(64)
     ]
     digest = hashlib.sha256(repr(order).encode())
     for name, value in samples(0).items():
         digest.update(name.encode() + value.tobytes())
-    counts = f"{len(samples.source)} source, {len(samples.target)} target, {len(examples)} scored"
+    target = f"{len(samples.target)} target" if samples.target is not None else "no target needed"
+    counts = f"{len(samples.source)} source, {target}, {len(examples)} scored"
     return counts, digest.hexdigest()[:12]

@@ -29,6 +29,7 @@ from mrm_jax.machine.estimate import flops, live_bytes
 from mrm_jax.train.programs import Fed, lower
 from mrm_jax.train.step import Program, build
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
+from mrm_jax.uda.methods import looks_at_target
 
 Arguments = tuple[TrainState, Any, Frozen, Fed]
 
@@ -161,9 +162,13 @@ def _shape(shape: tuple[int, ...], dtype: Any, place: Any = None) -> Any:
 
 
 def _batch(config: Config, size: int, place: Any = None) -> Batch:
-    plane = (size, *config.data.crop)
-    image, label = _shape((*plane, 3), np.uint8, place), _shape(plane, np.uint8, place)
-    return Batch(Labelled(image, label), Unlabelled(image, label), _shape((size,), np.int32, place))
+    def pictures(crop: tuple[int, int]) -> tuple[Any, Any]:
+        plane = (size, *crop)
+        return _shape((*plane, 3), np.uint8, place), _shape(plane, np.uint8, place)
+
+    source = Labelled(*pictures(config.data.crop))
+    target = Unlabelled(*pictures(config.data.crop if looks_at_target(config.method) else (0, 0)))
+    return Batch(source, target, _shape((size,), np.int32, place))
 
 
 def _one_device(config: Config, devices: int) -> Any:

@@ -10,9 +10,8 @@ somebody who means to deceive.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,10 +36,8 @@ def digests(tree: Any) -> dict[str, str]:
     over several hosts all of them have to ask, and all get the same.
     """
     leaves = _by_path(tree)
-    # Asked for first, in one order on all hosts, and waited for afterwards: devices work meanwhile.
-    sums: dict[str, Any] = {
-        name: on_devices(leaf) for name, leaf in leaves.items() if not _is_here(leaf)
-    }
+    far = {name: leaf for name, leaf in leaves.items() if not _is_here(leaf)}
+    sums: dict[str, Any] = dict(zip(far, on_devices([*far.values()]), strict=True))
     here = [name for name in leaves if name not in sums]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # numpy lets go
         mine = pool.map(lambda name: on_host(_here(leaves[name])), here)
@@ -119,16 +116,13 @@ def _mixed_in_place(words: np.ndarray, mixed: np.ndarray, first: Any, second: An
     return mixed.sum(dtype=np.uint32)
 
 
-def on_devices(array: jax.Array) -> jax.Array:
-    """u32[2] of an array where it lies, on every device; XLA adds up over devices."""
-    return _jitted(next(iter(array.sharding.device_set)).platform)(array)
-
-
-@functools.cache
-def _jitted(platform: str) -> Any:
-    # One small program a shape. On CPU compiling it takes longer than running it.
-    quick = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
-    return jax.jit(_sums, compiler_options=quick)
+def on_devices(arrays: Sequence[jax.Array]) -> list[Any]:
+    """u32[2] of each array where it lies, on every device; XLA adds up over devices."""
+    if arrays and next(iter(arrays[0].sharding.device_set)).platform == "cpu":
+        # One program for all: it is compiled sooner than many, runs once in a while, and CPUs of
+        # several hosts would begin many in another order each and wait for one another.
+        return jax.block_until_ready(_all_sums(list(arrays)))
+    return [_one_sum(array) for array in arrays]  # asked for one after the other, not waited for
 
 
 def _sums(array: jax.Array) -> jax.Array:
@@ -149,6 +143,13 @@ def _sums(array: jax.Array) -> jax.Array:
         mixed = (mixed ^ (mixed >> 13)) * second
         sums.append(jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32))
     return jnp.stack(sums)
+
+
+_one_sum = jax.jit(_sums)
+_all_sums = jax.jit(
+    lambda arrays: [_sums(array) for array in arrays],
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 
 
 def _words(array: jax.Array) -> tuple[jax.Array, int]:

@@ -58,6 +58,7 @@ from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import first_state, frozen_encoder, load
 from mrm_jax.train.step import build, structure
 from mrm_jax.types import Batch
+from mrm_jax.uda.methods import looks_at_target
 
 
 def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
@@ -106,15 +107,18 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         start_step=start - bool(undone),  # the batch of that step, which a panel shows
         process_index=group.index(),
         process_count=group.count(),
+        target=looks_at_target(config.method),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
+    if crops is None and config.evaluation.selection_pictures:
+        screen.say("config.data.target.path is empty: no scores without labels.")
     programs = shared(build, structure(config), mesh)
     sentinel = Sentinel(config.data.classes.names)
     try:
         state, known = first_state(config, programs.program, mesh, checkpoints, weights)
     except DamagedError as error:
-        getattr(batches, "close", lambda: None)()  # it reads ahead from the damaged one's step on
+        batches.close()  # it reads ahead from the damaged one's step on
         screen.warn(_set_aside(checkpoints, start, error))
         return _train(config, workdir, mirror, screen, stop)
     sentinel.remember(known["sentinel"])

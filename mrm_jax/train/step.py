@@ -268,8 +268,8 @@ def _inspect(
     """What the next step would look at, u8: pictures [B,H,W,3], class maps [B,H,W], weights [B,H,W]
     with 255 for 1.
 
-    `source/{image,label}`, `target/{image,prediction}`; with a teacher `target/{label,weight}` (its
-    pseudo-labels) and `mixed/{image,label,weight}`; other views likewise; under HRDA
+    `source/{image,label}`, `target/{image,prediction}` where the batch has a target; with a teacher
+    `target/{label,weight}` (its pseudo-labels) and `mixed/...`; other views likewise; under HRDA
     `source/detail_image`, the source's detail crop; for each pass that masks, `<pass>/mask`, 255
     where features (HRDA: of the context) or pixels are hidden, and `<pass>/prediction` where they
     are decoded.
@@ -299,6 +299,8 @@ def _inspect(
         features = transform(shared, row, state.params, features)
         output, _ = decode(shared, row, state.params, features, size, "pseudo")
         panels[f"{row.name}/prediction"] = _classes(output, size)
+    if not raw.target.image.size:  # no pass looks at the target
+        return panels
     variables = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
     output: Any = run.modules.segmentor.apply(variables, batch.target.image, mode="eval")
     panels["target/image"] = jnp.asarray(raw.target.image)

@@ -69,6 +69,8 @@ _VIEWS = {
     "augmented": {"source": "augmented", "target": "augmented_target"},
 }
 """The view of each domain that MRM's passes look at."""
+OF_SOURCE = ("source", "augmented")
+"""The views that are made of source pictures alone."""
 
 
 def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
@@ -121,6 +123,11 @@ def _objective(kind: ObjectiveKind, method: Method, classes: tuple[str, ...]) ->
 def has_feature_distance(method: Method) -> bool:
     """Whether a frozen encoder is compared with."""
     return method.feature_distance.weight > 0
+
+
+def looks_at_target(method: Method) -> bool:
+    """Whether a step needs target pictures: for a view of a pass, or for the teacher to label."""
+    return has_teacher(method) or any(row.view not in OF_SOURCE for row in passes(method))
 
 
 def has_teacher(method: Method) -> bool:

@@ -95,6 +95,24 @@ def test_loader_processes_and_threads_read_the_same_batches():
     )
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_target_none_is_opened_and_the_source_stays_as_it_is(monkeypatch, workers):
+    whole = list(pipeline.train_batches(_config(steps=2)))
+
+    def refuse(*args, **kwargs):
+        pytest.fail("the target was opened")
+
+    monkeypatch.setattr(sources, "open_pictures", refuse)
+    found = list(pipeline.train_batches(_config(steps=2, workers=workers), target=False))
+    for batch, expected in zip(found, whole, strict=True):
+        image, label, target, valid, index = _arrays(batch)
+        wanted = expected.source.image, expected.source.label, expected.index
+        for array, same in zip((image, label, index), wanted, strict=True):
+            np.testing.assert_array_equal(array, same)
+        assert (target.shape, valid.shape) == ((4, 0, 0, 3), (4, 0, 0))
+        assert target.dtype == valid.dtype == np.uint8
+
+
 def test_the_cache_changes_nothing():
     _equal(
         pipeline.train_batches(_config(cache=True)), pipeline.train_batches(_config(cache=False))

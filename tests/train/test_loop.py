@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toy_run import Toy
 
+from mrm_jax.data import sources
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.runs.checkpoint import Checkpoints, load_run
@@ -58,6 +59,33 @@ def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
     work = ["perf", "save", "evaluate", "eval", "panels"]  # perf: the line of the step's metrics
     expected = [(0, "perf")] + [(n, what) for n in (2, 4) for what in work] + [(0, "report")]
     assert events == expected
+
+
+def test_a_method_that_does_not_look_at_the_target_does_not_open_it(toy, monkeypatch):
+    method = {"method__kind": "source_only", "method__mrm__enabled": False}
+
+    def both(config, *, target, **rest):
+        assert not target
+        return train_batches(config, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", both)
+        toy.train("both", **method)
+    monkeypatch.setattr(sources, "open_pictures", lambda *_, **__: pytest.fail("it was opened"))
+    toy.train(evaluation__selection_pictures=0, **method)
+    ours, theirs = (
+        [x["total/loss"] for x in toy.lines(name) if "total/loss" in x] for name in ("run", "both")
+    )
+    assert ours == theirs
+    assert len(ours) == 6
+
+
+def test_a_run_from_the_source_alone_needs_no_target(toy, capsys):
+    toy.train(method__kind="source_only", method__mrm__enabled=False, data__target__kind="folder")
+    assert toy.steps()[-1] == 6
+    assert "data.target.path is empty: no scores without labels" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"data\.target\.path is empty"):
+        toy.train("adapted", data__target__kind="folder")
 
 
 def test_a_workdir_holds_all_of_a_run(toy, monkeypatch):

@@ -17,7 +17,7 @@ from mrm_jax.data.class_statistics import class_statistics
 from mrm_jax.data.prepared import manifest, reading
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import located
-from mrm_jax.runs import mirror, workdir
+from mrm_jax.runs import mirror, saved, workdir
 from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, load_run
 from mrm_jax.train import loop, programs
 
@@ -135,6 +135,24 @@ def test_a_save_that_was_cut_short_in_a_bucket_is_no_checkpoint(tmp_path, monkey
     brought(toy, run_folder, tmp_path)
     assert toy.lines("remote") == toy.lines("whole")
     assert weight(run_folder) == weight(tmp_path / "whole")
+
+
+def test_a_deletion_that_is_killed_in_a_bucket_leaves_no_checkpoint(
+    tmp_path, monkeypatch, run_folder
+):
+    toy = Toy(tmp_path, monkeypatch)
+    stopped_after(2, monkeypatch, lambda: toy.train("begun"))
+    bucket.upload(tmp_path / "begun", run_folder)
+    newest = run_folder / FOLDER / str(saved.steps_in(run_folder / FOLDER)[-1])
+
+    def killed(folder):
+        (folder / "_CHECKPOINT_METADATA").unlink()  # of all files the one that goes first
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(newest), "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        saved.delete(newest)
+    assert int(newest.name) not in saved.steps_in(run_folder / FOLDER)
 
 
 def test_a_run_that_was_copied_into_a_bucket_goes_on_there(tmp_path, monkeypatch, run_folder):

@@ -175,7 +175,8 @@ def test_a_run_with_an_option_that_nobody_knows_opens_with_a_line_and_does_not_g
 
     path = edit(change)
     config = load_run(path).config
-    (line,) = capsys.readouterr().err.splitlines()
+    unverified, line = capsys.readouterr().err.splitlines()
+    assert "arrays are not verified" in unverified
     assert "written by mrm_jax 0.1.0" in line or "written by mrm_jax 9.1.0" in line
     assert "config.method.telepathy.weight=0.5" in line
     with pytest.raises(

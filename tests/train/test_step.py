@@ -17,7 +17,7 @@ from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train import step as steps
 from mrm_jax.train.passes import Shared, accumulate, run_pass
 from mrm_jax.train.state import Networks
-from mrm_jax.types import View
+from mrm_jax.types import Unlabelled, View
 from mrm_jax.uda.draws import draw
 from mrm_jax.uda.methods import SOURCE
 
@@ -314,6 +314,23 @@ def test_a_step_keeps_structure_and_dtypes_of_the_state(fields):
     scalars = {k: v.shape for k, v in metrics.items() if k != "teacher/class_share"}
     assert set(scalars.values()) == {()}
     assert (state.teacher_params == {}) == (config.method.kind != "dacs")
+
+
+def test_a_step_without_a_target_is_the_step_with_one():
+    """Where no pass looks at it: bit for bit, on as many devices as there are."""
+    fields = METHODS[0]
+    config, program, init, _ = _run(**fields)
+    mesh = sharding.mesh(min(2, jax.device_count()))
+    frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
+    batch, found = standin.batch(), []
+    empty = Unlabelled(np.zeros((2, 0, 0, 3), np.uint8), np.zeros((2, 0, 0), np.uint8))
+    for given in (batch, replace(batch, target=empty)):
+        state = sharding.init(program.init, KEY, mesh)
+        step = sharding.jit_step(program.train_step, state, mesh)
+        found.append(jax.device_get(step(state, frozen, sharding.put_batch(given, mesh))))
+    assert _leaves_equal(*found)
+    panels = jax.eval_shape(program.inspect, init(KEY), frozen, replace(batch, target=empty))
+    assert set(panels) == {"source/image", "source/label", "source/weight"}
 
 
 def test_a_float64_run_stays_float64():

@@ -3,7 +3,8 @@
 import pytest
 
 from mrm_jax.config import METHODS, MRM, FeatureDistance, Method
-from mrm_jax.uda.methods import has_teacher, passes
+from mrm_jax.uda import methods
+from mrm_jax.uda.methods import has_teacher, looks_at_target, passes
 
 
 def _names(**fields):
@@ -51,6 +52,15 @@ def test_mrm_may_look_at_strongly_augmented_pictures():
 def test_only_adapting_methods_keep_a_teacher():
     without = [kind for kind in METHODS if not has_teacher(Method(kind=kind))]
     assert without == ["source_only", "target_only"]
+
+
+def test_whether_a_step_needs_the_target_follows_from_its_passes(monkeypatch):
+    without = [kind for kind in METHODS if not looks_at_target(Method(kind=kind))]
+    assert without == ["source_only", "target_only"]
+    assert not looks_at_target(Method(kind="source_only", augmented_source=True))
+    rows = (methods.SOURCE, methods.INPAINTED)
+    monkeypatch.setitem(methods._BASE, "source_only", rows)
+    assert looks_at_target(Method(kind="source_only"))
 
 
 def test_mic_adds_a_masked_row_before_the_rebuilt_one():
