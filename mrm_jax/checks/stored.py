@@ -25,7 +25,7 @@ REMOVED: dict[str, Any] = {}
 """Dotted path that an option had -> its one value that this version still computes with."""
 
 
-class Stored(NamedTuple):
+class StoredConfig(NamedTuple):
     """A config as this version understands it, and one line about what it does not understand;
     empty: nothing. With such a line a run may be looked at but not gone on with."""
 
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
     remark: str
 
 
-def open_config(values: Any, where: str, writer: str | None = None) -> Stored:
+def open_config(values: Any, where: str, writer: str | None = None) -> StoredConfig:
     """The config in `values`, parsed JSON out of `where`, which `writer` wrote if it does not say.
 
     Raises UsageError in one line where `values` has not the shape of a config.
@@ -69,7 +69,7 @@ def open_config(values: Any, where: str, writer: str | None = None) -> Stored:
                 f"a group, and config.{inside} is one option" if inside else "no group of options"
             )
             raise UsageError(f"{where}, written by {by}: config.{path} is {what}.")
-    return Stored(edited(Config(), given), _remark(where, by, strange))
+    return StoredConfig(edited(Config(), given), _remark(where, by, strange))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from mrm_jax.paths import local, located
 from mrm_jax.registry import DECODER_KINDS
 
 if TYPE_CHECKING:
-    from mrm_jax.convert.network import Network
+    from mrm_jax.convert.network import ConvertedNetwork
     from mrm_jax.convert.reader import WeightFile
 
 CITYSCAPES_BOX = (1024, 512)
@@ -176,7 +176,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     return 0
 
 
-def _config(network: Network, given: Config | None) -> Config:
+def _config(network: ConvertedNetwork, given: Config | None) -> Config:
     """The config of a folder: the given one, else the network with the reference's values."""
     if given is not None:
         return given

@@ -24,7 +24,7 @@ from mrm_jax.paths import below, located, replaced, shown, what_is_wrong
 if TYPE_CHECKING:
     import numpy as np
 
-    from mrm_jax.evaluation.pictures import Job
+    from mrm_jax.evaluation.pictures import NamedPicture
 
 TABLE = "class_shares.csv"
 WARNINGS_SHOWN = 5
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 
 def _predict_all(
-    jobs: Sequence[Job], config: Config, variables: Any, arguments: argparse.Namespace
+    jobs: Sequence[NamedPicture], config: Config, variables: Any, arguments: argparse.Namespace
 ) -> int:
     import jax
 

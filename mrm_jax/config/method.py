@@ -11,9 +11,9 @@ from mrm_jax.registry import target_names
 if TYPE_CHECKING:
     from mrm_jax.config.run import Config
 
-Kind = Literal["source_only", "target_only", "dacs", "daformer", "hrda", "mic"]
-METHODS: tuple[Kind, ...] = get_args(Kind)
-TEACHER_METHODS: tuple[Kind, ...] = METHODS[2:]
+MethodKind = Literal["source_only", "target_only", "dacs", "daformer", "hrda", "mic"]
+METHODS: tuple[MethodKind, ...] = get_args(MethodKind)
+TEACHER_METHODS: tuple[MethodKind, ...] = METHODS[2:]
 
 THINGS = (
     *("light", "sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle"),
@@ -223,7 +223,7 @@ class Augment:
 class Method:
     """How the network adapts. Each method is a tuple of passes (`uda/methods.py`)."""
 
-    kind: Kind = option(
+    kind: MethodKind = option(
         "dacs", "What is trained on: the labels of one domain, or both by a teacher."
     )
     augmented_source: bool = option(

@@ -44,7 +44,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayoutKind:
     """A whole name layout.
 
     wrapped: the parts instead, where there is one called "attention" in the names (HRDA).

@@ -17,7 +17,7 @@ from mrm_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Network:
+class ConvertedNetwork:
     """Weights of a segmentor, or of its encoder alone, from a file.
 
     `tree`: {"params": {"encoder": ..., "decoder": ...}, "batch_stats": ...}, numpy float32; leaves
@@ -45,7 +45,7 @@ def load(
     *,
     copy: str | None = None,
     allow_missing: Sequence[str] = (),
-) -> Network:
+) -> ConvertedNetwork:
     """The network in a file of weights; `kind` is found from the names where it is not given.
 
     copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
@@ -72,7 +72,7 @@ def load(
         tree = {name: {"encoder": found} for name, found in tree.items()}
     model, assumed = model_of(shown.found)
     prefix = "" if part.root else "encoder/"
-    return Network(
+    return ConvertedNetwork(
         file=file,
         kind=kind,
         copy=shown.found.get("copy", ""),

@@ -18,7 +18,7 @@ import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export, plan_import, unclaimed
-from mrm_jax.convert.layouts import TRACKED, Kind, Layout, Part
+from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part
 from mrm_jax.convert.rebuilder import position_table
 from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
@@ -193,14 +193,14 @@ def _understand(
     return found, plan
 
 
-def _kind(kind: str) -> Kind:
+def _kind(kind: str) -> LayoutKind:
     if kind not in KINDS:
         near = get_close_matches(kind, KINDS, 1) or sorted(KINDS)
         raise ValueError(f"kind {kind!r} is no name layout; try one of {', '.join(near)}")
     return KINDS[kind]
 
 
-def _unwrapped(row: Kind, there: Callable[[Part], bool]) -> Kind:
+def _unwrapped(row: LayoutKind, there: Callable[[Part], bool]) -> LayoutKind:
     """The kind with the parts that it has: HRDA's if its attention head is there."""
     attention = [part for part in row.wrapped if part.role == "attention"]
     return replace(row, parts=row.wrapped) if any(map(there, attention)) else row
@@ -239,7 +239,7 @@ def _check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         raise ValueError(f"heads are {tuple(heads)}, which do not divide the widths {dims}")
 
 
-def _copy(row: Kind, state: Mapping[str, Any], wanted: str | None) -> str:
+def _copy(row: LayoutKind, state: Mapping[str, Any], wanted: str | None) -> str:
     present = [copy for copy in row.copies if any(key.startswith(copy) for key in state)]
     if wanted is None:
         return present[0] if present else ""
@@ -251,7 +251,7 @@ def _copy(row: Kind, state: Mapping[str, Any], wanted: str | None) -> str:
 
 
 def _chosen(
-    row: Kind, fits: Callable[[Part, Layout], bool], *, marked: bool = False
+    row: LayoutKind, fits: Callable[[Part, Layout], bool], *, marked: bool = False
 ) -> list[_Choice]:
     """The layout of every part. Unless `marked`, an only layout needs no mark, so that all it lacks
     gets listed."""
@@ -273,7 +273,9 @@ def _has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
     return all(f"params/{part.root}{path}" in tree for path in layout.paths)
 
 
-def _rows(row: Kind, chosen: list[_Choice], base: str, variant: Mapping[str, Any]) -> list[Row]:
+def _rows(
+    row: LayoutKind, chosen: list[_Choice], base: str, variant: Mapping[str, Any]
+) -> list[Row]:
     order = variant.get("concat_order", row.concat_order)
     concat = "conv1x1" if order == CONCAT_ORDERS[0] else "conv1x1_reversed"
     rows = []
@@ -284,7 +286,7 @@ def _rows(row: Kind, chosen: list[_Choice], base: str, variant: Mapping[str, Any
     return rows
 
 
-def _drops(row: Kind, chosen: list[_Choice], copy: str, base: str) -> list[Drop]:
+def _drops(row: LayoutKind, chosen: list[_Choice], copy: str, base: str) -> list[Drop]:
     """Drop rules with the prefixes of this state; those of the kind hold with and without the
     spare prefix."""
     drops = [TRACKED]
@@ -309,7 +311,7 @@ def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
     return facts
 
 
-def _check_sizes(row: Kind, chosen: list[_Choice], plan: Plan) -> None:
+def _check_sizes(row: LayoutKind, chosen: list[_Choice], plan: Plan) -> None:
     for choice in chosen:
         wrong = choice.layout.relation and choice.layout.relation(plan.symbols)
         plan.problems += [wrong] if wrong else []

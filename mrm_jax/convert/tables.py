@@ -15,7 +15,7 @@ from mrm_jax.convert.heads import (
     HF_HEAD_HUB,
     SEGFORMER_NVIDIA,
 )
-from mrm_jax.convert.layouts import DecoderFiles, EncoderFiles, Kind, Part
+from mrm_jax.convert.layouts import DecoderFiles, EncoderFiles, LayoutKind, Part
 from mrm_jax.convert.rebuilder import REBUILDER_MULTI, REBUILDER_SINGLE
 from mrm_jax.convert.rules import Drop
 from mrm_jax.errors import UsageError
@@ -24,14 +24,14 @@ from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, resolved
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")
 
 
-def _others(backbone: Part) -> dict[str, Kind]:
+def _others(backbone: Part) -> dict[str, LayoutKind]:
     """Kinds of more than an encoder. `backbone`: a segmentor's under mmseg's names."""
     decoders = decoder_files().values()
     heads = tuple(layout for files in decoders for layout in files.layouts)
     attentions = tuple(layout for files in decoders for layout in files.attentions)
     return {
-        "decoder": Kind((Part("decoder", heads),), spare="decode_head."),
-        "segmentor": Kind(
+        "decoder": LayoutKind((Part("decoder", heads),), spare="decode_head."),
+        "segmentor": LayoutKind(
             (backbone, Part("decoder", heads, "decode_head.", "decoder/")),
             wrapped=(
                 backbone,
@@ -41,15 +41,15 @@ def _others(backbone: Part) -> dict[str, Kind]:
             drops=(Drop(r"auxiliary_head\..*", "a second decoder, used in training alone"),),
             copies=("model.", "ema_model.", "imnet_model."),
         ),
-        "segformer_nvidia": Kind(
+        "segformer_nvidia": LayoutKind(
             (
                 Part("encoder", (MIT,), "backbone.", "encoder/"),
                 Part("decoder", (SEGFORMER_NVIDIA,), "decode_head.", "decoder/"),
             ),
             concat_order="c4..c1",
         ),
-        "rebuilder": Kind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
-        "hf_segformer": Kind(
+        "rebuilder": LayoutKind((Part("rebuilder", (REBUILDER_MULTI, REBUILDER_SINGLE)),)),
+        "hf_segformer": LayoutKind(
             (
                 Part("encoder", (HF_HUB, HF_FIVE), "segformer.", "encoder/", bare=True),
                 Part(
@@ -77,17 +77,17 @@ def encoder_files() -> dict[str, EncoderFiles]:
 
 
 @functools.lru_cache(maxsize=1)
-def _kinds(changes: int) -> dict[str, Kind]:
+def _kinds(changes: int) -> dict[str, LayoutKind]:
     """All kinds after so many `changes` of what is registered."""
     del changes
-    alone: dict[str, Kind] = {}
-    sized: dict[str, Kind] = {}
+    alone: dict[str, LayoutKind] = {}
+    sized: dict[str, LayoutKind] = {}
     for files in encoder_files().values():
         for layout in files.layouts:
             if layout.name in alone:
                 raise UsageError(f"two registered encoders have a layout called {layout.name}.")
             part = Part("encoder", (layout,))
-            alone[layout.name] = Kind((part,), (_OTHER_HEADS,), spare="backbone.")
+            alone[layout.name] = LayoutKind((part,), (_OTHER_HEADS,), spare="backbone.")
         for name, (layout, facts) in files.sizes.items():
             sized[name] = replace(alone[layout], sizes=facts)
     layouts = tuple(layout for files in encoder_files().values() for layout in files.layouts)
@@ -95,10 +95,10 @@ def _kinds(changes: int) -> dict[str, Kind]:
     return {**alone, **_others(backbone), **sized}
 
 
-class _Kinds(Mapping[str, Kind]):
+class _Kinds(Mapping[str, LayoutKind]):
     """The kinds there are by the time that one is asked for."""
 
-    def __getitem__(self, name: str) -> Kind:
+    def __getitem__(self, name: str) -> LayoutKind:
         return _kinds(ENCODER_KINDS.changes + DECODER_KINDS.changes)[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -108,4 +108,4 @@ class _Kinds(Mapping[str, Kind]):
         return len(_kinds(ENCODER_KINDS.changes + DECODER_KINDS.changes))
 
 
-KINDS: Mapping[str, Kind] = _Kinds()
+KINDS: Mapping[str, LayoutKind] = _Kinds()

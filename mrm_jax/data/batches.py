@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Batches(Iterator["Batch"]):
     """Batches of the arrays that grain's `dataset` gives, read ahead in threads, or in `workers`
     processes, which start with the first batch. `close` ends them. `check` is called before each
-    batch and raises where what is read turned out wrong (`verified.Watch`).
+    batch and raises where what is read turned out wrong (`verified.ShardWatch`).
     """
 
     def __init__(

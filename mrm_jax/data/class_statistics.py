@@ -65,8 +65,8 @@ def class_statistics(
     that cannot be read, unless `domain.on_unreadable` is "skip". Works, slower, where nothing can
     be written.
     """
-    if isinstance(pictures, sources.RecordsLabelled):
-        return Statistics(*pictures.statistics())
+    if known := pictures.counted():
+        return Statistics(*known)
     say = say or log.info
     names = [pictures.name(index) for index in range(len(pictures))]
     places, content = _places(pictures, domain, classes), _content(pictures, domain)
@@ -127,7 +127,7 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
     table = (domain.raw_ids, domain.ignored_ids, classes)
     which: tuple[Any, ...] = (domain.kind, domain.look, domain.split, domain.count, domain.size)
     home = verified.cache()
-    if not isinstance(pictures, sources.FolderLabelled):
+    if not pictures.label_files:
         return [home / f"class_statistics-{_hash([which, table])[:16]}.json"]
     which = (domain.images, domain.image_suffix, domain.labels, domain.label_suffix, domain.listing)
     root = located(domain.path or "")
@@ -145,7 +145,7 @@ def _places(pictures: sources.LabelledPictures, domain: Domain, classes: int) ->
 
 def _content(pictures: sources.LabelledPictures, domain: Domain) -> str:
     """A hash that changes with any label, as far as names, sizes and times of change show."""
-    if not isinstance(pictures, sources.FolderLabelled):
+    if not pictures.label_files:
         from mrm_jax.data.drawn.scenes import DRAWN_VERSION
 
         return _hash((FORMAT, DRAWN_VERSION, sources.DRAWN_SEED))

@@ -85,7 +85,7 @@ class TrainingSamples:
         self._max_ratio = source.category_limit
         self._fill = input_stats(config.model).grey
         labelled = sources.open_labelled(source, data.classes, field=field)
-        self.shards = labelled.shards if isinstance(labelled, sources.Records) else ()
+        self.shards = tuple(labelled.shards)
         self.source = sources.Reader(
             functools.partial(_read_source, labelled, source.resize),
             len(labelled),
@@ -96,7 +96,7 @@ class TrainingSamples:
         self.target: sources.Reader | None = None
         if target:
             pictures = sources.open_pictures(data.target, field="config.data.target")
-            self.shards += pictures.shards if isinstance(pictures, sources.Records) else ()
+            self.shards += tuple(pictures.shards)
             self.target = sources.Reader(
                 functools.partial(_read_target, pictures, data.target),
                 len(pictures),
@@ -158,14 +158,14 @@ class TrainingSamples:
 def _read_source(
     pictures: sources.LabelledPictures, box: tuple[int, int] | None, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
-    return transforms.fit_source(*sources.open_pair(pictures, index), box)
+    return transforms.fit_source(*pictures.pair(index), box)
 
 
 def _read_target(
     pictures: sources.Pictures, domain: Domain, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
     native = pictures.native_size(index)
-    picture = sources.open_picture(pictures, index)
+    picture = pictures.picture(index)
     return transforms.fit_target(picture, domain.resize, domain.margins, native)
 
 
@@ -204,8 +204,8 @@ def train_batches(
     asks for it). Without `target` no target picture is read (`uda.methods.looks_at_target`), and
     those of a batch are u8[B,0,0,3]. Reading runs ahead in `data.workers` processes, or in threads.
     Errors of a sample are raised when its batch is asked for, as is RunError where a prepared set's
-    file is found wrong in the background (`verified.Watch`). Raises UsageError at once for a data
-    set that cannot be opened or a batch that hosts cannot share.
+    file is found wrong in the background (`verified.ShardWatch`). Raises UsageError at once for a
+    data set that cannot be opened or a batch that hosts cannot share.
     """
     batch = config.train.batch
     if batch % process_count:
@@ -229,7 +229,7 @@ def train_batches(
     ahead = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     )
-    return Batches(ahead, config.data.workers, verified.Watch(samples.shards).check)
+    return Batches(ahead, config.data.workers, verified.ShardWatch(samples.shards).check)
 
 
 def selection_crops(config: Config) -> Unlabelled | None:
@@ -275,7 +275,7 @@ class Examples(Sequence[Example]):
     """Labelled pictures, read when asked for. Slices are Examples too."""
 
     def __init__(
-        self, pictures: sources.LabelledPictures, chosen: Sequence[int], watch: verified.Watch
+        self, pictures: sources.LabelledPictures, chosen: Sequence[int], watch: verified.ShardWatch
     ) -> None:
         self._pictures, self._chosen, self._watch = pictures, chosen, watch
 
@@ -315,6 +315,6 @@ def evaluation_set(config: Config) -> Sequence[Example]:
         evaluation_domain(config), config.data.classes, field="config.data.evaluation"
     )
     limit = config.evaluation.limit
-    watch = verified.Watch(pictures.shards if isinstance(pictures, sources.Records) else ())
+    watch = verified.ShardWatch(pictures.shards)
     count = len(pictures) if limit is None else min(limit, len(pictures))
     return Examples(pictures, range(count), watch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -20,6 +20,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files, labels
 from mrm_jax.data.prepared.reading import Records, RecordsLabelled, is_prepared
+from mrm_jax.data.prepared.verified import Held
 from mrm_jax.data.transforms import Picture
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import as_path, located
@@ -36,6 +37,9 @@ pictures.
 class Pictures(Protocol):
     """Pictures by index."""
 
+    shards: Sequence[Held] = ()
+    """The files of a prepared set that they lie in; of other sets none."""
+
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
@@ -51,15 +55,36 @@ class Pictures(Protocol):
         """RGB u8[H,W,3]; raises `files.UnreadableError`."""
         ...
 
+    def picture(self, index: int) -> Picture:
+        """`image`; parts may be decoded when asked for, and raise then what `image` raises."""
+        return self.image(index)
+
 
 class LabelledPictures(Pictures, Protocol):
     """Pictures with ground truth."""
+
+    label_files: Sequence[Path] = ()
+    """The label of every picture, in their order; () where labels are no files of their own."""
 
     def label(self, index: int) -> np.ndarray:
         """Train ids u8[H,W], 255 = ignore; raises `files.UnreadableError`, or UsageError for an id
         outside the table.
         """
         ...
+
+    def pair(self, index: int) -> tuple[Picture, np.ndarray]:
+        """`picture` and `label`, of one size; raises UnreadableError where their sizes differ."""
+        image, label = self.image(index), self.label(index)
+        if image.shape[:2] != label.shape:
+            (h, w), (rows, columns) = image.shape[:2], label.shape
+            raise files.UnreadableError(
+                f"{self.name(index)}: the picture is {h} x {w} px, its label {rows} x {columns} px "
+                "(rows x columns); they must be equal."
+            )
+        return image, label
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(pixels i64[N,K] of each class in every label, sizes i64[N,2]) where the set knows."""
 
 
 DRAWN_CACHE_BYTES = 2**29
@@ -96,7 +121,7 @@ class _Scenes:
 _scene = _Scenes()
 
 
-class Drawn:
+class Drawn(Pictures):
     """Drawn scenes without their labels."""
 
     def __init__(self, domain: Domain) -> None:
@@ -120,7 +145,7 @@ class Drawn:
         return _scene(self._domain, index)
 
 
-class DrawnLabelled(Drawn):
+class DrawnLabelled(Drawn, LabelledPictures):
     """Drawn scenes with their exact labels."""
 
     def __init__(self, domain: Domain, classes: int, field: str) -> None:
@@ -132,7 +157,7 @@ class DrawnLabelled(Drawn):
         return self._map(self._scene(index)[1], name=self.name(index))
 
 
-class Folder:
+class Folder(Pictures):
     """The pictures below a folder, without labels."""
 
     def __init__(self, domain: Domain, field: str) -> None:
@@ -163,7 +188,7 @@ class Folder:
         return files.read_image(self._paths[index], megapixels=self._megapixels)
 
 
-class FolderLabelled(Folder):
+class FolderLabelled(Folder, LabelledPictures):
     """The pictures below a folder with labels beside them, paired by stem."""
 
     def __init__(self, domain: Domain, classes: int, field: str) -> None:
@@ -181,17 +206,14 @@ class FolderLabelled(Folder):
                 f"{root}/{domain.labels}/{missing[0]}{suffix}. Check labels, label_suffix and "
                 "image_suffix, or name the pictures to use in listing.",
             )
-        self._labels, self._colours = tuple(found[n] for n in self._names), domain.label_colours
+        # Archives are for `prepare`.
+        self.label_files = cast("tuple[Path, ...]", tuple(found[n] for n in self._names))
+        self._colours = domain.label_colours
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
-
-    @property
-    def label_files(self) -> tuple[Path, ...]:
-        """The label of every picture, in their order."""
-        return cast("tuple[Path, ...]", self._labels)  # archives are for `prepare`
 
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
-        path = self._labels[index]
+        path = self.label_files[index]
         raw = files.read_raw_label(path, self._colours, megapixels=self._megapixels)
         return self._map(raw, name=str(path))
 
@@ -228,30 +250,9 @@ def open_labelled(domain: Domain, classes: Classes, *, field: str) -> LabelledPi
 
 
 def read_pair(pictures: LabelledPictures, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image u8[H,W,3] and label u8[H,W] of one size; raises UnreadableError when their sizes
-    differ.
-    """
-    image, label = open_pair(pictures, index)
+    """Image u8[H,W,3] and label u8[H,W] of one size; raises what `LabelledPictures.pair` does."""
+    image, label = pictures.pair(index)
     return np.asarray(image), label
-
-
-def open_picture(pictures: Pictures, index: int) -> Picture:
-    """The image u8[H,W,3], for taking a part of it."""
-    return pictures.picture(index) if isinstance(pictures, Records) else pictures.image(index)
-
-
-def open_pair(pictures: LabelledPictures, index: int) -> tuple[Picture, np.ndarray]:
-    """`read_pair`, with the image for taking a part of it."""
-    if isinstance(pictures, RecordsLabelled):  # of one size since they were prepared
-        return pictures.pair(index)
-    image, label = pictures.image(index), pictures.label(index)
-    if image.shape[:2] != label.shape:
-        raise files.SizesError.at(
-            pictures.name(index),
-            f": the picture is {image.shape[0]} x {image.shape[1]} px, its label "
-            f"{label.shape[0]} x {label.shape[1]} px (rows x columns); they must be equal.",
-        )
-    return image, label
 
 
 class Reader(Generic[Sample]):

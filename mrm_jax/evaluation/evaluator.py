@@ -28,7 +28,7 @@ from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.inference import classify, predict
-from mrm_jax.evaluation.scores import Counts, Evaluation, scored
+from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.sharding import over_batch
 from mrm_jax.types import IGNORE, Tree
@@ -127,7 +127,7 @@ def evaluate_networks(
     *,
     progress: Callable[[int, int], None] | None = None,
     on_prediction: Callable[[str, str, np.ndarray], None] | None = None,
-) -> dict[str, Evaluation]:
+) -> dict[str, EvaluationResult]:
     """Scores of several sets of variables of one `model` ("student", "teacher") on `examples`;
     see `count`.
     """

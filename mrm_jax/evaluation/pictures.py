@@ -98,14 +98,14 @@ def _earlier_results_left_out(paths: Sequence[Path], root: Path, to: Path) -> li
     return [p for p in files if not (inside and p.resolve().is_relative_to(results))]
 
 
-class Job(NamedTuple):
+class NamedPicture(NamedTuple):
     """A picture and the name of its results."""
 
     path: Path
     name: str
 
 
-def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
+def name_outputs(pictures: Sequence[Path], to: Path) -> list[NamedPicture]:
     """A name for every picture, so that no two results, and no picture and result, share a file.
 
     The stem where it is the only one; else as many folders before it as it takes, then the suffix,
@@ -123,7 +123,7 @@ def name_outputs(pictures: Sequence[Path], to: Path) -> list[Job]:
         )
         name = next(name for name in candidates if not _files(name) & taken)
         taken |= _files(name)
-        jobs.append(Job(picture, name))
+        jobs.append(NamedPicture(picture, name))
     sources = {_whole(picture) for picture in pictures}
     for job in jobs:
         for product in PRODUCTS:

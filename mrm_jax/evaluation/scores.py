@@ -15,7 +15,7 @@ from mrm_jax.evaluation import protocols
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Scores of one network under `protocol`, as shares of 1.
 
     `confusion` i64[K,K]: rows truth, columns prediction, in train-id order; `iou` f64[K], NaN where
@@ -62,7 +62,7 @@ class Evaluation:
         }
 
 
-def document(found: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
+def document(found: Mapping[str, EvaluationResult], **facts: Any) -> dict[str, Any]:
     """What evaluation.json holds: the first network's scores, the others' under their names.
 
     `protocol.network` names the first. `facts` (JSON values, such as the step) stand beside them.
@@ -110,7 +110,7 @@ class Counts(NamedTuple):
         return cls(arrays, pictures, inputs, labels)
 
 
-def scored(config: Config, counts: Counts, seconds: float) -> dict[str, Evaluation]:
+def scored(config: Config, counts: Counts, seconds: float) -> dict[str, EvaluationResult]:
     """The scores that follow from `counts`, which took `seconds`, by network."""
     result = {}
     for name, confusion in counts.confusions.items():
@@ -127,9 +127,9 @@ def scored(config: Config, counts: Counts, seconds: float) -> dict[str, Evaluati
 
 def _evaluation(
     config: Config, confusion: np.ndarray, protocol: protocols.Protocol, seconds: float
-) -> Evaluation:
+) -> EvaluationResult:
     found = counting.scores(confusion, protocols.counted(config))
-    return Evaluation(
+    return EvaluationResult(
         protocol=protocol,
         classes=config.data.classes.names,
         confusion=confusion,

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from rich.table import Table
 
-from mrm_jax.evaluation.scores import Evaluation
+from mrm_jax.evaluation.scores import EvaluationResult
 
 
-def score_table(step: int, found: Mapping[str, Evaluation]) -> Table:
+def score_table(step: int, found: Mapping[str, EvaluationResult]) -> Table:
     """One row a class, one column a network, means below."""
     table = Table(title=f"Evaluation at step {step}, IoU in %", title_justify="left")
     table.add_column("class")

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts.meeting import meet
-from mrm_jax.hosts.watch import AGAIN, LastWords, Watch, is_loss, line_of
+from mrm_jax.hosts.watch import AGAIN, HostWatch, LastWords, is_loss, line_of
 from mrm_jax.paths import is_remote
 from mrm_jax.stop import Stopped, before_end
 
@@ -123,8 +123,8 @@ def joined(config: Config) -> Iterator[None]:
         return
     import jax
 
-    watch = Watch(config, words)
-    Watch.running = watch
+    watch = HostWatch(config, words)
+    HostWatch.running = watch
     words.set(
         f"Host {watch.index} of {watch.count} ended without a word of its own: it was killed, or "
         f"JAX ended it since another host is gone. {AGAIN}"
@@ -139,7 +139,7 @@ def joined(config: Config) -> Iterator[None]:
     watch.stop()
     jax.distributed.shutdown()
     words.close()
-    Watch.running = None
+    HostWatch.running = None
 
 
 def _meeting(
@@ -193,12 +193,12 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
 
 def index() -> int:
     """Which host this is; 0 where there is one."""
-    return 0 if Watch.running is None else Watch.running.index
+    return 0 if HostWatch.running is None else HostWatch.running.index
 
 
 def count() -> int:
     """How many hosts there are."""
-    return 1 if Watch.running is None else Watch.running.count
+    return 1 if HostWatch.running is None else HostWatch.running.count
 
 
 def is_main() -> bool:
@@ -208,15 +208,15 @@ def is_main() -> bool:
 
 def raise_loss(error: Exception) -> None:
     """Raises `error` where it says that another host is gone, not that something is wrong here."""
-    if Watch.running is not None and is_loss(error):
+    if HostWatch.running is not None and is_loss(error):
         raise error
 
 
 def beat(step: int, doing: str) -> None:
     """Notes that this host has got on: `config.mesh.patience` counts from the last call. All hosts
     go through the same ones, but within an evaluation."""
-    if Watch.running is not None:
-        Watch.running.beat(step, doing)
+    if HostWatch.running is not None:
+        HostWatch.running.beat(step, doing)
 
 
 _rounds = itertools.count()
@@ -228,7 +228,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
     Where one raises all raise: that host its error, the others a RunError that tells it, or all
     Stopped. So they stay in step.
     """
-    watch = Watch.running
+    watch = HostWatch.running
     if watch is None:
         return [make()]
 

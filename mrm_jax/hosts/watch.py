@@ -65,11 +65,11 @@ class LastWords:
             self._shell.stdin.flush()
 
 
-class Watch(threading.Thread):
+class HostWatch(threading.Thread):
     """Tells the others how far this host is, and ends this process when one of them has ended, is
     silent for `mesh.heartbeat` s, or when nobody gets on for `mesh.patience` s."""
 
-    running: Watch | None = None
+    running: HostWatch | None = None
 
     def __init__(self, config: Config, words: LastWords) -> None:
         # The key-value store has no public name. Not jax.process_index(), which would wait for the

@@ -172,7 +172,7 @@ def _silent(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _ours(pictures: sources.LabelledPictures, index: int, case: Case, rng: Any) -> Any:
-    image, label = transforms.fit_source(*sources.open_pair(pictures, index), case.box)
+    image, label = transforms.fit_source(*pictures.pair(index), case.box)
     return transforms.augment_source(
         image, label, rng, crop=case.crop, max_ratio=MAX_RATIO, flip=FLIP
     )

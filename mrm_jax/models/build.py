@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mrm_jax import config
-from mrm_jax.models.multires import MultiRes
+from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank, Rebuilder
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, OBJECTIVE_KINDS, Sizes, judging, resolved
@@ -49,7 +49,7 @@ def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none"
 
 def build_segmentor(
     model: config.Model, num_classes: int, detail: tuple[int, int] | None = None
-) -> Segmentor | MultiRes:
+) -> Segmentor | MultiResSegmentor:
     """The network that is trained and kept. dtype "float32" follows the image's dtype, so float64
     images stay float64. `detail` (height, width), px: HRDA's detail crop (`config.detail_crop`)."""
     encoder = build_encoder(model)
@@ -60,7 +60,7 @@ def build_segmentor(
     if detail is None:
         raise ValueError("build_segmentor: HRDA needs the size of the detail crop.")
     spec = feature_spec(model.encoder)
-    return MultiRes(
+    return MultiResSegmentor(
         encoder=encoder,
         decoder=decoder,
         attention=build_decoder(_attention(model), num_classes, model.remat),

@@ -79,7 +79,7 @@ class SeparableBranch(nn.Module):
         return normed(x, "pointwise_bn" if self.norm else "", mode)
 
 
-class Bottleneck(nn.Module):
+class FusionBottleneck(nn.Module):
     """3x3 convolution without bias, BatchNorm, ReLU; or with a bias and no BatchNorm."""
 
     channels: int
@@ -109,7 +109,9 @@ class AsppFusion(nn.Module):
             else:
                 branch = SeparableBranch(self.channels, dilation, name=f"branch{i}")
             branches.append(branch(x, mode))
-        return Bottleneck(self.channels, name="bottleneck")(jnp.concatenate(branches, -1), mode)
+        return FusionBottleneck(self.channels, name="bottleneck")(
+            jnp.concatenate(branches, -1), mode
+        )
 
 
 class DaformerHead(nn.Module):

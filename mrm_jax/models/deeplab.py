@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax.config import Decoder
-from mrm_jax.models.daformer import Bottleneck, ConvFusion, SeparableBranch
+from mrm_jax.models.daformer import ConvFusion, FusionBottleneck, SeparableBranch
 from mrm_jax.models.layers import Conv, dense, dropout2d, recomputed
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
@@ -77,7 +77,7 @@ class DeeplabV3PlusHead(nn.Module):
                 branch = SeparableBranch(self.channels, dilation, self.norm, name=f"branch{i}")
             branches.append(branch(x, mode))
         mixed = jnp.concatenate(branches, -1)
-        x = Bottleneck(self.channels, self.norm, name="bottleneck")(mixed, mode)
+        x = FusionBottleneck(self.channels, self.norm, name="bottleneck")(mixed, mode)
         low = ConvFusion(self.low_channels, self.norm, name="low")(low, mode)
         x = jnp.concatenate([resize(x, (low.shape[1], low.shape[2])), low], -1)
         for i in range(2):

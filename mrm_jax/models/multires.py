@@ -23,7 +23,7 @@ from mrm_jax.types import Array, Mode, SegOutput
 Size = tuple[int, int]
 
 
-class MultiRes(nn.Module):
+class MultiResSegmentor(nn.Module):
     """One encoder and one decoder at two resolutions, and a scale-attention head.
 
     attention: a decoder of the same number of classes and the same stride as `decoder`. stride:

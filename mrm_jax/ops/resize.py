@@ -17,7 +17,7 @@ import numpy as np
 
 from mrm_jax.ops.precision import at_least_float32
 
-Method = Literal["bilinear", "nearest"]
+Interpolation = Literal["bilinear", "nearest"]
 
 # Elements of the result from which shifted slices are used on CPU. There they are 2-3 times faster
 # than the matrix product forwards and equal with the gradient, but take three times as long to
@@ -25,7 +25,7 @@ Method = Literal["bilinear", "nearest"]
 _PHASES_FROM = 1 << 20
 
 
-def resize(x: jax.Array, size: tuple[int, int], *, method: Method = "bilinear") -> jax.Array:
+def resize(x: jax.Array, size: tuple[int, int], *, method: Interpolation = "bilinear") -> jax.Array:
     """The map `x` [..., H, W, C] at `size` = (height, width), same dtype.
 
     `bilinear` equals torch's `interpolate(align_corners=False)` and

@@ -14,8 +14,8 @@ from mrm_jax.paths import write_text
 from mrm_jax.report.charts import ticks
 from mrm_jax.report.comparison import (
     LABEL_FREE,
+    ArmResult,
     Comparison,
-    Outcome,
     collect,
     estimate,
     picked,
@@ -26,7 +26,7 @@ from mrm_jax.report.theme import CSS
 NAME = "ablation"
 _ROW, _RIGHT, _TOP, _WIDTH = 26, 84, 34, 760
 
-Table = tuple[list[str], list[list[str]]]
+ArmTable = tuple[list[str], list[list[str]]]
 """Head and rows of text."""
 
 
@@ -56,7 +56,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def scores_table(found: Comparison) -> Table:
+def scores_table(found: Comparison) -> ArmTable:
     """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
     head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds"]
     rows = []
@@ -77,7 +77,7 @@ def scores_table(found: Comparison) -> Table:
     return head, rows
 
 
-def class_table(found: Comparison) -> Table:
+def class_table(found: Comparison) -> ArmTable:
     """The student's IoU of every class in every arm, mean and interval."""
     names = dict.fromkeys(
         name for outcome in found.outcomes for run in outcome.runs for name in run.per_class
@@ -91,7 +91,7 @@ def class_table(found: Comparison) -> Table:
     return ["arm", *names], rows
 
 
-def seeds_table(found: Comparison) -> Table:
+def seeds_table(found: Comparison) -> ArmTable:
     """The student's mIoU of every seed in every arm."""
     seeds = sorted({run.seed for outcome in found.outcomes for run in outcome.runs})
     rows = []
@@ -102,7 +102,7 @@ def seeds_table(found: Comparison) -> Table:
     return ["arm", *(f"seed {seed}" for seed in seeds)], rows
 
 
-def picking_table(found: Comparison) -> Table:
+def picking_table(found: Comparison) -> ArmTable:
     """What picking a checkpoint without labels gives, beside the last and the best by labels."""
     head = ["arm", "last", *(f"by {name}" for name in LABEL_FREE), "best by labels"]
     head += [f"rank correlation of {name}" for name in LABEL_FREE]
@@ -216,7 +216,7 @@ def plot(found: Comparison) -> str:
     )
 
 
-def _ends(outcome: Outcome) -> list[float]:
+def _ends(outcome: ArmResult) -> list[float]:
     """Of what is drawn of an arm, in percent: its interval's ends and its seeds."""
     mean = outcome.student
     half = 0.0 if math.isnan(mean.half) else mean.half
@@ -224,7 +224,7 @@ def _ends(outcome: Outcome) -> list[float]:
     return [100 * end for end in ends if math.isfinite(end)]
 
 
-def _arm(outcome: Outcome, x: Callable[[float], float], left: float, y: float) -> str:
+def _arm(outcome: ArmResult, x: Callable[[float], float], left: float, y: float) -> str:
     mean, (low, high, *_) = outcome.student, map(x, _ends(outcome))
     dots = "".join(
         f'<circle cx="{x(100 * run.student):.1f}" cy="{y}" r="3" fill="#2563c9" fill-opacity=".45">'

@@ -18,11 +18,11 @@ from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
 from mrm_jax.paths import below
 from mrm_jax.report import record
-from mrm_jax.report.record import Record, Score
+from mrm_jax.report.record import RunRecord, Score
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One run at its last step. Shares of 1; NaN or empty where there is no such score.
 
     `best`: the student's score at the evaluation where it was highest by labels, which nobody has
@@ -60,12 +60,12 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmResult:
     """An arm and its finished runs, by seed; `difference` to the arm it is compared with, None
     where they share no seed."""
 
     arm: Arm
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     difference: Estimate | None
 
     @property
@@ -85,7 +85,7 @@ class Comparison:
     `begun`: how many runs have a folder."""
 
     name: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ArmResult, ...]
     protocols: dict[str, list[str]]
     drawn: bool
     begun: int
@@ -120,7 +120,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(finite.mean()), float(stats.t.ppf(0.975, count - 1) * spread), count)
 
 
-def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Estimate | None:
+def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estimate | None:
     """The mean difference of the student's mIoU between runs of the same seed."""
     other = {run.seed: run.student for run in theirs}
     differences = [run.student - other[run.seed] for run in ours if run.seed in other]
@@ -130,8 +130,8 @@ def paired(ours: Sequence[Run], theirs: Sequence[Run]) -> Estimate | None:
 def collect(workdir: Path) -> Comparison:
     """The comparison in a folder: its arms.json and the finished runs below it."""
     listed = armed.read(workdir)
-    found: dict[str, tuple[Run, ...]] = {}
-    records: list[Record] = []
+    found: dict[str, tuple[FinishedRun, ...]] = {}
+    records: list[RunRecord] = []
     protocols: dict[str, list[str]] = {}
     for arm in listed:
         runs = []
@@ -146,7 +146,7 @@ def collect(workdir: Path) -> Comparison:
         for sentence in dict.fromkeys(run.protocol for run in runs):
             protocols.setdefault(sentence, []).append(arm.name)
     outcomes = tuple(
-        Outcome(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
+        ArmResult(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
         for arm in listed
     )
     return Comparison(
@@ -162,7 +162,7 @@ LABEL_FREE = ("infomax", "agreement", "masked_agreement")
 """Scores without labels of which the highest may pick a checkpoint."""
 
 
-def picked(run: Run, score: str) -> float:
+def picked(run: FinishedRun, score: str) -> float:
     """The student's mIoU where a score without labels is highest; NaN without the score."""
     name = f"select/{score}"
     known = {
@@ -174,7 +174,7 @@ def picked(run: Run, score: str) -> float:
     return run.scores[step].get("eval/student/mIoU", math.nan)
 
 
-def rank_correlation(run: Run, score: str) -> float:
+def rank_correlation(run: FinishedRun, score: str) -> float:
     """Spearman's correlation of a score without labels with the student's mIoU over the
     evaluations of a run; NaN where one of them does not vary or is missing."""
     from scipy import stats
@@ -190,7 +190,7 @@ def rank_correlation(run: Run, score: str) -> float:
     return float(np.asarray(stats.spearmanr(ours, theirs))[0])
 
 
-def _run(seen: Record, seed: int) -> Run | None:
+def _run(seen: RunRecord, seed: int) -> FinishedRun | None:
     """What a run's files say; None for one whose last step has no score."""
     steps = seen.option("train.steps")
     students, teachers = seen.scores("student"), seen.scores("teacher")
@@ -199,7 +199,7 @@ def _run(seen: Record, seed: int) -> Run | None:
     best = record.best(students) or students[-1]
     rates = [rate for _, rate in seen.series("perf/steps_per_second") if rate > 0]
     last = teachers[-1] if teachers else Score(steps, math.nan, {})
-    return Run(
+    return FinishedRun(
         seed=seed,
         student=students[-1].mean_iou,
         teacher=last.mean_iou,
@@ -215,7 +215,7 @@ def _run(seen: Record, seed: int) -> Run | None:
     )
 
 
-def _evaluations(seen: Record, steps: list[int]) -> dict[int, dict[str, float]]:
+def _evaluations(seen: RunRecord, steps: list[int]) -> dict[int, dict[str, float]]:
     """mIoU of both networks and every label-free score, by step."""
     names = [n for n in seen.names() if n.endswith("/mIoU") or n.startswith("select/")]
     table = {name: dict(seen.series(name)) for name in names}

@@ -10,15 +10,15 @@ from html import escape
 from typing import Any, TypeGuard
 
 from mrm_jax.report import charts
-from mrm_jax.report.record import NETWORKS, Record, Setting, flat
+from mrm_jax.report.record import NETWORKS, RunRecord, Setting, flat
 
 
-def drawn_mark(run: Record, *sets: str) -> str:
+def drawn_mark(run: RunRecord, *sets: str) -> str:
     """The badge of a figure made from `sets` ("source", "target", "evaluation") that are drawn."""
     return '<span class="mark">drawn data</span>' if set(run.drawn()) & set(sets) else ""
 
 
-def configuration(run: Record) -> str:
+def configuration(run: RunRecord) -> str:
     """Options that differ from their defaults, and all of them behind a click."""
     settings = run.settings()
     if not settings:
@@ -56,7 +56,7 @@ def _value(value: Any) -> str:
     return escape(text)
 
 
-def time_and_memory(run: Record) -> str:
+def time_and_memory(run: RunRecord) -> str:
     """Every `perf/` metric but the time left: median, lowest, highest and last value."""
     rows = []
     for name in run.names():
@@ -87,7 +87,7 @@ def quantity(name: str, value: float) -> str:
     return charts.short(value)
 
 
-def environment(run: Record) -> str:
+def environment(run: RunRecord) -> str:
     """All that environment.json says, nested names dotted."""
     rows = [
         f"<tr><td><code>{escape(name)}</code></td><td>{_value(value)}</td></tr>"
@@ -102,7 +102,7 @@ def environment(run: Record) -> str:
     )
 
 
-def evaluations(run: Record) -> list[tuple[str, Mapping[str, Any]]]:
+def evaluations(run: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
     """(network, scores) in evaluation.json: the first at its top, others under their names."""
     protocol = run.evaluation.get("protocol")
     first = protocol.get("network") if isinstance(protocol, Mapping) else None
@@ -111,7 +111,7 @@ def evaluations(run: Record) -> list[tuple[str, Mapping[str, Any]]]:
     return found + [(name, scores) for name, scores in others if isinstance(scores, Mapping)]
 
 
-def confusion(run: Record) -> str:
+def confusion(run: RunRecord) -> str:
     """The confusion matrices in evaluation.json, rows normalised, each with its protocol."""
     figures = []
     names = list(run.classes())

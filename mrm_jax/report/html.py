@@ -15,7 +15,7 @@ from mrm_jax.errors import RunError
 from mrm_jax.paths import what_is_wrong, write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
-from mrm_jax.report.record import Record
+from mrm_jax.report.record import RunRecord
 from mrm_jax.report.theme import CSS
 
 NAME = "report.html"
@@ -59,7 +59,7 @@ _ODD = (
 """What comes of values of other types, and of pictures that cannot be read."""
 
 
-def _odd_file(found: Record) -> str:
+def _odd_file(found: RunRecord) -> str:
     """The file without which a report can be written."""
     parts: dict[str, dict[str, Any]] = {
         "metrics.jsonl": {"lines": ()},
@@ -75,7 +75,7 @@ def _odd_file(found: Record) -> str:
     return "."
 
 
-def page(run: Record) -> str:
+def page(run: RunRecord) -> str:
     """The report as HTML text: no scripts, no addresses, pictures inside."""
     sections = (
         _title,
@@ -105,18 +105,18 @@ def page(run: Record) -> str:
     )
 
 
-def _name(run: Record) -> str:
+def _name(run: RunRecord) -> str:
     return run.workdir.resolve().name or "run"
 
 
-def _unread(run: Record) -> str:
+def _unread(run: RunRecord) -> str:
     if not run.unread:
         return ""
     lines = "1 line" if run.unread == 1 else f"{run.unread} lines"
     return f" {lines} of metrics.jsonl could not be read and left out."
 
 
-def _method(run: Record) -> str:
+def _method(run: RunRecord) -> str:
     parts = [str(run.option("method.kind", ""))]
     if run.option("method.mrm.enabled"):
         parts.append("MRM")
@@ -125,13 +125,13 @@ def _method(run: Record) -> str:
     return " + ".join(part for part in parts if part)
 
 
-def _steps(run: Record) -> tuple[int | None, int | None]:
+def _steps(run: RunRecord) -> tuple[int | None, int | None]:
     """(last step seen, steps planned)."""
     planned = run.option("train.steps")
     return run.last_step(), planned if isinstance(planned, int) else None
 
 
-def _title(run: Record) -> str:
+def _title(run: RunRecord) -> str:
     done, planned = _steps(run)
     badges = []
     if drawn := run.drawn():
@@ -150,7 +150,7 @@ def _title(run: Record) -> str:
     return f'<h1>{escape(_name(run))}</h1><div class="badges">{marks}</div>'
 
 
-def _headline(run: Record) -> str:
+def _headline(run: RunRecord) -> str:
     student, teacher = run.scores("student"), run.scores("teacher")
     if not student and not teacher:
         return '<div class="card"><p>No evaluation has been written yet.</p></div>'
@@ -184,7 +184,7 @@ def _headline(run: Record) -> str:
     )
 
 
-def _protocol(run: Record) -> str:
+def _protocol(run: RunRecord) -> str:
     """How the scores were computed: evaluation.json's sentence, or what config.json implies."""
     if sentence := _recorded_protocol(run):
         return f"Protocol: {sentence}."
@@ -214,7 +214,7 @@ def _protocol(run: Record) -> str:
     )
 
 
-def _recorded_protocol(run: Record) -> str:
+def _recorded_protocol(run: RunRecord) -> str:
     """The protocol in evaluation.json, where it belongs to the last scores of metrics.jsonl."""
     found = run.scores("student") or run.scores("teacher")
     fields = run.evaluation.get("protocol")
@@ -231,7 +231,7 @@ def _percent(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
-def _alarms(run: Record) -> str:
+def _alarms(run: RunRecord) -> str:
     """What the run's sentinel wrote, and classes that the last student never finds."""
     rows = [
         f"step {line['step']}: {line[name]}"
@@ -250,7 +250,7 @@ def _alarms(run: Record) -> str:
     return f'<h2>Alarms</h2><div class="card alarm"><ul class="small">{items}</ul></div>'
 
 
-def _command(run: Record) -> str:
+def _command(run: RunRecord) -> str:
     command = run.environment.get("command")
     if not command:
         return ""
@@ -264,7 +264,7 @@ def _command(run: Record) -> str:
     )
 
 
-def _pictures(run: Record) -> str:
+def _pictures(run: RunRecord) -> str:
     figures = []
     for kind, sheets in run.sheets.items():
         chosen = dict.fromkeys((sheets[0], sheets[-1]))

@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run's files. Missing ones are empty; `unread` counts lines of metrics.jsonl that are no
     JSON object.
 
@@ -123,13 +123,13 @@ class Record:
         ]
 
 
-def read(workdir: str | Path) -> Record:
+def read(workdir: str | Path) -> RunRecord:
     """The record of a workdir. Raises FileNotFoundError when there is no such folder."""
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir} is no folder; give the --workdir of a run.")
     lines, unread = _lines(workdir / "metrics.jsonl")
-    return Record(
+    return RunRecord(
         workdir=workdir,
         config={k: v for k, v in _object(workdir / "config.json").items() if k != "mrm_jax"},
         environment=_object(workdir / "environment.json"),

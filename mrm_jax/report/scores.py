@@ -8,14 +8,14 @@ from html import escape
 from mrm_jax.report import charts, record
 from mrm_jax.report.charts import Curve, line_chart, series_colour
 from mrm_jax.report.facts import drawn_mark
-from mrm_jax.report.record import Record, Score
+from mrm_jax.report.record import RunRecord, Score
 
 PASSES = ("source", "augmented", "mixed", "masked", "inpainted", "reconstructed")
 LOSSES = ("ce", "feature", "contrast", "pixels")
 """How the name of a loss begins, behind that of its pass."""
 
 
-def class_table(run: Record) -> str:
+def class_table(run: RunRecord) -> str:
     """IoU of every class: student and teacher at the last evaluation, and at their best ones."""
     columns: list[tuple[str, Score]] = []
     for network in record.NETWORKS:
@@ -65,7 +65,7 @@ def _bar(value: float, css: str) -> str:
     )
 
 
-def curves(run: Record) -> str:
+def curves(run: RunRecord) -> str:
     """Losses, pseudo-label shares, mIoU and learning rates over the steps, those that there are."""
     names = run.names()
     train, evaluation = ("source", "target"), ("evaluation",)
@@ -102,7 +102,9 @@ def _place(name: str) -> int:
     return PASSES.index(name) if name in PASSES else len(PASSES)
 
 
-def _many(run: Record, names: list[str], *, percent: bool = False, low: float | None = None) -> str:
+def _many(
+    run: RunRecord, names: list[str], *, percent: bool = False, low: float | None = None
+) -> str:
     curves = []
     for name in names:
         evaluated = name.startswith("eval/")
@@ -113,7 +115,7 @@ def _many(run: Record, names: list[str], *, percent: bool = False, low: float | 
     return line_chart(curves, percent=percent, low=0 if percent else low)
 
 
-def _class_shares(run: Record) -> str:
+def _class_shares(run: RunRecord) -> str:
     prefix = "teacher/class_share/"
     colours = run.classes()
     curves = [

@@ -9,16 +9,16 @@ from html import escape
 from mrm_jax.report import record
 from mrm_jax.report.charts import Curve, line_chart, series_colour, short
 from mrm_jax.report.facts import drawn_mark
-from mrm_jax.report.record import Record
+from mrm_jax.report.record import RunRecord
 
 PREFIX = "select/"
 ORDER = ("infomax", "entropy", "diversity", "agreement", "masked_agreement")
 
-Scores = dict[str, dict[int, float]]
+ScoredSteps = dict[str, dict[int, float]]
 """Of every score without labels its value by step."""
 
 
-def checkpoints(run: Record) -> str:
+def checkpoints(run: RunRecord) -> str:
     """The table and the scores over steps; empty for a run that has no scores without labels."""
     scores = _scores(run)
     if not scores:
@@ -44,12 +44,12 @@ def checkpoints(run: Record) -> str:
     )
 
 
-def _scores(run: Record) -> Scores:
+def _scores(run: RunRecord) -> ScoredSteps:
     named = {name: _finite(run, PREFIX + name) for name in ORDER}
     return {name: found for name, found in named.items() if found}
 
 
-def _finite(run: Record, name: str) -> dict[int, float]:
+def _finite(run: RunRecord, name: str) -> dict[int, float]:
     return {step: value for step, value in run.series(name) if math.isfinite(value)}
 
 
@@ -58,7 +58,7 @@ def _highest(found: dict[int, float]) -> int | None:
     return max(found, key=lambda step: found[step], default=None)
 
 
-def _row(name: str, step: int | None, means: Scores, scores: Scores) -> str:
+def _row(name: str, step: int | None, means: ScoredSteps, scores: ScoredSteps) -> str:
     at = -1 if step is None else step
     cells = [
         "–" if step is None else str(step),
@@ -68,7 +68,7 @@ def _row(name: str, step: int | None, means: Scores, scores: Scores) -> str:
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _chart(run: Record, scores: Scores) -> str:
+def _chart(run: RunRecord, scores: ScoredSteps) -> str:
     curves = [
         Curve(name.replace("_", " "), sorted(found.items()), series_colour(place), "dots")
         for place, (name, found) in enumerate(scores.items())

@@ -17,7 +17,7 @@ import numpy as np
 
 from mrm_jax.config import Config, Encoder, Model, detail_crop
 from mrm_jax.convert import leaves
-from mrm_jax.convert.network import Network
+from mrm_jax.convert.network import ConvertedNetwork
 from mrm_jax.convert.network import load as load_file
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.models.build import build_encoder, build_segmentor
@@ -72,7 +72,7 @@ def _of_folder(path: Path) -> Opened:
     )
 
 
-def _of_file(network: Network) -> Opened:
+def _of_file(network: ConvertedNetwork) -> Opened:
     return Opened(
         tree=network.tree,
         model=network.model,
@@ -85,7 +85,7 @@ def _of_file(network: Network) -> Opened:
     )
 
 
-def origin(network: Network) -> dict[str, Any]:
+def origin(network: ConvertedNetwork) -> dict[str, Any]:
     """Where a converted network comes from, for its fingerprint."""
     copy = {"copy": network.copy} if network.copy else {}
     file = network.file
@@ -143,7 +143,7 @@ def published(encoder: Encoder) -> str | None:
     return None
 
 
-def network_lines(network: Network) -> list[str]:
+def network_lines(network: ConvertedNetwork) -> list[str]:
     """What the tensors of a file show, for people: the encoder with its size's name, the decoder.
 
     A file that lost the last block of a stage is one of no published size, and nothing else.
@@ -161,7 +161,7 @@ def network_lines(network: Network) -> list[str]:
     return lines
 
 
-def check_network(config: Config, network: Network) -> None:
+def check_network(config: Config, network: ConvertedNetwork) -> None:
     """Raises UsageError, which names the file, where its network is not the one that `config`
     describes."""
     opened, name = _of_file(network), str(network.file.path)
@@ -169,7 +169,9 @@ def check_network(config: Config, network: Network) -> None:
     check_leaves(config, network.tree, opened.absent, name, whole=network.whole)
 
 
-def without_misfits(config: Config, network: Network, patterns: Sequence[str]) -> Network:
+def without_misfits(
+    config: Config, network: ConvertedNetwork, patterns: Sequence[str]
+) -> ConvertedNetwork:
     """`network` without the leaves that match a pattern and have another shape than the config's,
     such as the classifier of other classes."""
     wanted = shapes(config, whole=network.whole)

@@ -26,7 +26,7 @@ from typing import Any
 
 import mrm_jax
 from mrm_jax import stop
-from mrm_jax.checks.stored import WRITER, Stored, open_config
+from mrm_jax.checks.stored import WRITER, StoredConfig, open_config
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.options import declared, value_of
@@ -188,7 +188,7 @@ def check(path: Path, config: Config) -> None:
             )
 
 
-def read_config(path: Path) -> Stored:
+def read_config(path: Path) -> StoredConfig:
     """The config of the run in `path`. Raises UsageError where config.json cannot be read."""
     try:
         values = json.loads((path / CONFIG).read_text())

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mrm_jax.evaluation.scores import Evaluation
+from mrm_jax.evaluation.scores import EvaluationResult
 from mrm_jax.evaluation.table import score_table
 from mrm_jax.types import TrainState
 
@@ -83,7 +83,7 @@ class Screen:
         parts = [f"{name.rpartition('/')[2]} {value:.3f}" for name, value in found.items()]
         self.say(f"step {step}/{self._steps}  without labels: {'  '.join(parts)}")
 
-    def scores(self, step: int, found: Mapping[str, Evaluation]) -> None:
+    def scores(self, step: int, found: Mapping[str, EvaluationResult]) -> None:
         """A table of an evaluation: one row a class, one column a network, the protocol below."""
         self._console.print(score_table(step, found))
         self.say(next(iter(found.values())).protocol.sentence())

@@ -20,7 +20,7 @@ import mrm_jax
 from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation import evaluator, selection
-from mrm_jax.evaluation.scores import Counts, Evaluation, scored
+from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.hosts import group
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.runs.saved import STATE_VERSION
@@ -46,7 +46,7 @@ def networks(state: TrainState) -> dict[str, dict[str, Any]]:
 
 def evaluate(
     config: Config, state: TrainState, examples: Sequence[Example], *, workdir: Path, step: int
-) -> dict[str, Evaluation]:
+) -> dict[str, EvaluationResult]:
     """Scores of student and teacher under the protocol of `config`.
 
     Every host counts on its share of the pictures. Predictions for a few of host 0's, with their
@@ -111,7 +111,7 @@ def _title(text: str, *domains: Domain) -> str:
     return f"{text} · drawn data" if any(domain.kind == "drawn" for domain in domains) else text
 
 
-def score_metrics(found: Mapping[str, Evaluation]) -> dict[str, float]:
+def score_metrics(found: Mapping[str, EvaluationResult]) -> dict[str, float]:
     """Scores under their metrics.jsonl names, `eval/<network>/...`."""
     return {
         f"eval/{network}/{name}": value

@@ -54,7 +54,7 @@ class Shared(NamedTuple):
         return self.frozen.scalars[f"method.{which}.ratio"]
 
 
-class Outcome(NamedTuple):
+class PassResult(NamedTuple):
     """Of one pass: its weighted loss f[], its metrics, and the moments of its BatchNorms."""
 
     loss: jax.Array
@@ -91,7 +91,7 @@ def accumulate(
     return grads, metrics, [outcome.moments for outcome in outcomes]
 
 
-def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> Outcome:
+def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> PassResult:
     """One pass in training: its view encoded, decoded and judged."""
     return _judge(shared, row, params, view, encode(shared, row, params, view.image, "train"))
 
@@ -158,7 +158,7 @@ def decode(
 
 
 def _in_parts(
-    run: Callable[..., tuple[Any, list[Outcome]]],
+    run: Callable[..., tuple[Any, list[PassResult]]],
     step: Array,
     parts: int,
     unroll: bool,
@@ -166,7 +166,7 @@ def _in_parts(
     rows: tuple[Pass, ...],
     params: Any,
     views: Views,
-) -> tuple[Any, list[Outcome]]:
+) -> tuple[Any, list[PassResult]]:
     """`run` of every part, averaged. A part takes every so many-th sample, so that each device
     keeps working on what it holds."""
     draws = shared.draws
@@ -178,7 +178,7 @@ def _in_parts(
     def own_key(key: Array, number: jax.Array) -> jax.Array:
         return jax.random.key_data(jax.random.fold_in(typed(key), number))
 
-    def one(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, list[Outcome]]:
+    def one(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, list[PassResult]]:
         (mine, mask), number = part
         mine = {n: replace(v, image=_after(total, v.image, step)) for n, v in mine.items()}
         module = {name: own_key(key, number) for name, key in draws.module.items()}
@@ -200,15 +200,15 @@ def _mean(leaf: jax.Array) -> jax.Array:
 
 def _one_by_one(
     step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
-) -> tuple[Any, list[Outcome]]:
+) -> tuple[Any, list[PassResult]]:
     grads = jax.tree.map(jnp.zeros_like, params)
-    outcomes: list[Outcome] = []
+    outcomes: list[PassResult] = []
     for row in rows:
         view = views[row.view]
         if outcomes:
             view = replace(view, image=_after(grads, view.image, step))
 
-        def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, Outcome]:
+        def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, PassResult]:
             outcome = run_pass(shared, row, given, view)
             return outcome.loss, outcome
 
@@ -220,14 +220,14 @@ def _one_by_one(
 
 def _stacked(
     shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
-) -> tuple[Any, list[Outcome]]:
+) -> tuple[Any, list[PassResult]]:
     """The views are stacked on an axis before the batch's; each keeps its own BatchNorm statistics
     and draws."""
     images = jnp.stack([seen(shared, row, views[row.view].image) for row in rows])
     keys = jnp.stack([shared.key(row) for row in rows])
     offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
 
-    def total(given: Any) -> tuple[jax.Array, list[Outcome]]:
+    def total(given: Any) -> tuple[jax.Array, list[PassResult]]:
         def through(image: jax.Array, key: jax.Array, offset: jax.Array | None) -> Any:
             return _encode(shared, given, image, key, offset, "train")
 
@@ -265,7 +265,7 @@ def _encode(
 
 def _judge(
     shared: Shared, row: Pass, params: Any, view: View, encoded: tuple[Features, Tree]
-) -> Outcome:
+) -> PassResult:
     """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
     features, moments = encoded
     maps = transform(shared, row, params, features)
@@ -284,7 +284,7 @@ def _judge(
     total = _sum(losses)
     if row.weight is not None:
         total = total * shared.frozen.scalars[row.weight].astype(total.dtype)
-    return Outcome(total, metrics, {**moments, **more})
+    return PassResult(total, metrics, {**moments, **more})
 
 
 def _call(

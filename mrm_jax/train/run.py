@@ -23,7 +23,7 @@ from mrm_jax import sharding
 from mrm_jax.config import Config, has_evaluation
 from mrm_jax.data.pipeline import Example
 from mrm_jax.errors import RunError
-from mrm_jax.evaluation.scores import Evaluation, document
+from mrm_jax.evaluation.scores import EvaluationResult, document
 from mrm_jax.hosts import group
 from mrm_jax.runs import workdir as folders
 from mrm_jax.runs.checkpoint import Checkpoints
@@ -181,7 +181,7 @@ def evaluate(run: Run, number: int) -> dict[str, float]:
     them down and sounds the alarms that follow. Where that fails on one host it does on all.
     """
     here = sharding.local(replace(run.state, opt_state={}), run.mesh)
-    found: dict[str, Evaluation] = {}
+    found: dict[str, EvaluationResult] = {}
     with stoppable(run, f"evaluating step {number}"):
         scores = group.from_main(
             lambda: hooks.select(run.config, run.program.networks, here, run.crops)
@@ -192,7 +192,9 @@ def evaluate(run: Run, number: int) -> dict[str, float]:
     return scores | hooks.score_metrics(found)
 
 
-def _tell(run: Run, number: int, scores: dict[str, float], found: Mapping[str, Evaluation]) -> None:
+def _tell(
+    run: Run, number: int, scores: dict[str, float], found: Mapping[str, EvaluationResult]
+) -> None:
     run.screen.picks(number, scores)
     if found:
         folders.write_json(run.workdir / "evaluation.json", document(found, step=number))

@@ -10,7 +10,7 @@ import pytest
 from mrm_jax import recipes
 from mrm_jax.config import Classes, Config, Data, Model
 from mrm_jax.main import load_config
-from mrm_jax.models.multires import MultiRes
+from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.recipes import RECIPES
 from mrm_jax.train import step
@@ -52,7 +52,9 @@ def test_every_config_with_every_recipe_is_built(path, recipe):
     assert made is not None
     modules = step.build(made).networks
     assert (modules.rebuilder is not None) == made.method.mrm.enabled
-    assert isinstance(modules.segmentor, MultiRes if made.model.multires.enabled else Segmentor)
+    assert isinstance(
+        modules.segmentor, MultiResSegmentor if made.model.multires.enabled else Segmentor
+    )
 
 
 def abstract_batch(crop):

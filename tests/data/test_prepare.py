@@ -475,8 +475,8 @@ def test_prepared_pictures_travel_to_loader_processes(tmp_path):
 
 def test_jpeg_changes_pixels_by_little_and_labels_by_nothing():
     image, label = downloads.scene(0, (96, 160))
-    record = records.Record("x", image, label, (96, 160))
-    png, jpeg = (records.Stored(records.encode(record, codec)) for codec in records.CODECS)
+    record = records.PictureRecord("x", image, label, (96, 160))
+    png, jpeg = (records.StoredPicture(records.encode(record, codec)) for codec in records.CODECS)
     np.testing.assert_array_equal(png.image(), image)
     np.testing.assert_array_equal(jpeg.label(), label)
     assert not np.array_equal(jpeg.image(), image)

@@ -135,7 +135,7 @@ def test_whole_files_are_hashed_once_on_a_machine_and_a_fault_stops_the_run(fold
     monkeypatch.setattr(verified, "_slowly", lambda path: hashed.append(path) or real(path))
     pictures = opened(folder)
     for _ in range(2):
-        watch = verified.Watch(pictures.shards)
+        watch = verified.ShardWatch(pictures.shards)
         watch.join()
         watch.check()
     assert len(hashed) == 3
@@ -144,7 +144,7 @@ def test_whole_files_are_hashed_once_on_a_machine_and_a_fault_stops_the_run(fold
     content[content.index(b"IDAT") + 9] ^= 1
     path.write_bytes(content)  # its time of change tells
     config = downloads.config(Domain(path=str(folder)))
-    monkeypatch.setattr(verified, "Watch", Joined)
+    monkeypatch.setattr(verified, "ShardWatch", Joined)
     examples = pipeline.evaluation_set(config)
     assert len(hashed) == 4
     with pytest.raises(RunError, match=r"00001-of-00003: its SHA-256 is not the manifest's"):
@@ -153,7 +153,7 @@ def test_whole_files_are_hashed_once_on_a_machine_and_a_fault_stops_the_run(fold
         next(pipeline.train_batches(config))
 
 
-class Joined(verified.Watch):
+class Joined(verified.ShardWatch):
     """It is over when it was begun."""
 
     def __init__(self, shards):
@@ -231,7 +231,8 @@ def test_a_damaged_record_is_named_or_left_out(
     where = r"'00002' \(record 0 of .*00001-of-00003\) cannot be read"
     config = downloads.config(Domain(path=str(folder)), cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr(verified.Watch, "check", lambda watch: None)  # records alone are meant here
+        # Records alone are meant here.
+        patch.setattr(verified.ShardWatch, "check", lambda watch: None)
         with pytest.raises(UnreadableError, match=f"(?s){where}.*on_unreadable='skip'"):
             list(pipeline.train_batches(config))
         with pytest.raises(UnreadableError, match=where):

@@ -137,9 +137,9 @@ def with_other(monkeypatch):
     """This process as host 0 of two; called with what the other says, as `together` writes it."""
 
     def install(other):
-        running = watch.Watch.__new__(watch.Watch)
+        running = watch.HostWatch.__new__(watch.HostWatch)
         running.index, running.count, running.client = 0, 2, Store(other)
-        monkeypatch.setattr(watch.Watch, "running", running)
+        monkeypatch.setattr(watch.HostWatch, "running", running)
         monkeypatch.setattr(group, "_rounds", iter(range(9)))
         return running.client
 
@@ -198,7 +198,7 @@ def looks(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     config = Config(mesh=Mesh(heartbeat=60, patience=1800))
-    looking = watch.Watch(config, watch.LastWords.__new__(watch.LastWords))
+    looking = watch.HostWatch(config, watch.LastWords.__new__(watch.LastWords))
     looking.index, looking.count = 0, 2
 
     def look(method, second, seen):

@@ -41,8 +41,10 @@ class Channels(nn.Module):
         return features[-1][..., :2] + self.bias
 
 
-def network(detail: int = 16, attention: float = 0.0) -> multires.MultiRes:
-    return multires.MultiRes(Means(), Channels(), Channels(attention), STRIDE, (detail, detail))
+def network(detail: int = 16, attention: float = 0.0) -> multires.MultiResSegmentor:
+    return multires.MultiResSegmentor(
+        Means(), Channels(), Channels(attention), STRIDE, (detail, detail)
+    )
 
 
 def picture(height: int = 32, width: int = 32, batch: int = 2) -> jax.Array:
@@ -120,7 +122,7 @@ def test_crops_run_as_one_batch_and_their_overlaps_are_averaged():
             number = jnp.arange(maps.shape[0]) % 9
             return jnp.broadcast_to(number.reshape(-1, 1, 1, 1), (*maps.shape[:3], 2)) * 1.0
 
-    model = multires.MultiRes(Means(), Numbered(), Channels(100.0), STRIDE, (16, 16))
+    model = multires.MultiResSegmentor(Means(), Numbered(), Channels(100.0), STRIDE, (16, 16))
     out = np.asarray(model.apply({}, picture(), mode="pseudo").logits["main"])[0, :, :, 0]
     assert seen == [(2, 4, 4, 3), (18, 4, 4, 3)]
     # Nine crops, row by row; cells of 4 px, so a crop is 4 cells every 2.
@@ -162,7 +164,7 @@ def test_moments_of_the_context_come_before_those_of_the_detail():
         def __call__(self, features, mode):
             return BatchNorm(name="bn")(features[-1], mode)
 
-    model = multires.MultiRes(Means(), Normed(), Normed(), STRIDE, (16, 16))
+    model = multires.MultiResSegmentor(Means(), Normed(), Normed(), STRIDE, (16, 16))
     image, offset = picture(), jnp.array([8, 16])
     variables = model.init(jax.random.key(0), image, mode="eval", offset=offset)
     _, moved = model.apply(variables, image, mode="train", offset=offset, mutable=["moments"])
@@ -195,7 +197,7 @@ def test_it_has_the_published_size(encoder, decoder, expected):
 
 def test_logits_of_deeplabv2_are_placed_by_rounding_offsets_down():
     """At stride 8 an offset of 8 is half a cell of the context: the reference truncates."""
-    model = multires.MultiRes(Means(), Channels(), Channels(100.0), 8, (16, 16))
+    model = multires.MultiResSegmentor(Means(), Channels(), Channels(100.0), 8, (16, 16))
     # `Means` has stride 4, so every map is twice as fine as the stride says; only places matter.
     inside = model._inside(jnp.ones((1, 4, 4, 1)), jnp.array([8, 24]), (16, 16))
     np.testing.assert_array_equal(np.argwhere(np.asarray(inside)[0, :, :, 0]), [[0, 1]])

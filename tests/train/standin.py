@@ -22,7 +22,7 @@ from mrm_jax.config import (
 )
 from mrm_jax.models.build import build_auxiliary
 from mrm_jax.models.layers import BatchNorm, LayerNorm, dropout2d
-from mrm_jax.models.multires import MultiRes
+from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train.state import Networks
@@ -107,7 +107,7 @@ def program(run, dropout=0.0):
     parts = (Encoder(), Decoder(dropout))
     network = Segmentor(*parts)
     if run.model.multires.enabled:
-        network = MultiRes(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
+        network = MultiResSegmentor(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
     rebuilder = Blank((0,), GRID) if run.method.mrm.hidden == "blank" else Rebuilder()
     heads = build_auxiliary(run.method, CELL, CLASSES)
     return build(run, Networks(network, rebuilder if run.method.mrm.enabled else None, heads))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.evaluation import protocols
-from mrm_jax.evaluation.scores import Evaluation
+from mrm_jax.evaluation.scores import EvaluationResult
 from mrm_jax.main import load_config
 from mrm_jax.runs import workdir
 from mrm_jax.runs.checkpoint import FOLDER, load_run
@@ -79,7 +79,7 @@ def program(config, poisoned=()):
 
 def evaluation(config, score):
     count = len(config.data.classes.names)
-    return Evaluation(
+    return EvaluationResult(
         protocol=protocols.describe(
             config, network="student", pictures=1, input_sizes={(32, 64)}, label_sizes={(32, 64)}
         ),

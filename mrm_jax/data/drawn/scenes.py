@@ -34,14 +34,14 @@ augmentation and 48.6 for target_only, with no class of source_only below 12.
 """
 
 Look = Literal["rendered", "camera"]
-Split = Literal["train", "val"]
+DrawnSplit = Literal["train", "val"]
 _SPLITS = {"train": 1, "val": 2}
 _LOOKS = {"rendered": 1, "camera": 2}
 
 
 def draw(
     seed: int,
-    split: Split,
+    split: DrawnSplit,
     index: int,
     *,
     size: tuple[int, int] = (96, 192),

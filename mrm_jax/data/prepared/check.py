@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import sources
 from mrm_jax.data.check import (
     SAMPLED,
     SHOWN,
@@ -59,7 +58,7 @@ def check_prepared(
     return made, results
 
 
-def _open(domain: Domain, made: manifest.Manifest, split: manifest.Split) -> Records:
+def _open(domain: Domain, made: manifest.Manifest, split: manifest.PreparedSplit) -> Records:
     if split.labelled:
         return RecordsLabelled(domain, made.classes, "--from")
     return Records(domain, "--from")
@@ -68,10 +67,7 @@ def _open(domain: Domain, made: manifest.Manifest, split: manifest.Split) -> Rec
 def _record(pictures: Records, index: int, show: bool) -> Seen:
     try:
         name = pictures.name(index)
-        if isinstance(pictures, RecordsLabelled):
-            image, label = sources.read_pair(pictures, index)
-        else:
-            image, label = pictures.image(index), None
+        image, label = pictures.decoded(index)
     except UsageError as error:
         return Seen(str(index), [("picture", str(error))])
     size = (image.shape[0], image.shape[1])
@@ -90,7 +86,9 @@ def _sha256(path: Path) -> str | None:
     return verified.sha256(path) if path.is_file() else None
 
 
-def _files(checked: Checked, folder: Path, made: manifest.Manifest, split: manifest.Split) -> None:
+def _files(
+    checked: Checked, folder: Path, made: manifest.Manifest, split: manifest.PreparedSplit
+) -> None:
     missing = [s.file for s in split.shards if not below(folder, s.file).is_file()]
     checked.find("error", "files that are missing", missing, AGAIN)
     changed = []

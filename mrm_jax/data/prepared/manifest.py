@@ -42,7 +42,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Split:
+class PreparedSplit:
     """A split as it is stored. `resize`: box (long, short) px that pictures were fitted into, None:
     native. `skipped`: stem to why a picture was left out.
     """
@@ -69,10 +69,10 @@ class Manifest:
     classes: Classes
     codec: str
     source: str
-    splits: Mapping[str, Split]
+    splits: Mapping[str, PreparedSplit]
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def split(self, name: str, *, field: str) -> Split:
+    def split(self, name: str, *, field: str) -> PreparedSplit:
         """The split of that name; raises UsageError naming those that there are."""
         if name not in self.splits:
             raise UsageError.of(
@@ -153,7 +153,7 @@ def _classes(values: Node) -> Classes:
     return Classes(names, cast("tuple[tuple[int, int, int], ...]", colours))
 
 
-def _split(values: Node) -> Split:
+def _split(values: Node) -> PreparedSplit:
     box = values.get("resize")
     shards = tuple(shard_of(each) for each in values["shards"].items())
     count = values["count"].whole(0, 2**31)
@@ -163,7 +163,7 @@ def _split(values: Node) -> Split:
     names = [shard.file for shard in shards]
     if not names or len(set(names)) < len(names):
         raise values["shards"].wrong("a list of files that differ")
-    return Split(
+    return PreparedSplit(
         count=count,
         labelled=values["labelled"].flag(),
         resize=_sides(box) if box else None,

@@ -23,7 +23,7 @@ from mrm_jax import children
 from mrm_jax.data import datasets
 from mrm_jax.data.document import DocumentError, parsed
 from mrm_jax.data.prepared import manifest, records, room, shards, verified
-from mrm_jax.data.prepared.shards import Job, Pair
+from mrm_jax.data.prepared.shards import Pair, ShardJob
 from mrm_jax.data.tree import size_of
 from mrm_jax.errors import UsageError
 
@@ -115,7 +115,7 @@ def _jobs(
     found: dict[str, datasets.Located],
     options: Options,
     say: Callable[[str], None],
-) -> list[Job]:
+) -> list[ShardJob]:
     """All shards of all splits, in one order."""
     jobs = []
     for split, located in found.items():
@@ -126,7 +126,7 @@ def _jobs(
         count = max(1, min(count, len(pairs)))
         for i in range(count):
             jobs.append(
-                Job(
+                ShardJob(
                     file=f"{data_set.name}-{split}.array_record-{i:05d}-of-{count:05d}",
                     split=split,
                     pairs=tuple(pairs[i * len(pairs) // count : (i + 1) * len(pairs) // count]),
@@ -177,7 +177,7 @@ def _pairs(
     return pairs, broken
 
 
-def _source(data_set: datasets.DataSet, jobs: list[Job]) -> str:
+def _source(data_set: datasets.DataSet, jobs: list[ShardJob]) -> str:
     """A hash of what the set is made from: names and sizes of files, how labels are stored, and
     options; 16 hex digits."""
     facts = []
@@ -213,7 +213,7 @@ def _check_folder(to: Path, source: str) -> None:
         raise UsageError.at("--to", fault, "give a new folder, or delete it.", to)
 
 
-def _drop_halves(to: Path, jobs: list[Job]) -> None:
+def _drop_halves(to: Path, jobs: list[ShardJob]) -> None:
     """Removes half written shards whose process is no more: they would take room until the end."""
     for job in jobs:
         for path in to.glob(f".{glob.escape(job.file)}.*"):
@@ -250,7 +250,7 @@ def _share(counter: Any, stop: Any) -> None:
     _counter, _stop = counter, stop
 
 
-def _write_counted(job: Job, to: Path) -> None:
+def _write_counted(job: ShardJob, to: Path) -> None:
     for _ in shards.write(job, to):
         with _counter.get_lock():
             _counter.value += 1
@@ -258,7 +258,7 @@ def _write_counted(job: Job, to: Path) -> None:
             return
 
 
-def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
+def _run(jobs: list[ShardJob], to: Path, workers: int, advance: Advance) -> None:
     """Writes the shards, in this process or one process each."""
     if workers == 1 or len(jobs) < 2:
         done = 0
@@ -293,7 +293,7 @@ def _run(jobs: list[Job], to: Path, workers: int, advance: Advance) -> None:
 
 
 def _finish(
-    data_set: datasets.DataSet, to: Path, jobs: list[Job], notes: list[shards.Note]
+    data_set: datasets.DataSet, to: Path, jobs: list[ShardJob], notes: list[shards.Note]
 ) -> manifest.Manifest:
     """Metadata, what is known of the pictures, and at last the manifest."""
     splits = {}
@@ -307,7 +307,7 @@ def _finish(
             np.concatenate([note.known.counts for _, note in mine]),
         )
         manifest.save_known(to, split, known)
-        splits[split] = manifest.Split(
+        splits[split] = manifest.PreparedSplit(
             count=len(known.names),
             labelled=any(pair.label is not None for job, _ in mine for pair in job.pairs),
             resize=mine[0][0].resize,
@@ -339,7 +339,7 @@ def _finish(
     return made
 
 
-def _clean(to: Path, jobs: list[Job]) -> None:
+def _clean(to: Path, jobs: list[ShardJob]) -> None:
     """Removes notes, and what killed processes have left half written, of a set that is whole."""
     beside = [*map(manifest.known_file, {job.split for job in jobs}), manifest.FILE, _SOURCE[1:]]
     for name in (*(job.file for job in jobs), *beside):

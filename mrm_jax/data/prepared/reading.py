@@ -15,7 +15,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files
 from mrm_jax.data.prepared import manifest, verified
-from mrm_jax.data.prepared.records import Stored
+from mrm_jax.data.prepared.records import StoredPicture
 from mrm_jax.data.transforms import Picture, keep_ratio_size
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import below, is_remote, located, replaced, what_is_wrong
@@ -115,7 +115,11 @@ class Records:
         they raise what `image` does."""
         return self._read(index, functools.partial(self._picture, index))
 
-    def _picture(self, index: int, stored: Stored) -> Picture:
+    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`image`, and its label where the split was opened with labels."""
+        return self.image(index), None
+
+    def _picture(self, index: int, stored: StoredPicture) -> Picture:
         picture = self._sized(index, stored.picture())
         return picture if isinstance(picture, np.ndarray) else _Part(picture, self._named(index))
 
@@ -130,9 +134,9 @@ class Records:
             )
         return array
 
-    def _read(self, index: int, take: Callable[[Stored], Taken]) -> Taken:
+    def _read(self, index: int, take: Callable[[StoredPicture], Taken]) -> Taken:
         with _unreadable(self._named(index)):
-            stored = Stored(self._source[index])
+            stored = StoredPicture(self._source[index])
             name = stored.name
             if name == self.name(index):
                 return take(stored)
@@ -155,6 +159,8 @@ class Records:
 class RecordsLabelled(Records):
     """The pictures of a split with labels as train ids of the config's classes."""
 
+    label_files = ()
+
     def __init__(self, domain: Domain, classes: Classes, field: str) -> None:
         super().__init__(domain, field)
         if not self.manifest.splits[domain.split].labelled:
@@ -172,7 +178,7 @@ class RecordsLabelled(Records):
         return self._mapped(self._read(index, lambda stored: self._sized(index, stored.label())))
 
     def pair(self, index: int) -> tuple[Picture, np.ndarray]:
-        """`picture` and `label` of one record, which is read once."""
+        """`picture` and `label` of one record, which is read once; of one size since `prepare`."""
         image, label = self._read(
             index,
             lambda stored: (self._picture(index, stored), self._sized(index, stored.label())),
@@ -182,7 +188,12 @@ class RecordsLabelled(Records):
     def _mapped(self, label: np.ndarray) -> np.ndarray:
         return label if self._same else cv2.LUT(label, self._table)
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+    def decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """`image` and `label`."""
+        image, label = self.pair(index)
+        return np.asarray(image), label
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
         """(pixels i64[N,K] of the config's classes in the labels before resizing, sizes
         i64[N,2])."""
         counts = np.zeros((len(self), self._classes), np.int64)
@@ -241,7 +252,7 @@ def _by_name(stored: tuple[str, ...], wanted: tuple[str, ...], field: str) -> np
     return table
 
 
-def _check_resize(split: manifest.Split, domain: Domain, field: str) -> None:
+def _check_resize(split: manifest.PreparedSplit, domain: Domain, field: str) -> None:
     """Raises UsageError where pictures were resized to another box than the config asks for."""
     stored, wanted = split.resize, domain.resize
     if stored is None or (wanted is not None and sorted(stored) == sorted(wanted)):

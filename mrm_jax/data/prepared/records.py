@@ -34,7 +34,7 @@ _LABEL = (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PN
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
 
-class Record(NamedTuple):
+class PictureRecord(NamedTuple):
     """`image` u8[H,W,3], `label` u8[H,W]; `size` (height, width) px of the picture as it came."""
 
     name: str
@@ -43,7 +43,7 @@ class Record(NamedTuple):
     size: tuple[int, int]
 
 
-def encode(record: Record, codec: str) -> bytes:
+def encode(record: PictureRecord, codec: str) -> bytes:
     """The record as bytes, equal for equal input; `codec` is one of `CODECS`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -75,7 +75,7 @@ def _encoded(suffix: str, array: np.ndarray, how: tuple[int, ...]) -> bytes:
     return cv2.imencode(suffix, array, how)[1].tobytes()
 
 
-class Stored:
+class StoredPicture:
     """A record opened from its bytes; pictures are decoded when asked for."""
 
     def __init__(self, content: bytes) -> None:

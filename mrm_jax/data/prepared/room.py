@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mrm_jax.data.prepared import shards, verified
-from mrm_jax.data.prepared.shards import Job
+from mrm_jax.data.prepared.shards import ShardJob
 from mrm_jax.errors import UsageError
 
 SAMPLED = 3
@@ -25,7 +25,7 @@ def said(count: float) -> str:
     return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
 
 
-def check(to: Path, jobs: list[Job]) -> None:
+def check(to: Path, jobs: list[ShardJob]) -> None:
     """Raises UsageError where the shards would not fit, as far as a few pictures show."""
     needed = sum(size * count for size, count in sizes(jobs).values()) + EMPTY * len(jobs)
     there = next(folder for folder in (to, *to.parents) if folder.exists())
@@ -39,7 +39,7 @@ def check(to: Path, jobs: list[Job]) -> None:
         )
 
 
-def sizes(jobs: list[Job]) -> dict[str, tuple[float, int]]:
+def sizes(jobs: list[ShardJob]) -> dict[str, tuple[float, int]]:
     """Of each split, mean bytes of a few of its records, and their number."""
     found = {}
     for split in {job.split: None for job in jobs}:

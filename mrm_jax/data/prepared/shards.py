@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """A shard to write: `pairs` in order, how their labels are stored (`domain`) and how they are
     to be stored. `left_out`: pictures of the split that are in no shard, and why."""
 
@@ -51,7 +51,7 @@ class Job:
     source: str
 
 
-def write(job: Job, to: Path) -> Iterator[None]:
+def write(job: ShardJob, to: Path) -> Iterator[None]:
     """Writes a shard and then its note; yields after every picture. Raises UsageError naming a
     picture that cannot be used, unless such are left out, and OSError."""
     from array_record.python import (
@@ -106,7 +106,7 @@ def _sync(path: Path, written: int) -> None:
         raise OSError(28, "No space left on device", str(path))
 
 
-def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
+def encoded(job: ShardJob, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """A record's bytes, the picture's size before resizing, and the pixels of each class in its
     label at that size."""
     image = files.read_image(pair.picture, megapixels=job.domain.max_megapixels)
@@ -133,11 +133,11 @@ def encoded(job: Job, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarray]:
     pixels = np.bincount(label.ravel(), minlength=256)[: job.classes]
     image, label = transforms.fit_source(image, label, job.resize)
     image = transforms.resize_image(image, label.shape)
-    record = records.Record(pair.stem, image, label, size)
+    record = records.PictureRecord(pair.stem, image, label, size)
     return records.encode(record, job.codec), size, pixels
 
 
-def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
+def _skipped(job: ShardJob, pair: Pair, error: UsageError) -> str:
     """Why a picture is left out; raises `error` where that was not asked for."""
     differs = isinstance(error, files.SizesError)
     if differs and pair.odd:
@@ -150,7 +150,7 @@ def _skipped(job: Job, pair: Pair, error: UsageError) -> str:
     return "cannot be read" if unreadable else "its label holds an unknown id"
 
 
-def note_file(to: Path, job: Job) -> Path:
+def note_file(to: Path, job: ShardJob) -> Path:
     """Where a finished shard's note lies."""
     return to / f".{job.file}.json"
 
@@ -164,7 +164,7 @@ class Note(NamedTuple):
     skipped: dict[str, str]
 
 
-def note(to: Path, job: Job) -> Note | None:
+def note(to: Path, job: ShardJob) -> Note | None:
     """What a finished shard holds; None where it is not finished, or not as its note says."""
     try:
         values = parsed(note_file(to, job).read_bytes())

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mrm_jax.data.prepared.manifest import AGAIN, Shard, Split
+from mrm_jax.data.prepared.manifest import AGAIN, PreparedSplit, Shard
 from mrm_jax.errors import RunError, UsageError
 
 BLOCK, BLOCK_HEAD = 65536, 24  # bytes: every so many, a head of the block interrupts the chunks
@@ -79,7 +79,7 @@ def copied(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def misplaced(path: Path, shard: Shard, split: Split) -> str | None:
+def misplaced(path: Path, shard: Shard, split: PreparedSplit) -> str | None:
     """What shows at once that a file is not the shard that was prepared; None where nothing does,
     and where the manifest does not say enough. Raises OSError."""
     if shard.size is None or shard.index is None:
@@ -95,7 +95,7 @@ def misplaced(path: Path, shard: Shard, split: Split) -> str | None:
     return f"{path} holds other records than the manifest says"
 
 
-def check(paths: Sequence[Path], split: Split, *, field: str) -> None:
+def check(paths: Sequence[Path], split: PreparedSplit, *, field: str) -> None:
     """Raises UsageError where a file of a split that is opened is not the one that was prepared,
     as far as `misplaced` shows; of older sets, where it holds another number of records, and a line
     says so unless all of it was hashed before."""
@@ -171,7 +171,7 @@ class Held(NamedTuple):
     stops: bool
 
 
-class Watch:
+class ShardWatch:
     """Hashes whole shards in a thread of its own while others train, those that have no stamp.
 
     The thread takes a fifth of a core at the lowest priority and ends with the process. Of several
