@@ -73,13 +73,14 @@ class LabelledPictures(Pictures, Protocol):
         ...
 
     def pair(self, index: int) -> tuple[Picture, np.ndarray]:
-        """`picture` and `label`, of one size; raises UnreadableError where their sizes differ."""
+        """`picture` and `label`, of one size; raises SizesError where theirs differ."""
         image, label = self.image(index), self.label(index)
         if image.shape[:2] != label.shape:
             (h, w), (rows, columns) = image.shape[:2], label.shape
-            raise files.UnreadableError(
-                f"{self.name(index)}: the picture is {h} x {w} px, its label {rows} x {columns} px "
-                "(rows x columns); they must be equal."
+            raise files.SizesError.at(
+                self.name(index),
+                f": the picture is {h} x {w} px, its label {rows} x {columns} px (rows x columns); "
+                "they must be equal.",
             )
         return image, label
 
