@@ -29,9 +29,7 @@ Sample = TypeVar("Sample", bound=tuple[Picture, ...])
 log = logging.getLogger(__name__)
 
 DRAWN_SEED = 0
-"""Seed of the drawn sets. Not the run's seed: runs of several seeds are compared on the same
-pictures.
-"""
+"""Of the drawn sets, not of the run: runs of several seeds are compared on the same pictures."""
 
 
 class Pictures(Protocol):
