@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -35,7 +35,7 @@ DRAWN_SEED = 0
 class Pictures(Protocol):
     """Pictures by index."""
 
-    shards: Sequence[Held] = ()
+    shards: tuple[Held, ...] = ()
     """The files of a prepared set that they lie in; of other sets none."""
 
     def __len__(self) -> int: ...
@@ -61,7 +61,7 @@ class Pictures(Protocol):
 class LabelledPictures(Pictures, Protocol):
     """Pictures with ground truth."""
 
-    label_files: Sequence[Path] = ()
+    label_files: tuple[Path, ...] = ()
     """The label of every picture, in their order; () where labels are no files of their own."""
 
     def label(self, index: int) -> np.ndarray:

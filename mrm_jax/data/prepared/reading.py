@@ -159,7 +159,7 @@ class Records:
 class RecordsLabelled(Records):
     """The pictures of a split with labels as train ids of the config's classes."""
 
-    label_files = ()
+    label_files: tuple[Path, ...] = ()
 
     def __init__(self, domain: Domain, classes: Classes, field: str) -> None:
         super().__init__(domain, field)
