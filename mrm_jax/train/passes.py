@@ -91,6 +91,26 @@ def accumulate(
     return grads, metrics, [outcome.moments for outcome in outcomes]
 
 
+def _one_by_one(
+    step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
+) -> tuple[Any, list[PassResult]]:
+    grads = jax.tree.map(jnp.zeros_like, params)
+    outcomes: list[PassResult] = []
+    for row in rows:
+        view = views[row.view]
+        if outcomes:
+            view = replace(view, image=_after(grads, view.image, step))
+
+        def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, PassResult]:
+            outcome = run_pass(shared, row, given, view)
+            return outcome.loss, outcome
+
+        (_, outcome), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        grads = jax.tree.map(jnp.add, grads, grad)
+        outcomes.append(outcome)
+    return grads, outcomes
+
+
 def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> PassResult:
     """One pass in training: its view encoded, decoded and judged."""
     return _judge(shared, row, params, view, encode(shared, row, params, view.image, "train"))
@@ -105,6 +125,27 @@ def encode(
     return _encode(shared, params, seen(shared, row, image), shared.key(row), offset, mode)
 
 
+def _encode(
+    shared: Shared,
+    params: Any,
+    image: Array,
+    key: jax.Array,
+    offset: Array | None,
+    mode: Mode,
+) -> tuple[Features, Tree]:
+    applied: Any = shared.modules.segmentor.apply(
+        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
+        image,
+        mode=mode,
+        offset=offset,
+        rngs={"dropout": key},
+        mutable=["moments"],
+        method="encode",
+    )
+    features, moved = applied
+    return features, moved.get("moments", {})
+
+
 def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
     """What the pass encodes of pictures f[B, H, W, 3]: all, or hidden blocks at 0, the mean
     colour."""
@@ -114,6 +155,30 @@ def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
     size = (image.shape[1], image.shape[2])
     hide = hidden(shared.draws.mask[row.name], shared.ratio(row), size)[..., None]
     return jnp.where(hide, jnp.zeros((), image.dtype), image)
+
+
+def _judge(
+    shared: Shared, row: Pass, params: Any, view: View, encoded: tuple[Features, Tree]
+) -> PassResult:
+    """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
+    features, moments = encoded
+    maps = transform(shared, row, params, features)
+    output, more = SegOutput({}, ()), {}
+    if row.decoded:
+        size = (view.image.shape[1], view.image.shape[2])
+        output, more = decode(shared, row, params, maps, size, "train")
+    output = replace(output, features=features["context"])
+    call = _call(shared, row, params, output, view, maps["context"])
+    metrics: Metrics = {}
+    losses = []
+    for i, objective in enumerate(row.objectives):
+        loss, found = objective(call, jax.random.fold_in(shared.key(row), i))
+        losses.append(loss)
+        metrics |= found
+    total = _sum(losses)
+    if row.weight is not None:
+        total = total * shared.frozen.scalars[row.weight].astype(total.dtype)
+    return PassResult(total, metrics, {**moments, **more})
 
 
 def transform(shared: Shared, row: Pass, params: Any, features: Features) -> Features:
@@ -157,6 +222,78 @@ def decode(
     return output, moved.get("moments", {})
 
 
+def _call(
+    shared: Shared,
+    row: Pass,
+    params: Any,
+    output: SegOutput,
+    view: View,
+    maps: tuple[jax.Array, ...],
+) -> Call:
+    heads: dict[str, Any] = {
+        name: partial(head.apply, {"params": params["auxiliary"][name]})
+        for name, head in shared.modules.auxiliary.items()
+    }
+    rebuilder: Any = shared.modules.rebuilder
+
+    def hides(mask: Mapping[str, Array]) -> jax.Array | None:
+        return jnp.asarray(mask[row.name]) <= shared.ratio(row) if row.transform else None
+
+    whole = None
+    if shared.parts is not None:
+        views, mask, number = shared.parts
+        whole = Whole(views[row.view].label, hides(mask), number)
+    return Call(
+        output,
+        view,
+        shared.frozen.scalars,
+        maps=maps,
+        stages=rebuilder.stages if row.transform == "rebuild" else (),
+        hidden=hides(shared.draws.mask),
+        heads=heads,
+        whole=whole,
+    )
+
+
+def _sum(values: list[jax.Array]) -> jax.Array:
+    return sum(values[1:], values[0])
+
+
+def _after(grads: Any, image: Array, step: Array) -> jax.Array:
+    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
+
+    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
+    compiler drops optimization barriers before it orders the program, so this is a true dependency.
+    """
+    firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
+    # A step number is never negative, which the compiler cannot know.
+    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
+
+
+def _stacked(
+    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
+) -> tuple[Any, list[PassResult]]:
+    """The views are stacked on an axis before the batch's; each keeps its own BatchNorm statistics
+    and draws."""
+    images = jnp.stack([seen(shared, row, views[row.view].image) for row in rows])
+    keys = jnp.stack([shared.key(row) for row in rows])
+    offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
+
+    def total(given: Any) -> tuple[jax.Array, list[PassResult]]:
+        def through(image: jax.Array, key: jax.Array, offset: jax.Array | None) -> Any:
+            return _encode(shared, given, image, key, offset, "train")
+
+        encoded = jax.vmap(through)(images, keys, jnp.stack(offsets) if offsets else None)
+        outcomes = []
+        for i, row in enumerate(rows):
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], encoded)
+            outcomes.append(_judge(shared, row, given, views[row.view], mine))
+        return _sum([outcome.loss for outcome in outcomes]), outcomes
+
+    (_, outcomes), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return grads, outcomes
+
+
 def _in_parts(
     run: Callable[..., tuple[Any, list[PassResult]]],
     step: Array,
@@ -196,140 +333,3 @@ def _in_parts(
 
 def _mean(leaf: jax.Array) -> jax.Array:
     return leaf.mean(0)
-
-
-def _one_by_one(
-    step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
-) -> tuple[Any, list[PassResult]]:
-    grads = jax.tree.map(jnp.zeros_like, params)
-    outcomes: list[PassResult] = []
-    for row in rows:
-        view = views[row.view]
-        if outcomes:
-            view = replace(view, image=_after(grads, view.image, step))
-
-        def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, PassResult]:
-            outcome = run_pass(shared, row, given, view)
-            return outcome.loss, outcome
-
-        (_, outcome), grad = jax.value_and_grad(loss, has_aux=True)(params)
-        grads = jax.tree.map(jnp.add, grads, grad)
-        outcomes.append(outcome)
-    return grads, outcomes
-
-
-def _stacked(
-    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
-) -> tuple[Any, list[PassResult]]:
-    """The views are stacked on an axis before the batch's; each keeps its own BatchNorm statistics
-    and draws."""
-    images = jnp.stack([seen(shared, row, views[row.view].image) for row in rows])
-    keys = jnp.stack([shared.key(row) for row in rows])
-    offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
-
-    def total(given: Any) -> tuple[jax.Array, list[PassResult]]:
-        def through(image: jax.Array, key: jax.Array, offset: jax.Array | None) -> Any:
-            return _encode(shared, given, image, key, offset, "train")
-
-        encoded = jax.vmap(through)(images, keys, jnp.stack(offsets) if offsets else None)
-        outcomes = []
-        for i, row in enumerate(rows):
-            mine = jax.tree.map(lambda leaf, i=i: leaf[i], encoded)
-            outcomes.append(_judge(shared, row, given, views[row.view], mine))
-        return _sum([outcome.loss for outcome in outcomes]), outcomes
-
-    (_, outcomes), grads = jax.value_and_grad(total, has_aux=True)(params)
-    return grads, outcomes
-
-
-def _encode(
-    shared: Shared,
-    params: Any,
-    image: Array,
-    key: jax.Array,
-    offset: Array | None,
-    mode: Mode,
-) -> tuple[Features, Tree]:
-    applied: Any = shared.modules.segmentor.apply(
-        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
-        image,
-        mode=mode,
-        offset=offset,
-        rngs={"dropout": key},
-        mutable=["moments"],
-        method="encode",
-    )
-    features, moved = applied
-    return features, moved.get("moments", {})
-
-
-def _judge(
-    shared: Shared, row: Pass, params: Any, view: View, encoded: tuple[Features, Tree]
-) -> PassResult:
-    """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
-    features, moments = encoded
-    maps = transform(shared, row, params, features)
-    output, more = SegOutput({}, ()), {}
-    if row.decoded:
-        size = (view.image.shape[1], view.image.shape[2])
-        output, more = decode(shared, row, params, maps, size, "train")
-    output = replace(output, features=features["context"])
-    call = _call(shared, row, params, output, view, maps["context"])
-    metrics: Metrics = {}
-    losses = []
-    for i, objective in enumerate(row.objectives):
-        loss, found = objective(call, jax.random.fold_in(shared.key(row), i))
-        losses.append(loss)
-        metrics |= found
-    total = _sum(losses)
-    if row.weight is not None:
-        total = total * shared.frozen.scalars[row.weight].astype(total.dtype)
-    return PassResult(total, metrics, {**moments, **more})
-
-
-def _call(
-    shared: Shared,
-    row: Pass,
-    params: Any,
-    output: SegOutput,
-    view: View,
-    maps: tuple[jax.Array, ...],
-) -> Call:
-    heads: dict[str, Any] = {
-        name: partial(head.apply, {"params": params["auxiliary"][name]})
-        for name, head in shared.modules.auxiliary.items()
-    }
-    rebuilder: Any = shared.modules.rebuilder
-
-    def hides(mask: Mapping[str, Array]) -> jax.Array | None:
-        return jnp.asarray(mask[row.name]) <= shared.ratio(row) if row.transform else None
-
-    whole = None
-    if shared.parts is not None:
-        views, mask, number = shared.parts
-        whole = Whole(views[row.view].label, hides(mask), number)
-    return Call(
-        output,
-        view,
-        shared.frozen.scalars,
-        maps=maps,
-        stages=rebuilder.stages if row.transform == "rebuild" else (),
-        hidden=hides(shared.draws.mask),
-        heads=heads,
-        whole=whole,
-    )
-
-
-def _after(grads: Any, image: Array, step: Array) -> jax.Array:
-    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
-
-    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
-    compiler drops optimization barriers before it orders the program, so this is a true dependency.
-    """
-    firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
-    # A step number is never negative, which the compiler cannot know.
-    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
-
-
-def _sum(values: list[jax.Array]) -> jax.Array:
-    return sum(values[1:], values[0])
