@@ -129,7 +129,7 @@ def test_without_a_config_the_tensors_and_the_file_say_what_they_can(folder, tmp
     ],
 )
 def test_classes_that_are_none_are_refused(meta: dict, message: str) -> None:
-    file = WeightFile(Path("x.pth"), {}, (), meta, "")
+    file = WeightFile(Path("x.pth"), {}, meta, "")
     with pytest.raises(UsageError, match=rf"x\.pth: {message}"):
         named_classes(file, 2)
 
