@@ -35,12 +35,12 @@ def test_pictures_and_labels_have_the_size_asked_for(size):
 
 
 def test_seed_split_look_and_index_give_different_scenes():
-    scenes = [
+    labels_of = [
         scenes.draw(*arguments, look=look)[1]
         for arguments in ((0, "train", 0), (0, "train", 1), (0, "val", 0), (1, "train", 0))
         for look in LOOKS
     ]
-    different = [(a != b).any() for k, a in enumerate(scenes) for b in scenes[:k]]
+    different = [(a != b).any() for k, a in enumerate(labels_of) for b in labels_of[:k]]
     assert all(different)
 
 
