@@ -35,9 +35,6 @@ pseudo: batch statistics, dropout and drop-path off (the teacher making pseudo-l
 eval: running statistics, dropout and drop-path off.
 """
 
-IGNORE = 255
-"""Label value of a pixel that counts nowhere."""
-
 
 @struct.dataclass
 class FeatureSpec:

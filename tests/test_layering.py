@@ -13,7 +13,7 @@ DEVELOPMENT = (PACKAGE.parent / "docs" / "development.md").read_text()
 # that stands below it here.
 GROUND = {"errors", "children", "stop", "paths", "shell"}
 CONFIG = {"errors", "options", "registry", "config"}
-NETWORK = {*CONFIG, "types", "rngs", "ops", "models"}
+NETWORK = {*CONFIG, "label_ids", "types", "rngs", "ops", "models"}
 ALLOWED = {
     "errors": set(),
     "children": set(),
@@ -27,14 +27,15 @@ ALLOWED = {
     "recipes": CONFIG,
     "arms": CONFIG,
     "command": {*CONFIG, "checks"},
+    "label_ids": set(),
     "types": set(),
     "rngs": {"errors", "types"},
-    "ops": {"registry", "types"},
+    "ops": {"registry", "label_ids", "types"},
     "models": {*CONFIG, "types", "rngs", "ops"},
     "sharding": {*CONFIG, "types"},
     "uda": NETWORK,
     "convert": {*CONFIG, "types", "paths"},
-    "data": {*CONFIG, "types", "paths", "children"},
+    "data": {*CONFIG, "label_ids", "types", "paths", "children"},
     "hosts": {*GROUND, *CONFIG},
     "evaluation": {*NETWORK, "sharding", "data", "paths", "stop"},
     "report": {*GROUND, *CONFIG, "types", "data", "arms"},
@@ -58,6 +59,7 @@ LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets
 # Parts that must answer before jax loads, and parts that never need it.
 NO_JAX = {
     "errors",
+    "label_ids",
     "hosts",
     "options",
     "registry",

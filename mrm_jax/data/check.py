@@ -19,6 +19,7 @@ import numpy as np
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import datasets, files, labels
 from mrm_jax.errors import UsageError
+from mrm_jax.label_ids import IGNORE
 
 T = TypeVar("T")
 SHOWN = 8
@@ -209,7 +210,7 @@ def _mapped(
     ids = np.flatnonzero(np.bincount(raw.ravel()))
     unknown = [int(i) for i in ids if table[i] < 0]
     return (
-        np.where(mapped < 0, labels.IGNORE, mapped).astype(np.uint8),
+        np.where(mapped < 0, IGNORE, mapped).astype(np.uint8),
         tuple(map(int, ids)),
         unknown,
     )
@@ -288,9 +289,9 @@ def histogram(checked: Checked, classes: Classes, seen: list[Seen], domain: Doma
     if not checked.counted:
         return
     ids = {i for one in seen for i in one.ids}
-    classes_named = {*range(len(classes.names)), labels.IGNORE}
+    classes_named = {*range(len(classes.names)), IGNORE}
     beyond = any(i not in classes_named for row in domain.raw_ids for i in row)
-    if beyond and labels.IGNORE in ids and ids <= classes_named:
+    if beyond and IGNORE in ids and ids <= classes_named:
         checked.findings.append(
             Finding(
                 "error",

@@ -18,9 +18,7 @@ import numpy as np
 
 from mrm_jax.config import Classes
 from mrm_jax.errors import UsageError
-
-IGNORE = 255
-"""Train id of a pixel that counts nowhere."""
+from mrm_jax.label_ids import IGNORE
 
 RawIds = tuple[tuple[int, ...], ...]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from mrm_jax.config import Classes
 from mrm_jax.data.labels import colourise
 from mrm_jax.paths import replaced, shown
+
+if TYPE_CHECKING:
+    from mrm_jax.data.pipeline import Example
 
 COLUMNS = 6
 MAX_IMAGES = 4
@@ -54,14 +57,6 @@ VIEWS = {
     "ground_truth": "ground truth",
 }
 """Views that a sheet shows, in this order, and their captions."""
-
-
-class Example(Protocol):
-    """A picture of the evaluation set."""
-
-    name: str
-    image: np.ndarray
-    label: np.ndarray
 
 
 @dataclass(frozen=True)

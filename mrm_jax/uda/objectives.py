@@ -10,29 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.multires import crop
 from mrm_jax.ops.resize import resize
-from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
+from mrm_jax.types import Array, Metrics, Scalars, SegOutput, View
 
 
 @struct.dataclass
 class Whole:
-    """The batch of which a call sees one of `parts` equal parts: its labels, and what it hides."""
+    """All of a batch that is computed in `parts` equal parts, one call each, to save memory: labels
+    u8[B, H, W] and `mask` (see `Call`) of all rows. A loss that divides by a number of pixels asks
+    here for their number in the batch, which its own part does not show.
+    """
 
     label: Array
-    hidden: Array | None
+    mask: Array | None
     parts: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
 class Call:
-    """One student forward: what came out, the view that went in, and the run's traced numbers.
+    """All that an objective may look at after one student forward of one pass.
 
-    `output.features` are the encoder's own maps, `maps` what the transform made of them (HRDA: of
-    the context), `stages` those that were rebuilt; `hidden` bool[B, rows, columns] where tokens of
-    features or blocks of the picture were masked; `heads` the auxiliary ones, as functions of the
-    last map. `whole`: where the call is one part of a batch. What a loss counts, it counts over all
-    of it and divides by the parts, so that the parts' mean is the loss of the batch.
+    output: logits and the encoder's own feature maps. view: the pictures that went in, with labels
+    and weights. scalars: options that are traced numbers, by dotted path. maps: the feature maps as
+    the pass's transform left them, finest first; under HRDA those of the context. stages: which of
+    them were rebuilt. mask: bool[B, rows, columns], true where features or blocks of the picture
+    were hidden; None where nothing was. heads: auxiliary heads by name, functions of the last map.
+    whole: None, or the batch of which this call computes one part. What a loss counts, it counts
+    over all of it and divides by the parts, so that the parts' mean is the loss of the batch.
     """
 
     output: SegOutput
@@ -40,7 +46,7 @@ class Call:
     scalars: Scalars
     maps: tuple[jax.Array, ...] = ()
     stages: tuple[int, ...] = struct.field(pytree_node=False, default=())
-    hidden: jax.Array | None = None
+    mask: jax.Array | None = None
     heads: Mapping[str, Callable[[jax.Array], jax.Array]] = struct.field(
         pytree_node=False, default_factory=dict
     )
@@ -207,17 +213,17 @@ def feature_regression(
 
 
 def _mean_hidden(error: jax.Array, call: Call) -> jax.Array:
-    """The mean f[] of `error` f[B, h, w, C] where the call's coarser `hidden` is true; 0 where
+    """The mean f[] of `error` f[B, h, w, C] where the call's coarser `mask` is true; 0 where
     nothing is."""
-    if call.hidden is None:
+    if call.mask is None:
         raise ValueError("A loss of what is hidden needs a pass with a transform.")
     size = (error.shape[1], error.shape[2])
 
-    def cells(hidden: Array) -> jax.Array:
-        return resize(jnp.asarray(hidden)[..., None], size, method="nearest").astype(error.dtype)
+    def cells(mask: Array) -> jax.Array:
+        return resize(jnp.asarray(mask)[..., None], size, method="nearest").astype(error.dtype)
 
-    counted = cells(call.hidden)
-    whole = None if call.whole is None else call.whole.hidden
+    counted = cells(call.mask)
+    whole = None if call.whole is None else call.whole.mask
     total = (counted if whole is None else cells(whole)).sum() * error.shape[-1]
     return (error * counted).sum() / _share(total, call)
 

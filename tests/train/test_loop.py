@@ -48,7 +48,7 @@ def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
         monkeypatch.setattr(owner, name, wrapped)
 
     record(Writer, "write", lambda _, step, values: (step, sorted(values)[0].split("/")[0]))
-    record(hooks, "evaluate", lambda _, state, *__, **___: (int(state.step), "evaluate"))
+    record(hooks, "evaluate_on_hosts", lambda _, state, *__, **___: (int(state.step), "evaluate"))
     record(Checkpoints, "save", lambda _, step, *__: (step, "save"))
     record(hooks, "save_views", lambda _, __, step, ___: (step, "panels"))
     record(hooks, "write_report", lambda _: (0, "report"))
@@ -150,7 +150,7 @@ def _outcome(toy, name):
 def test_a_stop_waits_for_no_evaluation_sheet_or_report_and_the_same_command_makes_them(
     toy, whole, monkeypatch, capsys
 ):
-    places = {"evaluate": (3, 6), "select": (6,), "save_views": (6,), "write_report": (6,)}
+    places = {"evaluate_on_hosts": (3, 6), "select": (6,), "save_views": (6,), "write_report": (6,)}
     for place, number in [(place, n) for place, numbers in places.items() for n in numbers]:
         name, real = f"{place}{number}", getattr(hooks, place)
         calls = iter([False, True] if number == 6 and place != "write_report" else [True])
@@ -376,7 +376,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, monkeypatch
 
 
 def test_a_run_traces_its_step_once(toy, monkeypatch):
-    traces, make = [], loop.build
+    traces, make = [], loop.build_step
 
     def counting(config):
         program = make(config)
@@ -387,6 +387,6 @@ def test_a_run_traces_its_step_once(toy, monkeypatch):
 
         return program._replace(train_step=step)
 
-    monkeypatch.setattr(loop, "build", counting)
+    monkeypatch.setattr(loop, "build_step", counting)
     toy.train()
     assert len(traces) == 1

@@ -124,8 +124,8 @@ def _call(**fields):
 
 @pytest.mark.parametrize("of", ["student", "teacher"])
 def test_feature_targets_are_constants_and_only_hidden_cells_of_rebuilt_stages_count(of):
-    hidden = jnp.array([[[True, False]], [[False, False]]])
-    call, normal = _call(stages=(1,), hidden=hidden)
+    mask = jnp.array([[[True, False]], [[False, False]]])
+    call, normal = _call(stages=(1,), mask=mask)
     given, rebuilt = (normal(2, 4, 4, 3), normal(2, 2, 2, 5)), (normal(2, 4, 4, 3),) * 2
     rebuilt = (rebuilt[0], normal(2, 2, 2, 5))
 
@@ -145,8 +145,8 @@ def test_feature_targets_are_constants_and_only_hidden_cells_of_rebuilt_stages_c
 
 
 def test_pixels_are_compared_where_they_are_hidden_at_the_size_that_the_head_reads():
-    hidden = jnp.array([[[True, False]], [[False, False]]])
-    call, normal = _call(hidden=hidden, heads={"pixels": lambda x: x})
+    mask = jnp.array([[[True, False]], [[False, False]]])
+    call, normal = _call(mask=mask, heads={"pixels": lambda x: x})
     found = normal(2, 4, 4, 3)  # half the picture's size, as under HRDA
     loss, _ = pixel_regression(replace(call, maps=(found,)), jax.random.key(0))
     shown = np.asarray(call.view.image).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))

@@ -21,6 +21,7 @@ from mrm_jax.data.document import DocumentError, parsed
 from mrm_jax.data.prepared import manifest, records, verified
 from mrm_jax.data.tree import File
 from mrm_jax.errors import UsageError
+from mrm_jax.label_ids import IGNORE
 
 
 class Pair(NamedTuple):
@@ -51,7 +52,7 @@ class ShardJob:
     source: str
 
 
-def write(job: ShardJob, to: Path) -> Iterator[None]:
+def write_shard(job: ShardJob, to: Path) -> Iterator[None]:
     """Writes a shard and then its note; yields after every picture. Raises UsageError naming a
     picture that cannot be used, unless such are left out, and OSError."""
     from array_record.python import (
@@ -83,7 +84,7 @@ def write(job: ShardJob, to: Path) -> Iterator[None]:
         _sync(temporary, written)
         digest, size = verified.sha256(temporary), temporary.stat().st_size
         places = verified.places(temporary, len(names))
-        index = verified.index(temporary, places)
+        index = verified.heads_digest(temporary, places)
         os.replace(temporary, to / job.file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,7 +112,7 @@ def encoded(job: ShardJob, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarr
     label at that size."""
     image = files.read_image(pair.picture, megapixels=job.domain.max_megapixels)
     size = (image.shape[0], image.shape[1])
-    label = np.full(size, labels.IGNORE, np.uint8)
+    label = np.full(size, IGNORE, np.uint8)
     if pair.label is not None:
         raw = files.read_raw_label(
             pair.label, job.domain.label_colours, megapixels=job.domain.max_megapixels
@@ -134,7 +135,7 @@ def encoded(job: ShardJob, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarr
     image, label = transforms.fit_source(image, label, job.resize)
     image = transforms.resize_image(image, label.shape)
     record = records.PictureRecord(pair.stem, image, label, size)
-    return records.encode(record, job.codec), size, pixels
+    return records.encode_record(record, job.codec), size, pixels
 
 
 def _skipped(job: ShardJob, pair: Pair, error: UsageError) -> str:
@@ -172,7 +173,10 @@ def note(to: Path, job: ShardJob) -> Note | None:
             return None
         shard = manifest.shard_of(values["shard"])
         path = to / job.file
-        if path.stat().st_size != shard.size or verified.index(path, shard.places) != shard.index:
+        if (
+            path.stat().st_size != shard.size
+            or verified.heads_digest(path, shard.places) != shard.index
+        ):
             return None
         return Note(
             shard,
