@@ -12,7 +12,7 @@ from mrm_jax.convert.reader import read_weights, write_weights
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import local, located
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
 import bucket
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"

@@ -2,14 +2,14 @@
 
 import json
 import signal
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import bucket
+import downloads
 import numpy as np
 import pytest
 from refusals import refused
+from test_prepare import _config, made
 from toy_run import Toy
 
 from mrm_jax.config import Domain
@@ -21,10 +21,6 @@ from mrm_jax.paths import located
 from mrm_jax.runs import mirror, saved, workdir
 from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, load_run
 from mrm_jax.train import loop, programs
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import downloads
-from test_prepare import _config, made
 
 
 @pytest.fixture
