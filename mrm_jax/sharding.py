@@ -185,12 +185,15 @@ def _spec(name: str, shape: tuple[int, ...], axis: int | None, parts: int) -> Pa
 
 
 def whole(tree: Any) -> Any:
-    """`tree` with all of every leaf on each device, in a step that `jit_step` traces; as it is
-    elsewhere, and where no leaf is split.
+    """The arrays of `tree`, each complete on every device, for use inside a step.
 
-    For what a network is given and for its gradients: left to itself XLA splits arithmetic like
-    parameters and moves activations between devices in every layer. A sharding constraint does not
-    stop it at loops; what leaves a `shard_map` is what it is.
+    Under `mesh.fsdp` above 1 a device stores only a part of each parameter. A network needs them
+    complete, so the step passes parameters through this function before the network, and so its
+    gradients after it. Does nothing outside of a step traced by `jit_step`, nor with fsdp 1.
+
+    Without it XLA splits the arithmetic as the parameters are, and moves activations between
+    devices in every layer. A sharding constraint does not stop it at loops; what leaves a
+    `shard_map` is complete.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape[FSDP] == 1:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mrm_jax.children import passing_folder
+from mrm_jax.cli.progress import say
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 
@@ -67,11 +67,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     for report in measure_compute(config, whats, repeats=arguments.repeats, say=say):
         print(json.dumps(report) if arguments.json else bench_text(report), flush=True)
     return 0
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from dataclasses import replace
 
+from mrm_jax.cli.progress import say
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 
@@ -62,8 +62,3 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     )
     print(json.dumps(report) if arguments.json else plan.plan_text(report))
     return 0
-
-
-def say(line: str) -> None:
-    """A line on stderr."""
-    print(line, file=sys.stderr, flush=True)

@@ -10,6 +10,11 @@ from contextlib import contextmanager
 EVERY = 15.0  # seconds between lines in a log
 
 
+def say(text: str) -> None:
+    """A line on stderr, at once: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(what: str, total: int, *, lines: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr, gone at its end; gives `advance(done)`.

@@ -223,10 +223,12 @@ _rounds = itertools.count()
 
 
 def together(make: Callable[[], _T]) -> list[_T]:
-    """`make()` (JSON) of every host, in their order; to be called by all of them.
+    """Runs `make()` on every host and gives each host the list of all answers, host 0's first.
 
-    Where one raises all raise: that host its error, the others a RunError that tells it, or all
-    Stopped. So they stay in step.
+    Every host has to call it at the same point of the program, and waits there for the others.
+    `make` returns what JSON can hold. Where it raises on one host, that host raises its error and
+    the others a RunError that quotes it, so that none goes on alone; after a Stopped on any host
+    those without an error raise Stopped. With one host it is `[make()]`.
     """
     watch = HostWatch.running
     if watch is None:

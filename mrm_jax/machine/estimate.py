@@ -51,7 +51,7 @@ def flops(jaxpr: Any) -> int:
             out = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * eqn.outvars[0].aval.size * (kernel.size // out)
         else:
-            inner = [flops(part) for part in _parts(eqn)]
+            inner = [flops(part) for part in _inner_jaxprs(eqn)]
             if inner:
                 times = eqn.params.get("length", 1)
                 total += max(inner) if name == "cond" else times * sum(inner)
@@ -87,7 +87,7 @@ def live_bytes(jaxpr: Any) -> int:
             dying[index].append(value)
     alive = peak = 0
     for index, eqn in enumerate(jaxpr.eqns):
-        inner = max((live_bytes(part) for part in _parts(eqn)), default=0)
+        inner = max((live_bytes(part) for part in _inner_jaxprs(eqn)), default=0)
         out = sum(_bytes(v) for v in eqn.outvars if v not in behind and v in last)
         peak = max(peak, alive + max(inner, out))
         alive += out - sum(_bytes(value) for value in dying[index] if value not in behind)
@@ -98,8 +98,10 @@ def _bytes(value: Any) -> int:
     return value.aval.size * value.aval.dtype.itemsize
 
 
-def _parts(eqn: Any) -> Iterator[Any]:
-    """The jaxprs that an equation runs."""
+def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The programs (jaxprs) inside an equation: the body of a scan or a while loop, the branches
+    of a cond, the function that a pjit, remat or custom gradient calls. Plain arithmetic has none.
+    """
     for value in eqn.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if hasattr(getattr(part, "jaxpr", part), "eqns"):

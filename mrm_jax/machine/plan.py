@@ -186,7 +186,8 @@ def _one_device(config: Config, devices: int) -> Any:
 
 
 def _argument_bytes(arguments: Arguments) -> dict[str, int]:
-    """Bytes a device of what the step is given."""
+    """Bytes that one device holds of each thing that the step is given: parameters, teacher,
+    optimizer, frozen networks and batch."""
     state, _, frozen, fed = arguments
     parts = {
         part: sum(_bytes(getattr(state, field)) for field in fields)

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import mrm_jax
+from mrm_jax.config import Config
 from mrm_jax.errors import RunError
 from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, what_is_wrong
@@ -27,6 +30,7 @@ from mrm_jax.runs.damage import GONE, named_damage, of_files, one_line
 from mrm_jax.runs.digest import differing, digests
 from mrm_jax.runs.facts import problem
 from mrm_jax.runs.quiet import quietly
+from mrm_jax.runs.workdir import config_hash
 
 FACTS = "facts"
 _TIMES, _MARK = "_CHECKPOINT_METADATA", "commit_success.txt"
@@ -88,8 +92,12 @@ def _ended_in_bucket(checkpoint: Path) -> bool:
 
 
 def adopt(directory: Path) -> None:
-    """Marks checkpoints that were copied into a bucket as Orbax marks its own there: it would
-    remove them as saves that were cut short."""
+    """Takes over checkpoints that something else than Orbax (say `gcloud storage cp`) copied into
+    the bucket folder `directory`: each finished one without Orbax's mark gets it.
+
+    A bucket has no rename, so Orbax ends a save there by writing an empty file into every folder of
+    it, and removes folders without that file as saves that were cut short.
+    """
     for step in steps_in(directory) if directory.is_dir() else ():
         folder = directory / str(step)
         if not (folder / _MARK).exists():
@@ -156,6 +164,18 @@ def set_aside_without_facts(directory: Path) -> list[str]:
         folder = set_aside(directory / str(step))
         lines.append(f"the checkpoint of step {step} is damaged and now {folder}; it is not used.")
     return lines
+
+
+def facts_under(config: Config, **more: Any) -> dict[str, Any]:
+    """What is stored beside the arrays of a checkpoint of a run under `config`, as JSON."""
+    return {
+        "mrm_jax": mrm_jax.__version__,
+        "jax": jax.__version__,
+        "state_version": STATE_VERSION,
+        "config": asdict(config),
+        "config_hash": config_hash(config),
+        **more,
+    }
 
 
 def check_version(facts: Mapping[str, Any], folder: Path) -> None:

@@ -1,6 +1,5 @@
-"""What happens between steps: evaluation, checkpoints' facts, panels, the report, rates and
-memory.
-"""
+"""What is made of a state between steps: scores, sheets of pictures, the report; rates and memory.
+`train/run.py` says when."""
 
 from __future__ import annotations
 
@@ -9,22 +8,18 @@ import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-import mrm_jax
 from mrm_jax.config import Config, Domain, detail_crop
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation import evaluator, selection
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.hosts import group
 from mrm_jax.models.build import build_segmentor
-from mrm_jax.runs.saved import STATE_VERSION
-from mrm_jax.runs.workdir import config_hash
 from mrm_jax.train.state import Networks
 from mrm_jax.types import TrainState, Unlabelled
 
@@ -117,18 +112,6 @@ def score_metrics(found: Mapping[str, EvaluationResult]) -> dict[str, float]:
         f"eval/{network}/{name}": value
         for network, evaluation in found.items()
         for name, value in evaluation.metrics().items()
-    }
-
-
-def checkpoint_facts(config: Config, **more: Any) -> dict[str, Any]:
-    """What is stored beside the arrays of a checkpoint, as JSON."""
-    return {
-        "mrm_jax": mrm_jax.__version__,
-        "jax": jax.__version__,
-        "state_version": STATE_VERSION,
-        "config": asdict(config),
-        "config_hash": config_hash(config),
-        **more,
     }
 
 

@@ -17,9 +17,11 @@ from mrm_jax.train.step import Program
 from mrm_jax.types import Batch, Frozen, TrainState
 
 GO_ON, STOP, FAILED = 0, 1, 2
-"""What a host wishes of a step: that it is one of many, that it is the last, or, where its pictures
-could not be read, that it changes nothing. All hosts get the highest as the metric `wish`, and so
-do the same after the same step.
+"""What a host tells the others with the step that it starts. GO_ON: another step follows. STOP: it
+was asked to stop, so this step is the last and is saved. FAILED: it could not read its pictures, so
+this step is to change nothing and the run ends. One host cannot stop alone: the others would wait
+for it in the next step for ever. So the step computes the largest of all hosts' wishes, its metric
+`wish`, and all of them do what that says.
 """
 
 

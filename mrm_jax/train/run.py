@@ -28,6 +28,7 @@ from mrm_jax.hosts import group
 from mrm_jax.runs import workdir as folders
 from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.runs.mirror import Mirror
+from mrm_jax.runs.saved import facts_under
 from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
 from mrm_jax.train import hooks
@@ -241,7 +242,7 @@ def facts_of_step(run: Run, number: int) -> dict[str, Any]:
     """What is stored beside the arrays of the checkpoint of step `number`."""
     scores = run.scores if number == run.at else {}
     changing = _changing(run, number)
-    return hooks.checkpoint_facts(run.config, scores=scores, weights=run.weights, **changing)
+    return facts_under(run.config, scores=scores, weights=run.weights, **changing)
 
 
 def _changing(run: Run, number: int) -> dict[str, Any]:

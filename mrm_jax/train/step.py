@@ -119,8 +119,12 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
 
 
 def structure(config: Config) -> Config:
-    """What a step is compiled for: `config` with every option at its default that reaches the step
-    as a traced number (`types.Scalars`) or not at all. Configs of one structure share a program.
+    """The part of `config` that decides which program XLA compiles; the key of compiled steps.
+
+    All other options are set to their defaults: those that a step gets as numbers while it runs
+    (`types.Scalars`) and those that it never sees. So two configs that differ in a learning rate,
+    say, have one structure and share a program. A weight becomes 1 or 0: whether there is such a
+    loss is compiled in, how much it counts is not. The declaration of an option says which it is.
     """
     plain: dict[str, Any] = {}
     for path, option in options.declared(Config).items():

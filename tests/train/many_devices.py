@@ -22,7 +22,7 @@ from mrm_jax.data.pipeline import train_batches
 from mrm_jax.hosts import group
 from mrm_jax.machine.plan import collectives
 from mrm_jax.runs.checkpoint import Checkpoints
-from mrm_jax.train import hooks
+from mrm_jax.runs.saved import facts_under
 from mrm_jax.train.step import build_step
 
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))
@@ -86,7 +86,7 @@ def two_steps(made, program, mesh, checkpoints):
     kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]
     found["held"] = np.asarray(kernel.addressable_shards[0].data.shape)
     if group.host_count() > 1:
-        checkpoints.save(1, after, hooks.checkpoint_facts(made, scores={}))
+        checkpoints.save(1, after, facts_under(made, scores={}))
         checkpoints.wait()
     after, _ = checkpoints.restore(1, like)
     _, metrics = compiled(after, frozen, second)
