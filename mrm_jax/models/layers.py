@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mrm_jax.ops.convolution import depthwise3x3, transposed_conv
+from mrm_jax.ops.convolution import depthwise, transposed_conv
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode, Tree
@@ -257,7 +257,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape as `x`; kernel [3, 3, 1, C]."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]), jnp.float32)
-        y = depthwise3x3(x, kernel.astype(x.dtype), self.dilation)
+        y = depthwise(x, kernel.astype(x.dtype), dilation=self.dilation)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)

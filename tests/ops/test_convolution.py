@@ -7,17 +7,16 @@ import pytest
 from jax import lax
 
 from mrm_jax.ops import convolution
-from mrm_jax.ops.convolution import depthwise3x3, transposed_conv
+from mrm_jax.ops.convolution import depthwise, same_padding, transposed_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def grouped(x, kernel, dilation):
-    padding = ((dilation, dilation), (dilation, dilation))
+def grouped(x, kernel, stride, padding, dilation):
     return lax.conv_general_dilated(
         x,
         kernel,
-        (1, 1),
+        (stride, stride),
         padding,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=LAYOUT,
@@ -27,46 +26,92 @@ def grouped(x, kernel, dilation):
 
 def compare(ours, theirs, *inputs, tolerance):
     """Values and gradients of every input, for one random cotangent."""
-    ours, pull = jax.vjp(ours, *inputs)
-    theirs, pull_theirs = jax.vjp(theirs, *inputs)
-    cotangent = jnp.asarray(np.random.default_rng(9).normal(size=ours.shape), ours.dtype)
-    np.testing.assert_allclose(ours, theirs, atol=tolerance)
-    for mine, other in zip(pull(cotangent), pull_theirs(cotangent), strict=True):
+    out = jax.eval_shape(ours, *inputs)
+    cotangent = jnp.asarray(np.random.default_rng(9).normal(size=out.shape), out.dtype)
+
+    @jax.jit
+    def both(*inputs):
+        results = (jax.vjp(form, *inputs) for form in (ours, theirs))
+        return [(value, *pull(cotangent)) for value, pull in results]
+
+    for mine, other in zip(*both(*inputs), strict=True):
         np.testing.assert_allclose(mine, other, atol=tolerance)
 
 
-@pytest.mark.parametrize("dilation", [1, 2, 5, 6, 18])
-def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(dilation):
-    # 6x9: with dilation 6 only the columns are reached, with 18 only the centre is.
+# Size of the map, kernel, stride, padding (a number: that much at each side), dilation. 6x9: with
+# dilation 6 only the columns are reached, with 18 only the centre is.
+CASES = {
+    **{f"dilation {d}": ((6, 9), (3, 3), 1, d, d) for d in (1, 2, 5, 6, 18)},
+    "5x5": ((7, 9), (5, 5), 1, 2, 1),
+    "3x3 by 2": ((8, 7), (3, 3), 2, 1, 1),
+    "5x5 by 2": ((13, 6), (5, 5), 2, 2, 1),
+    "3x3 by 2, lopsided": ((8, 7), (3, 3), 2, ((0, 1), (1, 1)), 1),
+    "5x5 by 2, lopsided": ((8, 12), (5, 5), 2, ((1, 2), (1, 2)), 1),
+    "5x3, lopsided": ((9, 17), (5, 3), 1, ((3, 1), (0, 2)), 1),
+    "3x3 by 3, dilation 2": ((11, 10), (3, 3), 3, 2, 2),
+    "1x1 by 2": ((5, 4), (1, 1), 2, 0, 1),
+    "a map of one place": ((1, 1), (5, 5), 2, 2, 1),
+    "no padding": ((6, 7), (3, 3), 1, 0, 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case):
+    size, taps, stride, padding, dilation = CASES[case]
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, kernel = jnp.asarray(rng.normal(size=(2, 6, 9, 4))), rng.normal(size=(3, 3, 1, 4))
+        x, kernel = jnp.asarray(rng.normal(size=(2, *size, 4))), rng.normal(size=(*taps, 1, 4))
         compare(
-            lambda x, k: depthwise3x3(x, k, dilation),
-            lambda x, k: grouped(x, k, dilation),
+            lambda x, k: depthwise(x, k, stride, padding, dilation),
+            lambda x, k: grouped(x, k, stride, padding, dilation),
             x,
             jnp.asarray(kernel),
             tolerance=1e-12,
         )
 
 
+def test_depthwise_pads_so_that_the_size_stays_unless_it_is_told_otherwise():
+    x = jnp.ones((1, 6, 9, 2))
+    assert depthwise(x, jnp.ones((3, 3, 1, 2)), dilation=4).shape == x.shape
+    assert depthwise(x, jnp.ones((5, 3, 1, 2))).shape == x.shape
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2)])
+def test_same_padding_is_that_of_lax(size, taps, stride):
+    assert list(same_padding(size, taps, stride)) == lax.padtype_to_pads(
+        size, (taps, taps), (stride, stride), "SAME"
+    )
+
+
 def test_depthwise_in_bfloat16_sums_in_float32():
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(1, 8, 8, 3)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 3)), jnp.bfloat16)
-    out = depthwise3x3(x, kernel)
-    exact = grouped(x.astype(jnp.float32), kernel.astype(jnp.float32), 1)
+    out = depthwise(x, kernel)
+    exact = grouped(x.astype(jnp.float32), kernel.astype(jnp.float32), 1, ((1, 1), (1, 1)), 1)
     assert out.dtype == jnp.bfloat16
     # Half a bfloat16 step (2^-9) of each value: one rounding, at the end.
     np.testing.assert_allclose(np.asarray(out, np.float32), exact, rtol=2**-8, atol=1e-6)
 
 
-def test_the_two_forms_of_the_kernel_gradient_agree():
+@pytest.mark.parametrize("rows", [3, 8, 19])
+def test_the_two_forms_of_the_kernel_gradient_agree(rows):
+    # 3 rows: fewer than groups; 19: the last group is filled up by rows of zeros.
     rng = np.random.default_rng(2)
-    products = [jnp.asarray(rng.normal(size=(2, 3, 5, 4)), jnp.float32) for _ in range(9)]
-    together = convolution._sums_together(*products)
-    apart = convolution._sums_apart(*products)
-    np.testing.assert_allclose(jnp.stack(together), jnp.stack(apart), atol=1e-5)
+    axes = (
+        convolution._Axis(2 * rows, 3, 2, 1, 0, 1),
+        convolution._Axis(5, 5, 2, 1, 2, 2),
+    )
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(2, 2 * rows, 5, 4)))
+        g = jnp.asarray(rng.normal(size=(2, axes[0].out, axes[1].out, 4)))
+        forms = convolution._kernel_gradient, convolution._kernel_gradient_cpu
+        both = [jax.jit(form, static_argnums=0)(axes, x, g) for form in forms]
+        np.testing.assert_allclose(*both, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", [transposed_conv, convolution._by_windows])
