@@ -27,7 +27,7 @@ OURS = {
     "cli/bench.py": {"folder"},  # a temporary one
     "cli/report.py": {"write_report(mirror.local).name"},  # a constant there
     "cli/config.py": {"name"},  # --diff
-    "command.py": {"__file__", "f'{name}.py' if bare else name"},  # --config
+    "command.py": {"name", "__file__", "f'{name}.py' if bare else name"},  # --config
     "data/prepared/check.py": {"name"},  # two constants
     "data/class_statistics.py": {
         *("home", "common", "domain.path or ''"),  # the user's folders; a digest
