@@ -187,9 +187,9 @@ def _stands(
 def _places(row: LayoutKind, state: Mapping[str, Any], variant: Mapping[str, Any]) -> list[str]:
     """The prefixes, ending in a dot, under which the kind stands, none below another one."""
     ends = tuple(f".{end}" for end in _ends(row))
-    marked = {name.removesuffix(end) + "." for name in state for end in ends if name.endswith(end)}
+    marked = [name.removesuffix(end) + "." for name in state for end in ends if name.endswith(end)]
     found: list[str] = []
-    for place in sorted(marked, key=lambda place: (place.count("."), place)):
+    for place in sorted(dict.fromkeys(marked), key=lambda place: place.count(".")):
         if not place.startswith(tuple(found)) and _stands(row, state, place, variant):
             found.append(place)
     return found
