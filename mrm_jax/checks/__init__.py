@@ -18,7 +18,7 @@ from mrm_jax.checks.model import check_crops, check_model
 from mrm_jax.checks.stored import WRITER
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
-from mrm_jax.options import build, check_ranges
+from mrm_jax.options import check_ranges, from_mapping
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -27,7 +27,7 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
     Raises UsageError naming the field, its value and the way out.
     """
     config = resolved(values)
-    check(config)
+    check_config(config)
     return config
 
 
@@ -36,7 +36,7 @@ def resolved(values: Mapping[str, Any] | ConfigDict) -> Config:
     names and types that are wrong."""
     plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
     plain.pop(WRITER, None)
-    return _own_pictures(build(Config, plain, "config"))
+    return _own_pictures(from_mapping(Config, plain, "config"))
 
 
 def _own_pictures(config: Config) -> Config:
@@ -64,14 +64,14 @@ _TESTS = (
 )
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
     for test in _TESTS:
         test(config)
 
 
 def problems(config: Config) -> list[UsageError]:
-    """All that `check` would raise, one after the other: the first of each of its tests."""
+    """All that `check_config` would raise, one after the other: the first of each of its tests."""
     found = []
     for test in _TESTS:
         try:

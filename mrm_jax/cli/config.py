@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mrm_jax.checks import check, resolved
+from mrm_jax.checks import check_config, resolved
 from mrm_jax.command import load_values, remark
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     else:
         _print_differences(shown, _other(arguments.diff))
     try:
-        check(shown)
+        check_config(shown)
     except UsageError as error:
         print(f"It cannot be trained as it is: {error}", file=sys.stderr)
     return 0

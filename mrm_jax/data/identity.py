@@ -13,7 +13,7 @@ from typing import cast
 from mrm_jax.config import Config, Domain, evaluation_domain, has_evaluation, source_domain
 from mrm_jax.data import sources
 from mrm_jax.data.prepared import manifest
-from mrm_jax.data.prepared.reading import is_prepared
+from mrm_jax.data.prepared.reading import reads_prepared
 from mrm_jax.data.rare_class import source_field
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import is_remote, located, sizes_below
@@ -46,8 +46,8 @@ def identities(config: Config) -> dict[str, str]:
 
 def _identity(config: Config, domain: Domain, labelled: bool, field: str) -> str:
     root = located(domain.path or "")
-    if is_prepared(domain):
-        split = manifest.load(root, field=field).split(domain.split, field=field)
+    if reads_prepared(domain):
+        split = manifest.read_manifest(root, field=field).split(domain.split, field=field)
         return _hash([asdict(shard) for shard in split.shards])
     pictures = (
         sources.FolderLabelled(domain, len(config.data.classes.names), field)

@@ -84,11 +84,11 @@ def opened(path: Path, config: Config, identify: Identify = _unknown) -> Iterato
     """The folder of a run under `config`, new or of the same run, held for this process alone.
 
     Fields marked runtime may differ from the ones it was started with, and paths of data where
-    `identify` finds the same there, as for `check`. Raises UsageError for
+    `identify` finds the same there, as for `check_workdir`. Raises UsageError for
     another run's folder (naming the first field that differs), a folder of other things, or one
     that a running process holds. A start that fails before `begin` leaves nothing behind.
     """
-    check(path, config, identify)
+    check_workdir(path, config, identify)
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _take_back(path: Path, *, new: bool) -> None:
-    """Removes what a start makes before it begins; nothing else was in the folder (`check`)."""
+    """Removes what a start makes before it begins; nothing else was in the folder (`check_workdir`)."""
     shutil.rmtree(path / FROZEN, ignore_errors=True)
     with suppress(OSError):  # other things came there meanwhile: they stay
         if (path / _CHECKPOINTS).exists():
@@ -169,7 +169,7 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
     write_json(path / ENVIRONMENT, environment(**facts))
 
 
-def check(path: Path, config: Config, identify: Identify = _unknown) -> None:
+def check_workdir(path: Path, config: Config, identify: Identify = _unknown) -> None:
     """Raises UsageError unless `path` is new, empty or the folder of a run under `config`.
 
     identify: what the data of a config are; where they are those that the run began with, their

@@ -10,7 +10,7 @@ import torch_states as states
 
 from mrm_jax.convert import SeveralError, detect, import_torch, leaves, trace
 from mrm_jax.convert.containers import unwrapped
-from mrm_jax.convert.network import load
+from mrm_jax.convert.network import load_network
 from mrm_jax.errors import UsageError
 
 MATRIX = np.ones((2, 2), np.float32)
@@ -71,8 +71,8 @@ def test_of_several_networks_one_has_to_be_named(tmp_path) -> None:
         import_torch(tensors, "mit", copy="third")
     np.savez(tmp_path / "both.npz", **tensors)
     with pytest.raises(UsageError, match="student and teacher.*convert --copy student"):
-        load(tmp_path / "both.npz")
-    found = load(tmp_path / "both.npz", "mit", copy="teacher")
+        load_network(tmp_path / "both.npz")
+    found = load_network(tmp_path / "both.npz", "mit", copy="teacher")
     assert found.copy == "teacher"
     assert found.dropped.keys() >= {f"student.{name}" for name in other}
 
