@@ -1,4 +1,5 @@
-"""The command line: `python -m mrm_jax.main [verb] --config FILE[:recipe] [--config.a.b=c] ...`.
+"""The command line: `mrm-jax [verb] --config FILE[:recipe] [--config.a.b=c] ...`, or
+`python -m mrm_jax.main` for `mrm-jax`.
 
 Finds the verb's module, resolves the config and turns mistakes into one line; nothing else.
 Exit codes: 0, 1 (the run failed), 2 (the command is wrong).
@@ -11,14 +12,17 @@ import importlib
 import io
 import os
 import sys
-from typing import NoReturn
+import textwrap
+from typing import Any, NoReturn
 
 from absl import flags
 
-from mrm_jax import children
-from mrm_jax.command import load_config, split_config_flags
+import mrm_jax
+from mrm_jax import backend, children
+from mrm_jax.command import is_config, load_config, packaged, remark, split_config_flags
+from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.options import nearest
+from mrm_jax.options import declared, did_you_mean, nearest, nearest_paths
 from mrm_jax.paths import of_bucket, shown, what_is_wrong
 from mrm_jax.stop import heard
 
@@ -33,14 +37,20 @@ VERBS = {
     "check": "find what is wrong with a data set, and how to put it right",
     "doctor": "say whether this machine can run, before hours are spent on finding out",
     "options": "list the options of a config, or those that a word is found in",
+    "config": "print the values that a config comes to, and how it differs from another",
     "plan": "say what a step needs on devices that are not rented yet",
     "bench": "time a step on random pictures, and what XLA says it costs",
 }
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more, allow_abbrev=False)
+        self.color = False  # from Python 3.14 on FORCE_COLOR would colour its help in files too
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.partition(' ')[2]}: {message.rstrip('.')}.")
+        end = "" if message.endswith(("?", ".")) else "."
+        raise UsageError(f"{self.prog.partition(' ')[2]}: {message}{end}")
 
     def check_flags(self, words: list[str]) -> None:
         """Raises UsageError for an unknown flag, before argparse misses what it stood for."""
@@ -48,7 +58,46 @@ class _Parser(argparse.ArgumentParser):
         for word in words:
             name = word.partition("=")[0]
             if name.startswith("--") and name not in known:
-                self.error(f"{name} is not a flag.{nearest(name, known)}".rstrip("."))
+                self.error(f"{name} is not a flag.{_meant(name, known)}")
+
+    def check_first(self, words: list[str]) -> None:
+        """Raises UsageError for a config in the first place of a verb that takes flags alone."""
+        flags_alone = all(action.option_strings for action in self._actions)
+        if flags_alone and words and is_config(words[0]):
+            self.check_rest(words)
+
+    def check_rest(self, words: list[str]) -> None:
+        """Raises UsageError for words that are left over."""
+        for word in words:
+            if is_config(word):
+                self.error(f"'{word}' stands alone; a config is given by --config {word}")
+        if words:
+            self.error(f"these words mean nothing here: {' '.join(words)}")
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """A hint at the flag that an unknown one may stand for: an option of the config by its name,
+    another flag of the verb, or an option whose name is near."""
+    name, paths = name.lstrip("-"), list(declared(Config))
+    options = [f"--config.{path}" for path in nearest_paths(name, paths)]
+    exact = [flag for flag in options if f".{flag}".endswith(f".{name.replace('-', '_')}")]
+    return did_you_mean(exact) or nearest(f"--{name}", known[1:]) or did_you_mean(options)
+
+
+def help_screen() -> str:
+    """What there is, on one screen."""
+    return "\n".join(
+        [
+            "usage: mrm-jax [VERB] --config FILE[:RECIPE] [--config.a.b=c ...] [flags]",
+            "",
+            *(f"  {verb:9} {meaning}" for verb, meaning in VERBS.items()),
+            "",
+            "Without a verb it trains. Configs are files of your own, or these by name:",
+            *textwrap.wrap(", ".join(packaged()), 76, initial_indent="  ", subsequent_indent="  "),
+            "To begin: mrm-jax --config quickstart --workdir runs/quickstart",
+            "More: mrm-jax VERB --help, mrm-jax options [WORD], mrm-jax --version",
+        ]
+    )
 
 
 def run(words: list[str]) -> int:
@@ -56,23 +105,41 @@ def run(words: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # file names that are no text, or none of the locale's
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if words and words[0] in ("-h", "--help", "help"):
-        print(
-            (__doc__ or "").splitlines()[0], *(f"  {v:10}{d}" for v, d in VERBS.items()), sep="\n"
-        )
+    if not words:
+        print(help_screen(), file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help", "help"):
+        print(help_screen())
         return 0
-    verb, words = (words[0], words[1:]) if words and words[0][:1] != "-" else ("train", words)
+    if words[0] == "--version":
+        print(f"mrm_jax {mrm_jax.__version__}")
+        return 0
+    verb, words = (words[0], words[1:]) if words[0][:1] != "-" else ("train", words)
     if verb not in VERBS:
+        if is_config(verb):
+            raise UsageError(f"'{verb}' is no verb; a config is given by --config {verb}.")
         raise UsageError(
             f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}"
         )
     config_words, others = split_config_flags(words)
     module = importlib.import_module(f"mrm_jax.cli.{verb}")
-    parser = _Parser(prog=f"mrm_jax {verb}", description=VERBS[verb], allow_abbrev=False)
+    parser = _Parser(prog=f"mrm-jax {verb}", description=VERBS[verb])
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:RECIPE]",
+        help=f"a file of your own, or one of {', '.join(packaged())}; --config.a.b=c sets one of "
+        "its options, which `mrm-jax options` lists",
+    )
     module.add_arguments(parser)
     parser.check_flags(others)
-    arguments = parser.parse_args(others)
-    arguments.config_words = config_words  # for a verb that edits them: ablate
+    parser.check_first(others)
+    arguments, rest = parser.parse_known_args(others)
+    parser.check_rest(rest)
+    arguments.config_words = config_words  # for a verb that edits them: ablate, config
+    if getattr(module, "RESOLVES", False):
+        return module.run(arguments, None)
+    if line := remark(config_words):
+        print(line, file=sys.stderr)
     unread = getattr(module, "UNREAD", {})
     return module.run(arguments, load_config(config_words, unread))
 
@@ -93,15 +160,14 @@ def _answered() -> int:
     except KeyboardInterrupt:
         with heard() as stop:
             code = _complain(*stop.last_words())
-    except UsageError as error:
-        code = _complain(error, 2)
-    except RunError as error:
-        code = _complain(error, 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        if of_bucket(error):
+        line = backend.refusal(error) or error  # whatever it was taken for on its way here
+        if isinstance(line, UsageError | RunError):
+            code = _complain(line, 2 if isinstance(line, UsageError) else 1)
+        elif of_bucket(error):
             code = _complain(f"A bucket could not be read or written: {what_is_wrong(error)}.", 1)
         else:
             raise

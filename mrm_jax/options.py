@@ -12,7 +12,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import config_dict
@@ -74,6 +74,13 @@ class Option:
         if typing.get_origin(inner) is tuple:
             inner = typing.get_args(inner)[0]
         return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+    @property
+    def wanted(self) -> str:
+        """What a value has to be, in words."""
+        if choices := self.choices:
+            return f"one of {', '.join(map(str, choices))}"
+        return ", ".join(filter(None, (in_words(self.annotation), self.range)))
 
     def typed(self, value: Any) -> Any:
         """`value` in the option's type, with lists as tuples. Raises UsageError for another one."""
@@ -185,8 +192,26 @@ def numbers(config: Any) -> dict[str, Any]:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint such as " Did you mean 'steps'?", or an empty string when nothing is near."""
-    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    return did_you_mean(difflib.get_close_matches(name, list(names), n=1, cutoff=0.5))
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The hint at one of up to three names; an empty string without any."""
+    *more, last = [f"'{name}'" for name in names[:3]] or [""]
+    return f" Did you mean {', '.join(more)}{' or ' if more else ''}{last}?" if last else ""
+
+
+def nearest_paths(name: str, paths: Iterable[str]) -> list[str]:
+    """The dotted paths that `name` may stand for: those that end in it; else the nearest one, or
+    all with the last part that is nearest to its own. Dashes are as good as underscores."""
+    name, paths = name.replace("-", "_"), list(paths)
+    if ends := [path for path in paths if f".{path}".endswith(f".{name}")]:
+        return ends
+    if near := difflib.get_close_matches(name, paths, n=1, cutoff=0.7 if "." in name else 1):
+        return near
+    lasts = {path.rpartition(".")[2] for path in paths}
+    near = difflib.get_close_matches(name.rpartition(".")[2], sorted(lasts), n=1, cutoff=0.7)
+    return [path for path in paths if path.rpartition(".")[2] in near]
 
 
 def _plain(number: float) -> str:
@@ -207,6 +232,28 @@ def _origin(annotation: Any) -> type:
     if origin is Literal:
         return type(typing.get_args(annotation)[0])
     return origin or annotation
+
+
+_WORDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "truth values"),
+    str: ("a text", "texts"),
+}
+
+
+def in_words(annotation: Any, *, many: bool = False) -> str:
+    """A type as people call it, say "a tuple of 2 whole numbers"; `many`: several of it."""
+    inner = _optional(annotation)[0]
+    if inner in _WORDS:
+        return _WORDS[inner][many]
+    arguments = typing.get_args(inner)
+    if typing.get_origin(inner) is not tuple:
+        return f"{'any' if many else 'one'} of {', '.join(map(repr, arguments))}"
+    count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+    same = len(set(arguments) - {Ellipsis}) == 1
+    entries = in_words(arguments[0], many=True) if same else "entries"
+    return f"{'tuples' if many else 'a tuple'} of {count}{entries}"
 
 
 def to_config_dict(config: Any) -> config_dict.ConfigDict:
@@ -263,7 +310,7 @@ def _value(value: Any, annotation: Any, path: str) -> Any:
     if annotation is float and type(value) is int:
         return float(value)
     if type(value) is not annotation:
-        raise UsageError.of(path, value, "", f"it must be of type {annotation.__name__}.")
+        raise UsageError.of(path, value, "", f"it must be {in_words(annotation)}.")
     return value
 
 

@@ -55,7 +55,7 @@ def located(text: str | os.PathLike[str]) -> Path:
         except ImportError as error:
             raise PlaceError(
                 f"{text} lies in a bucket, for which a package is missing ({error}); for gs:// "
-                "install mrm-jax[gcs]."
+                "install gcsfs."
             ) from error
         bucket: Any = epath.Path(text)
         return bucket
@@ -261,6 +261,15 @@ def states_below(folder: Path) -> Iterator[tuple[str, str]]:
         rest = name[len(base) :].removeprefix("/")
         if rest and not rest.endswith("/"):  # what a console puts where a folder is made
             yield rest, state
+
+
+def sizes_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of all files below a folder in a bucket, as `names_below`."""
+    import fsspec
+
+    system, base = fsspec.url_to_fs(os.fspath(folder))
+    for name, facts in system.find(base, detail=True).items():
+        yield name[len(base) :].removeprefix("/"), int(facts["size"] or 0)
 
 
 @contextmanager

@@ -72,17 +72,21 @@ def _count(devices: int | None, available: int, platform: str, fsdp: int) -> int
         raise UsageError.of(
             "config.mesh.devices",
             count,
-            f"; JAX sees {available} {platform} device(s).",
-            f"Use 1 to {available}, or leave it empty for all.",
+            f"; JAX sees {available} {platform} device{'s' if available > 1 else ''}.",
+            f"Use 1{f' to {available}' if available > 1 else ''}, or leave it empty for all.",
         )
     if fsdp < 1 or count % fsdp:
         raise UsageError.of(
             "config.mesh.fsdp",
             fsdp,
-            f", which does not divide {count} devices",
-            f"use one of {', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}.",
+            f", which does not divide {count} device{'s' if count > 1 else ''}",
+            f"use {'one of ' if count > 1 else ''}{', '.join(map(str, _divisors(count)))}.",
         )
     return count
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]
 
 
 def _check_shares(batch: int, parts: int, devices: int, fsdp: int, *, fewer: bool) -> None:

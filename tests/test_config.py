@@ -100,8 +100,8 @@ def test_runtime_options_are_those_that_change_no_result():
 BAD = [
     ({"train": {"stepps": 1}}, "config.train.stepps is not an option. Did you mean 'steps'?"),
     ({"trian": {}}, "config.trian is not an option. Did you mean 'train'?"),
-    ({"seed": "0"}, "config.seed is '0'; it must be of type int."),
-    ({"seed": True}, "config.seed is True; it must be of type int."),
+    ({"seed": "0"}, "config.seed is '0'; it must be a whole number."),
+    ({"seed": True}, "config.seed is True; it must be a whole number."),
     ({"seed": -1}, "config.seed is -1"),
     ({"train": {"batch": 0}}, "config.train.batch is 0; it must be at least 1."),
     ({"data": {"crop": (500, 512)}}, "its height 500 is not a multiple of 32"),

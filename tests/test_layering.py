@@ -11,7 +11,7 @@ DEVELOPMENT = (PACKAGE.parent / "docs" / "development.md").read_text()
 
 # What each part may import of ours, besides itself. Order: lower parts first, and none imports one
 # that stands below it here.
-GROUND = {"errors", "children", "stop", "paths", "shell"}
+GROUND = {"errors", "children", "stop", "paths", "shell", "backend", "terminal"}
 CONFIG = {"errors", "options", "registry", "config"}
 NETWORK = {*CONFIG, "label_ids", "types", "rngs", "ops", "models"}
 ALLOWED = {
@@ -20,6 +20,8 @@ ALLOWED = {
     "stop": set(),
     "paths": {"errors", "children"},
     "shell": {"paths"},
+    "backend": {"errors"},
+    "terminal": set(),
     "options": {"errors"},
     "registry": {"errors", "options"},
     "config": {"errors", "options", "registry"},
@@ -47,10 +49,10 @@ ALLOWED = {
     },
     "machine": {*GROUND, *NETWORK, "sharding", "uda", "data", "hosts", "train"},
     "cli": {
-        *(*GROUND, *NETWORK, "sharding", "arms", "command", "convert", "data", "hosts"),
+        *(*GROUND, *NETWORK, "sharding", "arms", "checks", "command", "convert", "data", "hosts"),
         *("evaluation", "report", "runs", "train", "machine"),
     },
-    "main": {*GROUND, "options", "command", "cli"},
+    "main": {*GROUND, "options", "config", "command", "cli"},
 }
 # What looks at a trained network never enters the room where networks are trained.
 UNTRAINED = ("evaluate", "predict", "convert", "report", "check", "prepare")
@@ -65,6 +67,8 @@ NO_JAX = {
     "registry",
     "paths",
     "shell",
+    "backend",
+    "terminal",
     "children",
     "stop",
     "config",

@@ -1,13 +1,21 @@
 """The command line: verbs, config flags, and mistakes answered before jax is imported."""
 
+import json
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from mrm_jax import main
-from mrm_jax.errors import UsageError
+import mrm_jax
+from mrm_jax import backend, command, main
+from mrm_jax.config import Config
+from mrm_jax.errors import RunError, UsageError
+from mrm_jax.options import declared
+from mrm_jax.runs import workdir
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -36,9 +44,24 @@ MISTAKES = [
     ([f"--config={TINY}", "--config.steps=3"], "Did you mean 'train.steps'?"),
     ([f"--config={TINY}", "--config.train=3"], "is a group of options"),
     ([f"--config={TINY}", "--config.train.steps"], "needs a value"),
-    ([f"--config={TINY}", "--config.train.steps=x"], "--config.train.steps=x"),
+    ([f"--config={TINY}", "--config.train.steps=x"], "--config.train.steps is 'x'"),
     ([f"--config={TINY}", "--config.data.crop=(30,64)"], "not a multiple of 8"),
     ([f"--config={TINY}:source_only,mrm=true"], "needs a teacher"),
+    ([f"--config={TINY}", "--config.ratio=1"], "'method.mim.ratio' or 'method.mrm.ratio'?"),
+    ([f"--config={TINY}", "--config.train.steps=abc"], "'abc'; it must be a whole number, at lea"),
+    ([f"--config={TINY}", "--config.method.mic.ratio=x"], "'x'; it must be a number, 0..1."),
+    ([f"--config={TINY}", "--config.data.cache=x"], "'x'; it must be true or false."),
+    ([f"--config={TINY}", "--config.data.crop=(1,"], "it must be a tuple of 2 whole numbers"),
+    ([f"--config={TINY}", "--steps=5"], "Did you mean '--config.train.steps'?"),
+    ([f"--config={TINY}", "--train.steps=5"], "Did you mean '--config.train.steps'?"),
+    ([f"--config={TINY}", "--learning-rate=5"], "or '--config.optimizer.learning_rate'?"),
+    ([f"--config={TINY}", "--stpes=5"], "Did you mean '--config.train.steps'?"),
+    (["train", "configs/tiny.py"], "a config is given by --config configs/tiny.py."),
+    (["configs/tiny.py:dacs"], "a config is given by --config configs/tiny.py:dacs."),
+    (["tiny:dacs"], "a config is given by --config tiny:dacs."),
+    (["evaluate", "words"], "these words mean nothing here: words."),
+    (["--config=quikstart"], "Did you mean 'quickstart'?"),
+    (["--config=nowhere/tiny.py"], "The package has one: --config tiny."),
     (["--config.seed=1"], "none is given: add --config FILE"),
     ([""], "'' is no verb"),
     (["tarin", f"--config={TINY}"], "Did you mean 'train'?"),
@@ -80,10 +103,146 @@ def test_a_mistake_exits_with_two_before_jax_is_imported(tmp_path):
     ]
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_verb_on_one_screen_and_so_do_no_arguments(capsys):
     assert main.run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in main.VERBS)
+    lines = shown.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 84
+    assert main.run([]) == 2
+    assert capsys.readouterr().err == shown
+
+
+def test_the_version_is_told(capsys):
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mrm_jax {mrm_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_the_usage_of_every_verb_names_config(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.run([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "--config FILE[:RECIPE]" in shown.partition("options:")[0]
+
+
+def test_the_configs_of_the_checkout_travel_in_the_package_and_open_by_bare_names(
+    tmp_path, monkeypatch
+):
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert command.packaged().keys() == names
+    assert (ROOT / "mrm_jax/configs").resolve() == ROOT / "configs"
+    wanted = main.load_config([f"--config={TINY}:source_only"])
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "tiny.py"):
+        assert main.load_config([f"--config={name}:source_only"]) == wanted
+        assert command.remark([f"--config={name}"]) == ""
+
+
+def test_a_file_here_goes_before_the_package_s_of_its_name_and_that_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    own = Path(TINY).read_text().replace("steps=6", "steps=7")
+    Path("tiny.py").write_text(own)
+    for name in ("tiny", "tiny.py", "./tiny.py"):
+        config = main.load_config([f"--config={name}"])
+        assert config is not None
+        assert config.train.steps == 7
+    assert main.run(["options", "train.steps", "--config=tiny"]) == 0
+    line = f"--config tiny: tiny.py of this folder is taken, not {command.CONFIGS / 'tiny.py'} of "
+    assert capsys.readouterr().err.startswith(line)
+    monkeypatch.chdir(ROOT / "configs")  # one file by two names
+    assert command.remark(["--config=tiny"]) == ""
+
+
+def test_config_prints_the_resolved_values_and_what_differs(capsys, tmp_path):
+    assert main.run(["config", f"{TINY}:dacs", "--config.train.steps=7"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == len(declared(Config))
+    assert {"train.steps = 7", "method.kind = 'dacs'", "model.encoder.weights = None"} <= {*shown}
+    words = ["config", f"{TINY}:dacs", "--config.train.steps=7", "--diff"]
+    wanted = ["method.mrm.enabled: False -> True", "train.steps: 7 -> 6"]
+    assert main.run([*words, TINY]) == 0
+    assert capsys.readouterr().out.splitlines() == wanted
+    config = main.load_config([f"--config={TINY}"])
+    assert config is not None
+    workdir.begin(tmp_path, config, {})
+    assert main.run([*words, str(tmp_path)]) == 0  # the folder of a run
+    assert capsys.readouterr().out.splitlines() == wanted
+
+
+def test_config_shows_what_cannot_be_trained_as_it_is(capsys):
+    assert main.run(["config", "gta_to_cityscapes:daformer"]) == 0
+    shown = capsys.readouterr()
+    assert "method.feature_distance.weight = 0.005" in shown.out
+    assert shown.err.startswith("It cannot be trained as it is: config.method.feature_distance")
+
+
+def test_jax_that_finds_no_device_is_one_line_of_every_verb(tmp_path):
+    """Where it is asked for directly, and where the file that it was to read was blamed."""
+    with zipfile.ZipFile(ROOT / "tests/runs_before/quickstart.zip") as packed:
+        packed.extractall(tmp_path)
+    (run,) = (path.parent for path in tmp_path.rglob("config.json"))
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    commands = [
+        ["train", "--config=tiny", f"--workdir={tmp_path}/new"],
+        ["evaluate", f"--workdir={run}", f"--to={tmp_path}"],
+        ["predict", f"{tmp_path}/a.png", f"--checkpoint={run}", f"--to={tmp_path}/to"],
+        ["convert", f"--from={run}", f"--to_torch={tmp_path}/a.npz"],
+        ["ablate", "--config=tiny", "--arm=dacs", "--seeds=1", f"--workdir={tmp_path}/all"],
+        ["bench", "--config=tiny"],
+        ["doctor", "--config=tiny"],
+    ]
+    code = (
+        "import json, sys; from mrm_jax import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['mrm-jax', *words]\n"
+        "    print(words[0], main._answered(), flush=True)"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"JAX_PLATFORMS": "nonsense"},
+    )
+    *verbs, doctor = [line for line in made.stdout.splitlines() if line[-2:] in (" 2", " 1")]
+    assert [*verbs, doctor] == [f"{words[0]} 2" for words in commands[:-1]] + ["doctor 1"]
+    assert "error   devices: JAX_PLATFORMS is 'nonsense', and JAX cannot use such a" in made.stdout
+    lines = made.stderr.splitlines()
+    assert len(lines) == len(commands) - 1
+    assert all(line.startswith("mrm_jax: JAX_PLATFORMS is 'nonsense'") for line in lines)
+    assert all("unset it" in line for line in lines)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plugin_that_fails_bare_is_told_with_what_it_needs(monkeypatch):
+    """Without jax's plugin for it JAX_PLATFORMS=cuda is an AssertionError without a word."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    there = str(Path("jax") / "_src" / "xla_bridge.py")
+    source = compile("def backends():\n    assert False", there, "exec")
+    names: dict = {}
+    exec(source, names)  # its frames are named after jax's file
+
+    def wrapped(kind):
+        try:
+            names["backends"]()
+        except AssertionError as error:
+            raise kind("could not be read") from error
+
+    for kind in (RunError, ValueError):
+        with pytest.raises(kind) as caught:
+            wrapped(kind)
+        line = backend.refusal(caught.value)
+        assert isinstance(line, UsageError)
+        assert (line.field, line.value) == ("JAX_PLATFORMS", "cuda")
+        assert "pip install 'jax[cuda12]'" in line.way_out
+    assert backend.refusal(ValueError("another one")) is None
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert isinstance(backend.refusal(caught.value), RunError)
 
 
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):

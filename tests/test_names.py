@@ -26,12 +26,14 @@ OURS = {
     "cli/ablate.py": {"f'seed{seed}'", "path"},  # numbers of --seeds; a folder made of them
     "cli/bench.py": {"folder"},  # a temporary one
     "cli/report.py": {"write_report(mirror.local).name"},  # a constant there
-    "command.py": {"name"},  # --config
+    "cli/config.py": {"name"},  # --diff
+    "command.py": {"name", "__file__", "f'{name}.py' if bare else name"},  # --config
     "data/prepared/check.py": {"name"},  # two constants
     "data/class_statistics.py": {
         *("home", "common", "domain.path or ''"),  # the user's folders; a digest
         "f'class_statistics-{_hash([which, table])[:16]}.json'",
     },
+    "data/identity.py": {"domain.path or ''"},  # the user's folder
     "data/files.py": {"as_path(fixed_part(folder))", "as_path(folder)"},  # the user's config
     "data/prepared/shards.py": {  # a data set's name in our table, a split in it, a number
         *("job.file", "f'.{job.file}.json'", "f'.{job.file}.{os.getpid()}'"),

@@ -36,6 +36,8 @@ def test_learnt_leaves_are_split_and_one_that_cannot_be_is_named():
         sharding.of_state(odd, mesh)
     with refused("config.mesh.fsdp", 3, way_out="one of 1, 2"):
         sharding.mesh(2, fsdp=3)
+    with refused("config.mesh.fsdp", 2, way_out="use 1."):
+        sharding.mesh(1, fsdp=2)
 
 
 def test_a_leaf_without_a_rule_is_named():
@@ -92,3 +94,9 @@ def test_a_run_on_devices_that_are_there_is_refused_alike():
     with refused("config.train.batch", 2, way_out="config.mesh.devices=1"):
         sharding.run_mesh(config)
     assert sharding.run_mesh(replace(config, train=Train(batch=4, microbatches=2))).size == 2
+
+
+def test_of_one_device_no_range_is_offered(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    with refused("config.mesh.devices", 3, way_out="Use 1, or leave it empty"):
+        sharding.mesh(3)

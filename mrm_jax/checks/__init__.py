@@ -17,6 +17,7 @@ from mrm_jax.checks.method import check_method, check_selection
 from mrm_jax.checks.model import check_crops, check_model
 from mrm_jax.checks.stored import WRITER
 from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
 from mrm_jax.options import check_ranges, from_mapping
 
 
@@ -25,11 +26,17 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
 
     Raises UsageError naming the field, its value and the way out.
     """
-    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
-    plain.pop(WRITER, None)
-    config = _own_pictures(from_mapping(Config, plain, "config"))
+    config = resolved(values)
     check_config(config)
     return config
+
+
+def resolved(values: Mapping[str, Any] | ConfigDict) -> Config:
+    """The `Config` of a ConfigDict or of a plain mapping, not yet checked. Raises UsageError for
+    names and types that are wrong."""
+    plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+    plain.pop(WRITER, None)
+    return _own_pictures(from_mapping(Config, plain, "config"))
 
 
 def _own_pictures(config: Config) -> Config:
@@ -45,16 +52,30 @@ def _own_pictures(config: Config) -> Config:
     return replace(config, data=data)
 
 
+_TESTS = (
+    check_ranges,
+    check_model,
+    check_crops,
+    check_data,
+    check_rare_class,
+    check_method,
+    check_selection,
+    check_alternatives,
+)
+
+
 def check_config(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
-    for test in (
-        check_ranges,
-        check_model,
-        check_crops,
-        check_data,
-        check_rare_class,
-        check_method,
-        check_selection,
-        check_alternatives,
-    ):
+    for test in _TESTS:
         test(config)
+
+
+def problems(config: Config) -> list[UsageError]:
+    """All that `check_config` would raise, one after the other: the first of each of its tests."""
+    found = []
+    for test in _TESTS:
+        try:
+            test(config)
+        except UsageError as error:
+            found.append(error)
+    return found

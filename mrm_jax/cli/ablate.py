@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.tables:
         return _tables(workdir)
     if config is None:
-        raise UsageError("ablate needs a config:", "add --config FILE, say configs/benchmark.py.")
+        raise UsageError("ablate needs a config:", "add --config FILE, say --config benchmark.")
     if arguments.jobs < 1:
         raise UsageError.of("--jobs", arguments.jobs, "; at least one process has to train.")
     arms, seeds = _arms(arguments), _seeds(arguments.seeds)
@@ -181,6 +181,8 @@ def _job(arguments: argparse.Namespace, arm: Arm, seed: int) -> Job:
 def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
     """Adds the arms to the folder's arms.json. Raises UsageError where a name or a run's folder
     means another one."""
+    from mrm_jax.data.identity import identities
+
     try:
         with folders.held(workdir):
             known = {arm.name: arm for arm in armed.read_arms(workdir)}
@@ -195,7 +197,7 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                 known[arm.name] = arm
             armed.check_arms(known.values())
             for job in jobs:  # a finished run of another config would be taken for this one
-                folders.check_workdir(job.folder, job.config)
+                folders.check_workdir(job.folder, job.config, identities)
             folders.write_json(workdir / armed.FILE, [arm._asdict() for arm in known.values()])
     except OSError as error:
         raise UsageError.at(

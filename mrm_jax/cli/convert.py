@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrm_jax import terminal
 from mrm_jax.config import Classes, Config, Data, Domain, Method, Model
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import local, located
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=located,
         required=True,
         metavar="PATH",
-        help="weights: .pth, .pt, .bin, .safetensors or .npz; with --to_torch a run or checkpoint",
+        help="weights: .pth, .pt, .bin, .ckpt, .safetensors or .npz; with --to_torch a run or one "
+        "of its checkpoints",
     )
     parser.add_argument("--to", type=local, metavar="DIR", help="new folder for the network")
     parser.add_argument(
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--copy",
         metavar="NAME",
-        help="of several networks in a file: model, ema_model, imnet_model",
+        help="of several networks in a file the one under this name: model, ema_model, ...",
     )
     parser.add_argument(
         "--which",
@@ -100,7 +102,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     """Prints the table of what would go where."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
     from mrm_jax.convert import trace
@@ -116,7 +117,7 @@ def _show(arguments: argparse.Namespace) -> int:
         shown = trace(file.tensors, kind, **variant)
     except ValueError as error:
         raise UsageError.at(arguments.source, f": {error}.") from error
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal.console(width=None if terminal.is_terminal(sys.stdout) else WIDTH)
     title = f"{arguments.source}, kind {kind}"
     table = Table("tensor", "shape", "here", "how", title=title, box=SIMPLE)
     for names, shape, path, op in shown.moves:

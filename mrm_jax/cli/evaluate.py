@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrm_jax import terminal
 from mrm_jax.cli.progress import progress_bar
 from mrm_jax.config import Config, detail_crop
 from mrm_jax.errors import RunError, UsageError
@@ -70,14 +71,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     `config`, if given, says what is evaluated on and how (`data.evaluation`, `evaluation`); the
     network is the checkpoint's. Raises UsageError, or RunError for a folder that cannot be written.
     """
-    from rich.console import Console
-
     from mrm_jax.runs.checkpoint import load_run
 
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
     protocol = _protocol(loaded.config, config, arguments.path)
     variables = chosen_networks(loaded, arguments.network)
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(
         f"checkpoint: {arguments.workdir or arguments.checkpoint}, step {loaded.step}",
         markup=False,

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mrm_jax import terminal
+
 EVERY = 15.0  # seconds between lines in a log
 
 
@@ -19,13 +21,12 @@ def say(text: str) -> None:
 def progress_bar(what: str, total: int, *, lines: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on stderr, gone at its end; gives `advance(done)`.
 
-    Where stderr is no terminal it prints nothing, or with `lines` a line now and then.
+    Where there is no terminal it prints nothing, or with `lines` a line now and then.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), rate, Remaining())
     began = told = time.monotonic()

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     Raises UsageError (a mistake in the command, a folder of another run) or RunError.
     """
     if config is None:
-        raise UsageError("train needs a config:", "add --config FILE, say configs/quickstart.py.")
+        raise UsageError("train needs a config:", "add --config FILE, say --config quickstart.")
     with heard() as stop:
         stop.doing = "opening the folder"
         try:
@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
 def _with_workdir(config: Config, path: Path) -> int:
     """Trains in `path` where this is the only host or the first, and along with it elsewhere."""
+    from mrm_jax.data.identity import identities
+
     group.same("config.", workdir.fixed(config))
     if not group.is_main():
         from mrm_jax.runs.mirror import following
@@ -61,10 +63,10 @@ def _with_workdir(config: Config, path: Path) -> int:
     if is_remote(path):
         from mrm_jax.runs.mirror import mirrored
 
-        with mirrored(path) as mirror, workdir.opened(mirror.local, config) as held:
+        with mirrored(path) as mirror, workdir.opened(mirror.local, config, identities) as held:
             group.check_shared(path / workdir.LOCK)
             return _train(config, held, mirror)
-    with workdir.opened(path, config) as held:
+    with workdir.opened(path, config, identities) as held:
         group.check_shared(path / workdir.LOCK)
         return _train(config, held, None)
 

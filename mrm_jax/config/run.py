@@ -57,7 +57,10 @@ class Train:
         low=1,
     )
     init_from: str | None = option(
-        None, "Checkpoint or converted network that a fresh run starts from.", step="absent"
+        None,
+        "What a fresh run starts from: the folder of a run, one of its checkpoints, or a converted "
+        "network.",
+        step="absent",
     )
     pass_execution: Literal["sequential", "stacked"] = option(
         "sequential",

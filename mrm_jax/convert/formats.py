@@ -25,6 +25,7 @@ FORMATS = {
     ".pth": "PyTorch",
     ".pt": "PyTorch",
     ".bin": "PyTorch",
+    ".ckpt": "PyTorch",  # Lightning
     ".safetensors": "safetensors",
     ".npz": "NumPy",
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mrm_jax.convert.containers import unwrapped
 from mrm_jax.convert.formats import (
     FORMATS,
     OPENERS,
@@ -28,10 +29,6 @@ from mrm_jax.convert.formats import (
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
 
-WRAPPERS = ("state_dict", "model", "params", "model_state_dict")
-"""Keys under which a file may hold its state dict, beside other things."""
-PREFIXES = ("module.", "_orig_mod.", "net.")
-"""What DataParallel, torch.compile and Lightning put before all names."""
 LONGEST_NAME = 500
 
 
@@ -50,7 +47,7 @@ class WeightFile:
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Opens .pth, .pt, .bin (PyTorch, zip or legacy), .safetensors or .npz.
+    """Opens .pth, .pt, .bin, .ckpt (PyTorch, zip or legacy), .safetensors or .npz.
 
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
     no such file, not what its name says, cut short, in need of code, without tensors, not finite.
@@ -123,39 +120,17 @@ def _shown(path: Path, head: bytes) -> str | None:
 
 
 def _unwrap(path: Path, found: Any) -> tuple[dict[str, np.ndarray], Any]:
-    meta = {}
-    while True:
-        if not isinstance(found, Mapping):
-            raise UsageError.at(path, f" holds a {type(found).__name__}, no tensors by name.")
-        inner = next((name for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
-            break
-        others = _plain({name: value for name, value in found.items() if name != inner})
-        beside = others.get("meta")  # mmcv's meta holds classes and the step
-        meta |= {**others, **(beside if isinstance(beside, Mapping) else {})}
-        found = found[inner]
-    tensors = {n: _widened(path, n, x) for n, x in found.items() if hasattr(x, "shape")}
+    if not isinstance(found, Mapping):
+        raise UsageError.at(path, f" holds a {type(found).__name__}, no tensors by name.")
+    values, meta = unwrapped(found)
+    tensors = {n: _widened(path, n, x) for n, x in values.items()}
     if not tensors:
         keys = ", ".join(key[:LONGEST_NAME] for key in list(found)[:5]) or "none"
         raise UsageError.at(path, f" holds no tensors; its first entries: {printable(keys)}.")
     odd = next((n for n in tensors if not n.isprintable() or len(n) > LONGEST_NAME), None)
     if odd is not None:
         raise UsageError.at(path, f": a tensor is called {ascii(odd[:LONGEST_NAME])}", "rename it.")
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors, meta
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, texts, lists and mappings of such; other entries of a mapping are left out."""
-    if isinstance(value, Mapping):
-        kept = {str(name): _plain(entry) for name, entry in value.items()}
-        return {name: entry for name, entry in kept.items() if entry is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, str | int | float) else None
 
 
 def _widened(path: Path, name: str, value: Any) -> np.ndarray:

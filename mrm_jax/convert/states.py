@@ -8,23 +8,26 @@ every leaf is filled once and every shape fits; otherwise one ValueError names a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
-from mrm_jax.convert.engine import Plan, convert, invert, plan_export, plan_import, unclaimed
-from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part
+from mrm_jax.convert.engine import Plan, convert, invert, plan_export
+from mrm_jax.convert.matching import (
+    check_heads,
+    check_sizes,
+    check_variant,
+    has_paths,
+    kind_row,
+    layouts_of,
+    rows_of,
+    understand,
+    unwrapped,
+)
 from mrm_jax.convert.rebuilder import position_table
-from mrm_jax.convert.rules import CLOSED, Drop, Row
-from mrm_jax.convert.tables import KINDS
-
-CONCAT_ORDERS = ("c1..c4", "c4..c1")
-_VARIANT = ("allow_missing", "complete", "concat_order", "copy", "eps", "grid", "heads")
 
 
 class Misfit(ValueError):
@@ -66,9 +69,9 @@ def import_torch(
     one module.
     Misfit (a ValueError) lists every tensor that is missing, not expected or of a wrong shape.
     """
-    found, plan = _understand(state, kind, variant)
+    found, plan = understand(state, kind, variant)
     _refuse(plan, f"the state dict does not fit kind {kind!r}")
-    _check_heads(variant, found)
+    check_heads(variant, found)
     return _nested(convert(plan, state))
 
 
@@ -81,16 +84,16 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     and a strict load wants: `synthesise`. Hugging Face's hub names are written.
     Misfit as in `import_torch`.
     """
-    row = _kind(kind)
-    _check_variant(variant)
+    row = kind_row(kind)
+    check_variant(variant)
     tree = leaves(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
-    row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
-    chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
-    plan = plan_export(_rows(row, chosen, base, variant), tree)
+    row = unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
+    chosen = layouts_of(row, lambda part, layout: has_paths(part, layout, tree))
+    plan = plan_export(rows_of(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]
-    _check_sizes(row, chosen, plan)
+    check_sizes(row, chosen, plan)
     _refuse(plan, f"the variables do not fit kind {kind!r}")
     state = invert(plan, tree)
     if kind == "rebuilder" and variant.get("grid"):
@@ -108,39 +111,14 @@ def describe(state: Mapping[str, Any], kind: str, **variant: Any) -> dict[str, A
     `{"kind", "copy", "encoder": {"layout", "dims", "depths", ...}, "decoder": {...}}` with the
     parts that the kind has; `concat_order` is the file's own. ValueError as in `import_torch`.
     """
-    found, plan = _understand(state, kind, variant)
+    found, plan = understand(state, kind, variant)
     _refuse(plan, f"the state dict does not fit kind {kind!r}")
     return {"kind": kind, **found}
 
 
-def detect(state: Mapping[str, Any]) -> str:
-    """The kind whose names a state dict has: of those whose first tensors are there, the one that
-    uses most tensors. Kinds of one size (`mit_b5`) are not among them.
-
-    ValueError, with the kinds and the first names, where none or more than one fits.
-    """
-    used: dict[str, int] = {}
-    for kind, row in KINDS.items():
-        if row.sizes:
-            continue
-        try:
-            _, plan = _understand(state, kind, {}, marked=True)
-        except ValueError:
-            continue
-        keys = {key for leaf in plan.leaves for block in leaf.keys for key in block}
-        used[kind] = len(keys & state.keys())
-    best = [kind for kind, count in used.items() if count and count == max(used.values())]
-    if len(best) == 1:
-        return best[0]
-    names = ", ".join(list(state)[:3])
-    if not best:
-        raise ValueError(f"no kind has these names ({names}, ...); kinds: {', '.join(KINDS)}")
-    raise ValueError(f"the names ({names}, ...) fit {' and '.join(best)}; say which by its kind")
-
-
 def trace(state: Mapping[str, Any], kind: str, **variant: Any) -> Trace:
     """Where every tensor would go, without converting and without refusing. Reads shapes only."""
-    found, plan = _understand(state, kind, variant)
+    found, plan = understand(state, kind, variant)
     moves = []
     for leaf in plan.leaves:
         names = tuple(key for block in leaf.keys for key in block)
@@ -148,179 +126,6 @@ def trace(state: Mapping[str, Any], kind: str, **variant: Any) -> Trace:
         moves.append((names, shape, leaf.path, leaf.row.op))
     absent = [leaf.path for leaf in plan.absent]
     return Trace({"kind": kind, **found}, moves, plan.dropped, absent, plan.problems)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    part: Part
-    layout: Layout
-
-
-def _understand(
-    state: Mapping[str, Any], kind: str, variant: Mapping[str, Any], *, marked: bool = False
-) -> tuple[dict[str, Any], Plan]:
-    """What the state shows, and the plan that imports it with all its problems.
-
-    marked: ValueError unless the first tensors of every part are there.
-    """
-    row = _kind(kind)
-    _check_variant(variant)
-    copy = _copy(row, state, variant.get("copy"))
-    spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
-    base = copy + spare
-    row = _unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
-    row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
-    chosen = _chosen(
-        row,
-        lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
-        marked=marked,
-    )
-    patterns = tuple(variant.get("allow_missing", ()))
-
-    def may_lack(path: str) -> bool:
-        return any(re.fullmatch(pattern, path.partition("/")[2]) for pattern in patterns)
-
-    plan = plan_import(_rows(row, chosen, base, variant), state, may_lack if patterns else None)
-    left, refused = unclaimed(plan, state, _drops(row, chosen, copy, base))
-    plan.problems += left + refused
-    _check_sizes(row, chosen, plan)
-    found: dict[str, Any] = {"copy": copy.rstrip(".")} if row.copies else {}
-    for choice in chosen:
-        found[choice.part.role] = {"layout": choice.layout.name, **_facts(choice.layout, plan)}
-        if any(r.op == "concat" for r in choice.layout.rows):
-            order = variant.get("concat_order", row.concat_order)
-            found[choice.part.role]["concat_order"] = order
-    return found, plan
-
-
-def _kind(kind: str) -> LayoutKind:
-    if kind not in KINDS:
-        near = get_close_matches(kind, KINDS, 1) or sorted(KINDS)
-        raise ValueError(f"kind {kind!r} is no name layout; try one of {', '.join(near)}")
-    return KINDS[kind]
-
-
-def _unwrapped(row: LayoutKind, there: Callable[[Part], bool]) -> LayoutKind:
-    """The kind with the parts that it has: HRDA's if its attention head is there."""
-    attention = [part for part in row.wrapped if part.role == "attention"]
-    return replace(row, parts=row.wrapped) if any(map(there, attention)) else row
-
-
-def _as_in(part: Part, base: str, state: Mapping[str, Any]) -> Part:
-    """The part without its prefix where that may be missing and is."""
-    lacks = part.bare and not any(key.startswith(base + part.prefix) for key in state)
-    return replace(part, prefix="") if lacks else part
-
-
-def _check_variant(variant: Mapping[str, Any]) -> None:
-    for name in variant:
-        if name not in _VARIANT:
-            raise ValueError(f"variant {name!r} is unknown; it may be {', '.join(_VARIANT)}")
-    order = variant.get("concat_order", CONCAT_ORDERS[0])
-    if order not in CONCAT_ORDERS:
-        raise ValueError(f"concat_order is {order!r}; it may be {' or '.join(CONCAT_ORDERS)}")
-    patterns = variant.get("allow_missing", ())
-    if isinstance(patterns, str):
-        raise ValueError(f"allow_missing is a text; give a list of patterns: [{patterns!r}]")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"allow_missing {pattern!r} is no regular expression: {error}"
-            ) from error
-
-
-def _check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    heads, dims = variant.get("heads"), found.get("encoder", {}).get("dims")
-    if heads is None or dims is None:
-        return
-    if len(heads) != len(dims) or any(dim % head for dim, head in zip(dims, heads, strict=False)):
-        raise ValueError(f"heads are {tuple(heads)}, which do not divide the widths {dims}")
-
-
-def _copy(row: LayoutKind, state: Mapping[str, Any], wanted: str | None) -> str:
-    present = [copy for copy in row.copies if any(key.startswith(copy) for key in state)]
-    if wanted is None:
-        return present[0] if present else ""
-    prefix = wanted.rstrip(".") + "."
-    if prefix not in present:
-        names = ", ".join(copy.rstrip(".") for copy in present) or "none"
-        raise ValueError(f"copy {wanted!r} is not in the state dict; copies there: {names}")
-    return prefix
-
-
-def _chosen(
-    row: LayoutKind, fits: Callable[[Part, Layout], bool], *, marked: bool = False
-) -> list[_Choice]:
-    """The layout of every part. Unless `marked`, an only layout needs no mark, so that all it lacks
-    gets listed."""
-    chosen = []
-    for part in row.parts:
-        found = next((layout for layout in part.layouts if fits(part, layout)), None)
-        if found is None and part.optional:
-            continue
-        if found is None and (marked or len(part.layouts) > 1):
-            names = "; ".join(
-                f"{x.name} ({', '.join(part.prefix + m for m in x.marks)})" for x in part.layouts
-            )
-            raise ValueError(f"no {part.role} recognised; known by their first tensors: {names}")
-        chosen.append(_Choice(part, found or next(iter(part.layouts))))
-    return chosen
-
-
-def _has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
-    return all(f"params/{part.root}{path}" in tree for path in layout.paths)
-
-
-def _rows(
-    row: LayoutKind, chosen: list[_Choice], base: str, variant: Mapping[str, Any]
-) -> list[Row]:
-    order = variant.get("concat_order", row.concat_order)
-    concat = "conv1x1" if order == CONCAT_ORDERS[0] else "conv1x1_reversed"
-    rows = []
-    for choice in chosen:
-        for one in choice.layout.rows:
-            placed = one.under(base + choice.part.prefix, choice.part.root)
-            rows.append(replace(placed, op=concat) if one.op == "concat" else placed)
-    return rows
-
-
-def _drops(row: LayoutKind, chosen: list[_Choice], copy: str, base: str) -> list[Drop]:
-    """Drop rules with the prefixes of this state; those of the kind hold with and without the
-    spare prefix."""
-    drops = [TRACKED]
-    for choice in chosen:
-        prefix = re.escape(base + choice.part.prefix)
-        drops += [replace(drop, pattern=prefix + drop.pattern) for drop in choice.layout.drops]
-    drops += [replace(drop, pattern=re.escape(copy) + drop.pattern) for drop in row.drops]
-    if copy:
-        others = [re.escape(other) for other in (*row.copies, "mic.") if other != copy]
-        drops.append(Drop(f"({'|'.join(others)}).*", f"another copy than {copy.rstrip('.')}"))
-    return drops
-
-
-def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
-    """What the solved symbols say; a ratio that no tensor shows is 1."""
-    facts: dict[str, Any] = {}
-    for name, symbol in layout.facts:
-        if "{s}" not in symbol:
-            facts[name] = plan.symbols.get(symbol)
-        else:
-            facts[name] = tuple(plan.symbols.get(symbol.format(s=s), 1) for s in CLOSED["s"])
-    return facts
-
-
-def _check_sizes(row: LayoutKind, chosen: list[_Choice], plan: Plan) -> None:
-    for choice in chosen:
-        wrong = choice.layout.relation and choice.layout.relation(plan.symbols)
-        plan.problems += [wrong] if wrong else []
-    if not row.sizes:
-        return
-    facts = _facts(chosen[0].layout, plan)
-    for name, wanted in row.sizes:
-        if facts[name] != wanted:
-            plan.problems.append(f"{name} are {facts[name]}, expected {wanted}")
 
 
 def _refuse(plan: Plan, what: str) -> None:

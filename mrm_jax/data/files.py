@@ -257,14 +257,24 @@ def _below(
     if not start.is_dir():
         if not root.is_dir():
             start = root
-        hint = "" if field.endswith(".labels") else " Set it to where the pictures lie."
-        raise UsageError.at(field, f": there is no folder {start}.{hint}")
+        way_out = higher(root, folder) or "Set it to where the pictures lie."
+        way_out = "" if field.endswith(".labels") else way_out
+        raise UsageError.at(field, f": there is no folder {start}.", way_out)
     base = as_text(start.relative_to(root).as_posix())
     names = ((name if base == "." else f"{base}/{name}", file) for name, file in walk(start))
     labels = f"{without.rstrip('/')}/" if without else None
     if labels and not folder.startswith(labels.rstrip("/")):
         names = ((name, file) for name, file in names if not name.startswith(labels))
     return list(names)
+
+
+def higher(root: Path, folder: str) -> str:
+    """The way out where `root` is the pattern's folder itself, or on the way to it; else empty."""
+    inner = Path(as_path(fixed_part(folder)))
+    for count, up in enumerate(root.parents[: len(inner.parts)], 1):
+        if root.parts[-count:] == inner.parts[:count] and (up / inner).is_dir():
+            return f"Give the folder one level up, {up}, which holds {inner}."
+    return ""
 
 
 def fixed_part(folder: str) -> str:

@@ -63,6 +63,7 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
             field,
             f": {root} holds no picture of {data_set.title}; it should hold files such as "
             f"{where}, as the download unpacks, or its zip archives.",
+            files.higher(root, first.images),
         )
     return _with_others(found, names)
 

@@ -169,7 +169,7 @@ class Folder(Pictures):
         )
         if domain.listing:
             found = files.chosen(found, root / as_path(domain.listing), field=field)
-        self._names, self._paths = tuple(found), tuple(found.values())
+        self._names, self.files = tuple(found), tuple(found.values())
         self._megapixels = domain.max_megapixels
 
     def __len__(self) -> int:
@@ -184,7 +184,7 @@ class Folder(Pictures):
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
-        return files.read_image(self._paths[index], megapixels=self._megapixels)
+        return files.read_image(self.files[index], megapixels=self._megapixels)
 
 
 class FolderLabelled(Folder, LabelledPictures):

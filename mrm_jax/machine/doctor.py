@@ -8,23 +8,27 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mrm_jax.config import Config
-from mrm_jax.errors import UsageError
+from mrm_jax import backend
+from mrm_jax.config import Config, source_domain
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group
 from mrm_jax.machine.compile_cache import NAME
-from mrm_jax.paths import is_remote, names_below
+from mrm_jax.paths import is_remote, located, names_below
 
 ENOUGH_BYTES = 10 * 2**30
 """Free disk below which a warning is given: a few checkpoints of a MiT-B5 with its teacher."""
+
+_MEND = "mend it; `check` says more about a set"
 
 Status = Literal["ok", "warning", "error"]
 
@@ -55,14 +59,14 @@ def check_platform(wanted: str, used: str, seen: list[str], environment: str) ->
             "backend",
             "error",
             f"JAX runs on {used}, config.mesh.platform asks for {wanted}",
-            "install mrm-jax[tpu] or mrm-jax[cuda] and unset JAX_PLATFORMS, or change the config",
+            "install jax[tpu] or jax[cuda12] and unset JAX_PLATFORMS, or change the config",
         )
     if used == "cpu" and wanted == "any" and seen and environment != "cpu":
         return Check(
             "backend",
             "error",
             f"JAX runs on the CPU, but there is {seen[0]}",
-            "install mrm-jax[cuda] or mrm-jax[tpu]; to train on the CPU all the same, set "
+            "install jax[cuda12] or jax[tpu]; to train on the CPU all the same, set "
             "config.mesh.platform=cpu",
         )
     return Check("backend", "ok", used)
@@ -82,33 +86,89 @@ def require_platform(config: Config) -> None:
         raise UsageError(f"{found.found}; {found.fix}.")
 
 
-def examine(config: Config | None, workdir: Path | None) -> Iterator[Check]:
-    """All checks, one after the other; none raises. Nothing stays in `workdir`. To be called by all
-    hosts."""
-    import jax
+def examine(
+    config: Config | None, workdir: str | None, problems: Sequence[UsageError] = ()
+) -> Iterator[Check]:
+    """All checks, one after the other, whatever those before found; none raises. Nothing stays in
+    `workdir`. To be called by all hosts.
 
+    problems: what is wrong with the config itself (`checks.problems`).
+    """
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     yield Check("versions", "ok", f"Python {platform.python_version()}, {versions}")
+    yield from (_error("config", problem) for problem in problems)
+    found = _devices()
+    yield found
+    if found.status == "ok":
+        yield from _mesh(config)
+    yield _extras()
+    if workdir is not None:
+        yield from _folder(workdir)
+    if config is not None:
+        yield from _weights(config)
+        yield from _data(config)
+
+
+def _error(
+    name: str, error: UsageError | RunError, fix: str = "", *, status: Status = "error"
+) -> Check:
+    """What an error says; its way out, where it has one, or `fix`."""
+    text = str(error).removesuffix(error.way_out).rstrip(" ;:.")
+    return Check(name, status, text, error.way_out.rstrip(".") or fix)
+
+
+def _devices() -> Check:
+    import jax
+
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        yield Check("devices", "error", text, "unset JAX_PLATFORMS, or install what it names")
-        return
+    except Exception as error:  # AssertionError, say, where no such plugin is installed
+        line = backend.refusal(error)
+        if line is None:
+            raise
+        return _error("devices", line)
     kinds = sorted({device.device_kind for device in devices})
-    of = f"{len(devices)} x {', '.join(kinds)}, {jax.process_count()} process(es)"
-    yield Check("devices", "ok", f"{of}{_memory(jax.local_devices()[0])}")
+    of = f"{len(devices)} x {', '.join(kinds)}, process {jax.process_index() + 1} of "
+    return Check("devices", "ok", f"{of}{jax.process_count()}{_memory(jax.local_devices()[0])}")
+
+
+def _mesh(config: Config | None) -> Iterator[Check]:
+    import jax
+
     wanted = config.mesh.platform if config else "any"
     chosen = os.environ.get("JAX_PLATFORMS", "")
-    yield check_platform(wanted, devices[0].platform, accelerators(), chosen)
+    yield check_platform(wanted, jax.default_backend(), accelerators(), chosen)
     yield _sum(config)
     yield _cache()
-    if workdir is not None:
-        yield _room(workdir)
-        yield _writable(workdir)
-    if config is not None:
-        yield _data(config)
+
+
+def _extras() -> Check:
+    """Packages that only some commands need, and whether they are here."""
+    known = {"gcsfs": "gs://", "libtpu": "TPUs", "jax_cuda12_plugin": "NVIDIA GPUs"}
+    found = [
+        f"{name}{'' if importlib.util.find_spec(name) else ' is not installed'} ({use})"
+        for name, use in known.items()
+    ]
+    return Check("extras", "ok", ", ".join(found))
+
+
+def _weights(config: Config) -> Iterator[Check]:
+    """Whether the weights that a fresh run starts from open and fit its network."""
+    from mrm_jax.train import start
+
+    for path, field in start.named(config):
+        try:
+            start.opened(config, path, field)
+        except Exception as error:
+            if isinstance(error, UsageError | RunError) and not backend.refusal(error):
+                yield _error("weights", error, "docs/weights.md says which files are read")
+            elif not backend.refusal(error):  # which `devices` has told
+                raise
+        else:
+            yield Check("weights", "ok", f"config.{field} {path} fits")
+    if line := start.from_random(config):
+        yield _error("weights", line, status="warning")
 
 
 def _memory(device: Any) -> str:
@@ -140,6 +200,16 @@ def _cache() -> Check:
 
     folder = getattr(jax.config, NAME)
     return Check("compile cache", "ok", folder or "beside the workdir, when a run starts")
+
+
+def _folder(workdir: str) -> Iterator[Check]:
+    try:
+        path = located(workdir)
+    except UsageError as error:  # in a bucket, say, that no installed package opens
+        yield _error("workdir", error, "give another folder")
+        return
+    yield _room(path)
+    yield _writable(path)
 
 
 def _room(workdir: Path) -> Check:
@@ -174,26 +244,55 @@ def _writable(workdir: Path) -> Check:
     return Check("workdir", "ok", f"{workdir} can be written")
 
 
-def _data(config: Config) -> Check:
-    """Whether the sets open, and a hash of the order in which they are read, compared with that of
+def _data(config: Config) -> Iterator[Check]:
+    """Whether each set opens, and a hash of the order in which they are read, compared with that of
     all other hosts."""
+    errors = list(_unopened(config))
+    text, digest = "", None
     try:
-        text, digest = _order(config)
+        if not errors:
+            text, digest = _order(config)
     except UsageError as error:
-        text, digest = str(error), None
+        errors.append(_error("data", error, _MEND))
     digests = group.together(lambda: digest)
-    if digest is None:
-        return Check("data", "error", text, "mend it; `check` says more about a set")
+    yield from errors
     other = next((host for host, found in enumerate(digests) if found != digest), None)
+    if errors:
+        return
     if other is not None:
-        return Check(
+        yield Check(
             "data",
             "error",
             f"{text}; order {digest} here and {digests[other] or 'none'} on host {other}",
             "give all hosts the same data, config and versions",
         )
+        return
     equal = f", equal on {len(digests)} hosts" if len(digests) > 1 else ""
-    return Check("data", "ok", f"{text}; order {digest}{equal}")
+    yield Check("data", "ok", f"{text}; order {digest}{equal}")
+
+
+def _unopened(config: Config) -> Iterator[Check]:
+    """An error for every set that does not open."""
+    from mrm_jax.data import rare_class, sources
+    from mrm_jax.data.pipeline import evaluation_set
+    from mrm_jax.uda.methods import looks_at_target
+
+    classes, field = config.data.classes, rare_class.source_field(config)
+    openers: list[Callable[[], Any]] = [
+        lambda: sources.open_labelled(source_domain(config), classes, field=field),
+        lambda: evaluation_set(config),
+    ]
+    if looks_at_target(config.method):
+        target = config.data.target
+        openers.insert(1, lambda: sources.open_pictures(target, field="config.data.target"))
+    said = set()
+    for opener in openers:
+        try:
+            opener()
+        except UsageError as error:
+            if str(error) not in said:
+                yield _error("data", error, _MEND)
+            said.add(str(error))
 
 
 def _order(config: Config) -> tuple[str, str]:

@@ -115,8 +115,8 @@ def _mesh(
     compiler = ("libtpu",) if where.is_tpu else ("jax_cuda12_plugin", "jax_cuda13_plugin")
     found = any(importlib.util.find_spec(name) for name in compiler)
     if compiled and not found:
-        extra = "tpu" if where.is_tpu else "cuda"
-        say(f"{compiler[0]} is not there, so this is an estimate; install mrm-jax[{extra}].")
+        extra = "jax[tpu]" if where.is_tpu else "jax[cuda12]"
+        say(f"{compiler[0]} is not there, so this is an estimate; install {extra}.")
     if not compiled or not found:
         return sharding.imagined_mesh(config, where.devices)
     from jax.experimental import topologies

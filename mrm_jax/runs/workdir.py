@@ -19,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.options import declared, value_of
 from mrm_jax.paths import write_text
-from mrm_jax.shell import pasteable
+from mrm_jax.shell import pasteable, quoted
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -44,6 +44,18 @@ _CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+Identify = Callable[[Config], Mapping[str, str]]
+"""What tells the data of two configs apart: "source", "target", "evaluation" -> a hash."""
+DATA = "data"
+"""Key of environment.json: what `identify` found where the run began."""
+_PATHS = ("data.source.path", "data.target.path", "data.evaluation.path")
+
+
+def _unknown(config: Config) -> Mapping[str, str]:
+    del config
+    return {}
 
 
 class InUseError(UsageError):
@@ -68,14 +80,15 @@ def fixed(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(path: Path, config: Config) -> Iterator[Path]:
+def opened(path: Path, config: Config, identify: Identify = _unknown) -> Iterator[Path]:
     """The folder of a run under `config`, new or of the same run, held for this process alone.
 
-    Fields marked runtime may differ from the ones it was started with. Raises UsageError for
+    Fields marked runtime may differ from the ones it was started with, and paths of data where
+    `identify` finds the same there, as for `check_workdir`. Raises UsageError for
     another run's folder (naming the first field that differs), a folder of other things, or one
     that a running process holds. A start that fails before `begin` leaves nothing behind.
     """
-    check_workdir(path, config)
+    check_workdir(path, config, identify)
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -156,8 +169,12 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
     write_json(path / ENVIRONMENT, environment(**facts))
 
 
-def check_workdir(path: Path, config: Config) -> None:
-    """Raises UsageError unless `path` is new, empty or the folder of a run under `config`."""
+def check_workdir(path: Path, config: Config, identify: Identify = _unknown) -> None:
+    """Raises UsageError unless `path` is new, empty or the folder of a run under `config`.
+
+    identify: what the data of a config are; where they are those that the run began with, their
+    paths may differ.
+    """
     if path.exists() and not path.is_dir():
         raise UsageError.at("--workdir", " is a file", "give a folder.", value=path)
     entries = {entry.name for entry in path.iterdir()} if path.exists() else set()
@@ -176,16 +193,48 @@ def check_workdir(path: Path, config: Config) -> None:
     stored = read_config(path)
     if stored.remark:
         raise UsageError(stored.remark)
-    there = fixed(stored.config)
-    for name, value in fixed(config).items():
-        if value != there[name]:
-            raise UsageError.at(
-                "--workdir",
-                f" belongs to another run: config.{name} is {value!r} here and was "
-                f"{there[name]!r} there.",
-                "Use the same config to go on, or a new folder.",
-                value=path,
-            )
+    here, there = fixed(config), fixed(stored.config)
+    different = [name for name, value in here.items() if value != there[name]]
+    if different == ["train.steps"]:
+        _check_finished(path, here["train.steps"], there["train.steps"])
+    why = ""
+    if different and set(different) <= set(_PATHS):
+        if _moved(path, stored.config, config, identify):
+            return
+        why = ", and the two do not hold the same data, or one of them is not there to compare"
+    different.sort(key=_PATHS.__contains__)
+    for name in different[:1]:
+        raise UsageError.at(
+            "--workdir",
+            f" belongs to another run: config.{name} is {here[name]!r} here and was "
+            f"{there[name]!r} there{why}.",
+            "Use the same config to go on, or a new folder.",
+            value=path,
+        )
+
+
+def _check_finished(path: Path, here: int, there: int) -> None:
+    """Raises UsageError where a finished run is asked for more steps: its schedules have ended."""
+    if here > there and (newest(path) or 0) >= there:
+        raise UsageError.at(
+            "--workdir",
+            f" holds a finished run: its {there} steps are done, the learning rate has come down "
+            f"over them, and config.train.steps is {here} here.",
+            "To train on from its weights, give a new folder and "
+            f"{quoted(f'--config.train.init_from={path}')}.",
+            value=path,
+        )
+
+
+def _moved(path: Path, then: Config, now: Config, identify: Identify) -> bool:
+    """Whether the data of both configs are the same; those of before by what environment.json keeps
+    of them, or where they were, if they are there still."""
+    try:
+        known = json.loads((path / ENVIRONMENT).read_text())[DATA]
+    except (OSError, ValueError, LookupError, TypeError):
+        known = None
+    before = known if isinstance(known, dict) and known else identify(then)
+    return bool(before) and before == identify(now)
 
 
 def read_config(path: Path) -> StoredConfig:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mrm_jax import terminal
 from mrm_jax.evaluation.scores import EvaluationResult
 from mrm_jax.evaluation.table import score_table
 from mrm_jax.types import TrainState
@@ -38,7 +39,7 @@ class Screen:
 
     def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False):
         # soft_wrap in `say` leaves lines whole in log files, however narrow rich thinks they are.
-        self._console = console or Console(highlight=False, quiet=quiet)
+        self._console = console or terminal.console(quiet=quiet)
         self._steps = steps
         columns = (
             TextColumn("step"),

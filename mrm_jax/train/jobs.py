@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mrm_jax import terminal
 from mrm_jax.arms import Arm
 from mrm_jax.children import lifeline
 from mrm_jax.config import Config
+from mrm_jax.data.identity import identities
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.runs import workdir as folders
 from mrm_jax.stop import SHUT, Stopped, heard
@@ -113,7 +115,7 @@ def _train(job: Job, *, again: bool) -> str:
     """Trains a job: "done", "held" by another process, or why it failed. Raises Stopped before its
     end where it was asked to stop. again: what is said of one that is held is said already."""
     try:
-        with folders.opened(job.folder, job.config) as folder:
+        with folders.opened(job.folder, job.config, identities) as folder:
             print(f"=== {job.arm.name}, seed {job.seed} ({job.folder})", flush=True)
             from mrm_jax.train.loop import train
 
@@ -182,10 +184,9 @@ def _cores(count: int) -> Iterator[set[int]]:
 
 def _watch(workers: Sequence[subprocess.Popen], jobs: Sequence[Job]) -> None:
     """A bar on a terminal, a line a finished run elsewhere, until all processes have ended."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(highlight=False)
+    console = terminal.console()
     began, first = time.monotonic(), sum(job.done() for job in jobs)
     shown, told = first, False
     bar = Progress(console=console, disable=not console.is_terminal)

@@ -27,6 +27,7 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config
+from mrm_jax.data.identity import identities
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import Sampler, open_sampler
 from mrm_jax.errors import RunError, UsageError
@@ -55,7 +56,7 @@ from mrm_jax.train.run import (
     stop_at_fault,
 )
 from mrm_jax.train.sentinel import Sentinel
-from mrm_jax.train.start import first_state, frozen_encoder, load_start
+from mrm_jax.train.start import first_state, from_random, frozen_encoder, load_start
 from mrm_jax.train.step import build_step, structure
 from mrm_jax.types import Batch
 from mrm_jax.uda.methods import looks_at_target
@@ -124,6 +125,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     sentinel.remember(known["sentinel"])
     for line in (*banner(mesh, str(home), state, start), *(weights.lines() if weights else ())):
         screen.say(line)
+    if random := from_random(config):
+        screen.warn(str(random))
     frozen = jax.device_put(programs.program.frozen(config, anchor), sharding.replicated(mesh))
     good = jax.device_put(np.True_, sharding.replicated(mesh))
     arguments = (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
@@ -133,6 +136,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     if start < config.train.steps:
         step, seconds = _compiled(programs, mesh, arguments, screen)
     begun_with = {**hooks.device_facts(mesh, start), **_drawn_from(config, known, sampler)}
+    begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
         folders.begin(workdir, config, begun_with)
         writer = Writer(workdir, step=start, unscored=EVALUATION in undone)

@@ -20,14 +20,17 @@ from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
+from mrm_jax.registry import ENCODER_KINDS
 from mrm_jax.runs.checkpoint import Checkpoints, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint, fingerprint_lines
 from mrm_jax.runs.weights import (
     ENCODER_WEIGHTS,
     INIT_FROM,
+    Opened,
     check_fits_model,
     check_leaves,
     open_weights,
+    published,
     remarks,
 )
 from mrm_jax.runs.workdir import FROZEN
@@ -36,6 +39,11 @@ from mrm_jax.types import TrainState
 from mrm_jax.uda.methods import has_feature_distance
 
 ANCHOR = "method.feature_distance.checkpoint"
+FINE_TUNING = 3e-4
+"""Rates of AdamW up to this one are for pretrained encoders: SegFormer and DAFormer take 6e-5, Swin
+1e-4."""
+FRESH = 1e-3
+"""A rate of AdamW that encoders are pretrained with from random numbers: DeiT's, SegFormer's."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,47 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
     return {name: tree.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
 
 
+def named(config: Config) -> list[tuple[str, str]]:
+    """(path, field) of all weights that a fresh run reads."""
+    options, weights = config.method.feature_distance, config.model.encoder.weights
+    first, anchor = (config.train.init_from, INIT_FROM), (options.checkpoint, ANCHOR)
+    given = [first if config.train.init_from else (weights, ENCODER_WEIGHTS)]
+    if has_feature_distance(config.method):
+        given.append(anchor if options.source == "checkpoint" else (weights, ENCODER_WEIGHTS))
+    return list(dict.fromkeys((path, field) for path, field in given if path))
+
+
+def from_random(config: Config) -> UsageError | None:
+    """What to tell who trains an encoder that has published weights from random numbers, at a rate
+    that is made for those; None where that is not so. Not to be raised: it can be meant."""
+    encoder, rate = config.model.encoder, config.optimizer.learning_rate
+    name = published(encoder)
+    given = encoder.weights or config.train.init_from
+    files = ENCODER_KINDS[encoder.kind].conversion
+    if given or name is None or files is None or not 0 < rate <= FINE_TUNING:
+        return None
+    return UsageError(
+        f"from random numbers: encoder {name} has published weights and is given none, and "
+        f"config.optimizer.learning_rate {rate:g} is made for those; {config.train.steps} steps "
+        "will teach it little.",
+        f"Two ways out: its weights by --config.{ENCODER_WEIGHTS}=PATH (docs/weights.md), or a "
+        f"rate for a fresh network, say --config.optimizer.learning_rate={FRESH:g}.",
+        field=f"config.{ENCODER_WEIGHTS}",
+    )
+
+
 def _read(config: Config, path: str, field: str) -> Start:
     """The weights at `path`: all of them for INIT_FROM, else the encoder's."""
+    found, tree, missing = opened(config, path, field)
+    origin = fingerprint(config.model, tree, missing=missing, field=field, **found.origin)
+    return Start(tree, origin, tuple(remarks(config, found)))
+
+
+def opened(
+    config: Config, path: str, field: str
+) -> tuple[Opened, dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The weights at `path`, those of them that `field` is about, and the leaves that they lack.
+    Raises UsageError as `load_start`, RunError for a damaged folder."""
     opened = open_weights(path, field)
     tree = opened.tree
     if field != INIT_FROM:
@@ -107,9 +154,7 @@ def _read(config: Config, path: str, field: str) -> Start:
         )
     name, whole = f"config.{field}", field == INIT_FROM
     check_fits_model(config, opened, name, whole=whole)
-    missing = check_leaves(config, tree, opened.absent, name, whole=whole)
-    found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
-    return Start(tree, found, tuple(remarks(config, opened)))
+    return opened, tree, check_leaves(config, tree, opened.absent, name, whole=whole)
 
 
 def first_state(

@@ -163,15 +163,22 @@ def test_a_file_that_makes_no_network_of_ours_is_blamed_itself(folder, tmp_path)
     assert "init_from" not in str(caught.value)
 
 
-def test_the_encoders_kind_for_a_whole_checkpoint_is_answered_with_the_right_one(
+def test_another_kind_for_a_whole_checkpoint_is_answered_with_the_right_one(
     folder, tmp_path
 ) -> None:
+    """The encoder's own takes the encoder out of it, with as without a prefix."""
     whole = read_weights(folder / "out.npz").tensors
     write_weights(
         tmp_path / "uda.npz", {f"model.{name}": value for name, value in whole.items()}, {}
     )
     with pytest.raises(UsageError, match="those of kind segmentor: leave out --kind, or give"):
-        convert("--from", tmp_path / "uda.npz", "--to", tmp_path / "net", "--kind", "mit")
+        convert("--from", tmp_path / "uda.npz", "--to", tmp_path / "no", "--kind", "resnet_v1c")
+    for name, source in (("with", tmp_path / "uda.npz"), ("without", folder / "out.npz")):
+        assert convert("--from", source, "--to", tmp_path / name, "--kind", "mit") == 0
+    found, plain = (leaves(load_run(tmp_path / name).student) for name in ("with", "without"))
+    assert all(path.split("/")[1] == "encoder" for path in found)
+    assert found.keys() == plain.keys()
+    assert all(np.array_equal(found[path], plain[path]) for path in found)
 
 
 def test_an_encoder_alone_is_kept_and_segments_nothing(folder, tmp_path) -> None:

@@ -26,7 +26,8 @@ def test_a_machine_that_can_run_is_told_so_and_nothing_stays_behind(tmp_path, ca
     assert code == 0
     assert {line["status"] for line in found.values()} <= {"ok", "warning"}
     assert list(found) == [
-        *("versions", "devices", "backend", "mesh", "compile cache", "disk", "workdir", "data")
+        *("versions", "devices", "backend", "mesh", "compile cache", "extras"),
+        *("disk", "workdir", "data"),
     ]
     assert f"{jax.device_count()} x cpu" in found["devices"]["found"]
     assert "8 source, 8 target, 3 scored; order" in found["data"]["found"]
@@ -49,6 +50,30 @@ def test_what_would_stop_a_run_is_an_error_with_a_way_out(flag, name, message, c
     assert found[name]["status"] == "error"
     assert message in found[name]["found"]
     assert found[name]["fix"]
+
+
+def test_all_that_is_missing_is_told_at_once(capsys, tmp_path):
+    """A config that lacks an option, a folder in a bucket of no kind, weights, and three sets."""
+    words = [
+        *("--config", "gta_to_cityscapes:daformer", f"--config.data.source.path={tmp_path}/gta"),
+        f"--config.data.target.path={tmp_path}/cityscapes",
+        f"--config.data.evaluation.path={tmp_path}/cityscapes/val",
+        *("--config.method.feature_distance.source=checkpoint", "--workdir=s3x://a"),
+        f"--config.model.encoder.weights={tmp_path}/mit_b5.npz",
+    ]
+    assert main.run(["doctor", "--json", *words]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    errors = [(line["name"], line["found"]) for line in lines if line["status"] == "error"]
+    assert [name for name, _ in errors] == ["config", "workdir", "weights", *["data"] * 3]
+    assert all(line["fix"] for line in lines if line["status"] == "error")
+    told = " ".join(found for _, found in errors)
+    for what in ("feature_distance.checkpoint", "s3x://a", "mit_b5.npz", "gta", "cityscapes/val"):
+        assert what in told
+
+
+def test_no_line_ends_in_two_full_stops(capsys):
+    assert main.run(["doctor", TINY, "--config.data.target.path=nowhere"]) == 1
+    assert ".." not in capsys.readouterr().out
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path, capsys):

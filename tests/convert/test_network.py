@@ -63,7 +63,7 @@ def test_a_half_matching_file_is_still_recognised_and_unknown_names_are_not() ->
 
 
 def test_two_kinds_that_fit_alike_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrm_jax.convert.states.KINDS", {**KINDS, "twin": KINDS["mit"]})
+    monkeypatch.setattr("mrm_jax.convert.matching.KINDS", {**KINDS, "twin": KINDS["mit"]})
     with pytest.raises(ValueError, match="fit mit and twin; say which"):
         detect(states.mit())
 

@@ -277,3 +277,14 @@ def test_a_colour_picture_is_no_label(tmp_path):
     _picture(tmp_path / "x.png")
     with pytest.raises(files.UnreadableError, match="is a colour picture"):
         files.read_raw_label(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "given"),
+    [("images", "images"), ("rgb/train", "rgb"), ("rgb/train", "rgb/train"), ("a/**/b", "a")],
+)
+def test_a_path_that_is_the_folder_of_the_pictures_is_told_to_go_up(tmp_path, images, given):
+    (tmp_path / images.partition("/**")[0]).mkdir(parents=True)
+    domain = Domain(path=str(tmp_path / given), images=images)
+    with refused(f"{FIELD}.path", way_out=f"one level up, {tmp_path}, which"):
+        sources.open_pictures(domain, field=FIELD)

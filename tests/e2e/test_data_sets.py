@@ -158,7 +158,7 @@ def get_config(text=None):
 
 
 @pytest.mark.parametrize("count", [2, 60])
-def test_classes_of_ones_own_are_trained_scored_and_predicted(count, tmp_path):
+def test_classes_of_ones_own_are_trained_scored_and_predicted(count, tmp_path, capsys):
     if count == 2:  # masks of 0 and 255, where 255 is a class
         rows, ignored, values = (("rest", (0,)), ("my röad", (255,), (9, 8, 7))), (), (0, 255)
     else:
@@ -221,3 +221,9 @@ def test_classes_of_ones_own_are_trained_scored_and_predicted(count, tmp_path):
     words = ["predict", str(tmp_path / "scored/images"), "--checkpoint", str(run)]
     assert main.run([*words, "--to", str(tmp_path / "ids")]) == 0
     assert cv2.imread(str(tmp_path / "ids/0.png"), cv2.IMREAD_UNCHANGED).max() < count
+    # The run knows its data where they were moved, prepared or not.
+    for name in ("set", "scored"):
+        (tmp_path / name).rename(tmp_path / f"moved {name}")
+    paths = [word.replace(f"{tmp_path}/s", f"{tmp_path}/moved s") for word in paths]
+    assert main.run([given, *FLAGS, *paths, f"--workdir={run}"]) == 0
+    assert "All 2 steps are done" in capsys.readouterr().out

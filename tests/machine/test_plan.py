@@ -173,7 +173,7 @@ def test_a_plan_without_its_compiler_says_how_to_get_it(monkeypatch):
     said = []
     found = plan.plan(config(), chips.parse_topology("v5e:2x1"), say=said.append)
     assert found["source"] == "estimated"
-    assert said == ["libtpu is not there, so this is an estimate; install mrm-jax[tpu]."]
+    assert said == ["libtpu is not there, so this is an estimate; install jax[tpu]."]
 
 
 def test_the_bound_is_the_slowest_of_arithmetic_memory_and_links():

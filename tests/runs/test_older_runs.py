@@ -203,7 +203,7 @@ def test_ranges_are_asked_about_when_a_run_starts_and_not_when_it_is_opened(edit
         (None, "holds no config"),
         ({"train": 3}, "config.train is no group of options"),
         ({"seed": {"a": 1}}, "config.seed.a is a group, and config.seed is one option"),
-        ({"seed": "0"}, "config.seed is '0'; it must be of type int"),
+        ({"seed": "0"}, "config.seed is '0'; it must be a whole number"),
         ({"data": {"crop": [1, 2, 3]}}, "config.data.crop is [1, 2, 3]; it must have 2 entries"),
         ({"method": {"kind": "telepathy"}}, "config.method.kind is 'telepathy'; it must be one of"),
     ],

@@ -66,6 +66,50 @@ def test_another_run_is_refused_by_its_first_field_with_both_values(tmp_path):
         _begun(tmp_path, other)
 
 
+def _with_source(path):
+    data = CONFIG.data
+    return dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(data, source=dataclasses.replace(data.source, path=path)),
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_goes_on_where_its_data_moved_and_nowhere_else(tmp_path, kept):
+    """`kept`: environment.json says what they were; else they are looked at where they were."""
+    held = {"old": "a", "new": "a", "other": "b"}
+
+    def identify(config):
+        name = config.data.source.path
+        return {"source": held[name]} if name in held else {}
+
+    with workdir.opened(tmp_path, _with_source("old"), identify) as folder:
+        known = {workdir.DATA: identify(_with_source("old"))} if kept else {}
+        workdir.begin(folder, _with_source("old"), known)
+    workdir.check_workdir(tmp_path, _with_source("new"), identify)
+    for path in ("other", "gone"):
+        with refused("--workdir", tmp_path, way_out="new folder") as caught:
+            workdir.check_workdir(tmp_path, _with_source(path), identify)
+        assert f"config.data.source.path is '{path}' here" in str(caught.value)
+    elsewhere = dataclasses.replace(_with_source("new"), seed=1)
+    with refused("--workdir", tmp_path) as caught:
+        workdir.check_workdir(tmp_path, elsewhere, identify)
+    assert "config.seed is 1" in str(caught.value)
+
+
+def test_more_steps_on_a_finished_run_are_refused_with_the_way_to_train_on(tmp_path):
+    _begun(tmp_path, Config(train=Train(steps=6)))
+    more = Config(train=Train(steps=9))
+    with refused("--workdir", tmp_path, way_out="Use the same config"):
+        workdir.check_workdir(tmp_path, more)
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    way_out = f"new folder and --config.train.init_from={tmp_path}."
+    with refused("--workdir", tmp_path, way_out=way_out):
+        workdir.check_workdir(tmp_path, more)
+    with refused("--workdir", tmp_path, way_out="Use the same config"):
+        workdir.check_workdir(tmp_path, Config(train=Train(steps=5)))
+
+
 def test_runtime_fields_may_differ_and_are_stored_as_they_are_now(tmp_path):
     _begun(tmp_path)
     _begun(tmp_path, dataclasses.replace(CONFIG, train=Train(log_every=3, keep=9)))

@@ -11,6 +11,7 @@ from toy_run import Toy
 from mrm_jax.data import sources
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.errors import RunError, UsageError
+from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import Checkpoints, load_run
 from mrm_jax.runs.saved import read_facts
 from mrm_jax.runs.writer import Writer
@@ -321,6 +322,16 @@ def test_a_run_without_labels_to_score_on_adapts_and_picks_without_them(toy, mon
     with pytest.raises(UsageError, match="No checkpoint in .* labels; use picked, last or a step"):
         load_run(toy.path / "run", "best")
     assert "No evaluation has been written" in (toy.path / "run" / "report.html").read_text()
+
+
+def test_a_published_encoder_from_random_numbers_is_announced_before_compiling(toy, capsys):
+    names = ("dims", "depths", "heads", "sr_ratios", "strides", "mlp_ratio")
+    b0 = {f"model__encoder__{name}": getattr(ENCODERS["mit_b0"], name) for name in names}
+    toy.train(**b0, optimizer__learning_rate=6e-5, train__steps=1)
+    said = capsys.readouterr().out
+    assert "WARNING from random numbers: encoder mit_b0" in said.partition("compiling")[0]
+    toy.train("small", train__steps=1)
+    assert "from random numbers" not in capsys.readouterr().out
 
 
 def test_a_finished_run_does_not_train_again(toy, capsys):

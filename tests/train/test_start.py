@@ -16,12 +16,13 @@ from weight_files import config, same, starting, write_files
 
 from mrm_jax import sharding
 from mrm_jax.checks import check_config
-from mrm_jax.config import Config, FeatureDistance
+from mrm_jax.config import Config, Encoder, FeatureDistance, Model, Optimizer, Train
 from mrm_jax.errors import UsageError
+from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
-from mrm_jax.train.start import Start, frozen_encoder, insert_weights, load_start
+from mrm_jax.train.start import Start, from_random, frozen_encoder, insert_weights, load_start
 from mrm_jax.train.state import build_networks, init_state
 
 
@@ -212,3 +213,35 @@ def test_a_distance_to_random_features_is_refused():
         check_config(compared(config(), source="checkpoint"))
     with pytest.raises(UsageError, match="none of them is in the class table"):
         check_config(compared(starting(config(), encoder="x"), classes=("unicorn",)))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rate", "start", "told"),
+    [
+        *((name, 6e-5, None, True) for name in ENCODERS),
+        ("mit_b5", 1e-4, None, True),
+        ("mit_b5", 1e-3, None, False),
+        ("mit_b5", 6e-5, "run", False),
+    ],
+)
+def test_a_published_encoder_from_random_numbers_at_a_fine_tuning_rate_is_told(
+    encoder, rate, start, told
+) -> None:
+    cfg = Config(
+        model=Model(encoder=ENCODERS[encoder]),
+        optimizer=Optimizer(learning_rate=rate),
+        train=Train(init_from=start),
+    )
+    line = from_random(cfg)
+    assert (line is not None) == told
+    if line is not None:
+        assert f"{cfg.train.steps} steps" in str(line)
+        assert encoder in str(line)
+        ways = ("--config.model.encoder.weights=", "--config.optimizer.learning_rate=")
+        assert all(way in line.way_out for way in ways)
+
+
+def test_an_encoder_of_a_size_of_its_own_may_start_from_random_numbers_unsaid() -> None:
+    assert from_random(Config(model=Model(encoder=Encoder(depths=(1, 1, 1, 1))))) is None
+    weights = replace(ENCODERS["mit_b0"], weights="file.npz")
+    assert from_random(Config(model=Model(encoder=weights))) is None
