@@ -1,8 +1,8 @@
 """Files of weights <-> names and arrays, without ever running or believing what a file says.
 
-PyTorch's files are pickles, which can hold any code: they are opened by torch's weights-only loader
-alone. `.safetensors` and `.npz` hold no code and need no torch. Whatever floating type a file has,
-its values become float32, the type that our networks keep their parameters in. What a header
+PyTorch's files are pickles, which can hold any code: they are read as data (`torch_files`), without
+torch. `.safetensors` and `.npz` hold no code. Whatever floating type a file has, its values become
+float32, the type that our networks keep their parameters in. What a header
 promises is held against the bytes that are there before memory is taken for it.
 """
 
@@ -23,8 +23,8 @@ from mrm_jax.convert.formats import (
     unfit,
     unreadable,
     write_safetensors,
-    write_torch,
 )
+from mrm_jax.convert.torch_files import save
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
 
@@ -182,8 +182,8 @@ def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
     """Writes tensors by name to `path`, in the format its name promises; replaced by one rename.
 
-    `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending and where
-    torch is missing.
+    `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending, and where
+    the file cannot be written.
     """
     kind = FORMATS.get(path.suffix)
     if kind is None:
@@ -192,7 +192,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as new:
             if kind == "PyTorch":
-                write_torch(new, tensors)
+                save(new, tensors)
             elif kind == "safetensors":
                 write_safetensors(new, tensors, meta)
             else:
