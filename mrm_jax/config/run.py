@@ -57,7 +57,10 @@ class Train:
         low=1,
     )
     init_from: str | None = option(
-        None, "Checkpoint or converted network that a fresh run starts from.", step="absent"
+        None,
+        "Checkpoint or network that a fresh run starts from: a run, a converted folder, a raw file "
+        "or a name, as in model.encoder.weights.",
+        step="absent",
     )
     pass_execution: Literal["sequential", "stacked"] = option(
         "sequential",

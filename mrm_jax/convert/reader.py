@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from mrm_jax.convert.formats import (
     unreadable,
     write_safetensors,
 )
+from mrm_jax.convert.named import find, licence_of
 from mrm_jax.convert.torch_files import save
 from mrm_jax.errors import UsageError
-from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
+from mrm_jax.paths import at_hand, replaced, what_is_wrong
 
 WRAPPERS = ("state_dict", "model", "params", "model_state_dict")
 """Keys under which a file may hold its state dict, beside other things."""
@@ -40,25 +41,37 @@ class WeightFile:
     """A file's tensors by name (floats as float32) and what it says beside them.
 
     `meta`: the other entries, as far as they are numbers, texts, lists or mappings of such.
-    `sha256`: of the file.
+    `sha256`: of the file.   `kind`: its layout of names, where the place that it comes from tells.
+    `origin`: what a fingerprint says of that place, and the licence.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
     sha256: str
+    kind: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: str | Path) -> WeightFile:
-    """Opens .pth, .pt, .bin (PyTorch, zip or legacy), .safetensors or .npz.
+def read(source: str | Path) -> WeightFile:
+    """Opens .pth, .pt, .bin (PyTorch, zip or legacy), .safetensors or .npz, by path or by name
+    (`named.find`).
 
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
-    no such file, not what its name says, cut short, in need of code, without tensors, not finite.
+    no such file or name, not what its name says, another digest than its place says, cut short, in
+    need of code, without tensors, not finite.
     """
-    path = located(path)
+    place = find(source)
+    path = place.path
     _check_place(path)
     with at_hand(path) as file:
         kind = _format(file)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if place.sha256 not in ("", digest):
+            raise UsageError.at(
+                path, f" has the SHA-256 {digest}, not {place.sha256}", place.repair
+            )
         try:
             found, more = OPENERS[kind](file)
             tensors, meta = _unwrap(file, found)
@@ -67,9 +80,8 @@ def read(path: str | Path) -> WeightFile:
         except Exception as error:  # bytes can make a parser raise anything, MemoryError included
             raise unreadable(file, kind, error) from error
         _check_finite(file, tensors)
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return WeightFile(path, tensors, {**more, **meta}, digest)
+    origin = {**place.origin, **licence_of(place, digest)}
+    return WeightFile(path, tensors, {**more, **meta}, digest, place.kind, origin)
 
 
 def _check_place(path: Path) -> None:
