@@ -16,35 +16,19 @@ import numpy as np
 import pytest
 import torch_states as states
 from hub_stand_in import COMMITS, hub
+from packages import LICENCE, NAME, install
 
 from mrm_jax.convert import named
 from mrm_jax.convert.network import load
 from mrm_jax.convert.reader import read, write
 from mrm_jax.errors import UsageError
-
-NAME = "package://narrow"
+from mrm_jax.main import run
 
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch) -> Path:
-    """An installed package whose weights are `NAME`, and whose code ends whoever imports it."""
-    inside = tmp_path / "narrow_weights"
-    inside.mkdir()
-    (inside / "__init__.py").write_text("raise SystemExit")
-    write(inside / "mit.pth", states.mit(), {})
-    info = tmp_path / "narrow_weights-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: narrow-weights\nVersion: 1.0\n")
-    known = named.Packaged(
-        install="--no-deps narrow_weights==1.0",
-        file="narrow_weights/mit.pth",
-        sha256=hashlib.sha256((inside / "mit.pth").read_bytes()).hexdigest(),
-        kind="mit",
-        licence=named.Licence("MIT", "its LICENSE"),
-    )
-    monkeypatch.setattr(named, "PACKAGES", {"narrow": known})
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return inside / "mit.pth"
+    """The file inside a package that is called `NAME`."""
+    return install(tmp_path / "site", monkeypatch, states.mit(), "mit")
 
 
 def test_weights_in_a_package_are_found_by_its_metadata_and_nothing_is_imported(packaged) -> None:
@@ -55,11 +39,28 @@ def test_weights_in_a_package_are_found_by_its_metadata_and_nothing_is_imported(
     np.testing.assert_array_equal(
         network.file.tensors["norm1.weight"], states.mit()["norm1.weight"]
     )
-    assert network.file.origin == {
-        "source": NAME, "licence": "MIT", "licence_source": "its LICENSE"
-    }  # fmt: skip
+    assert network.file.origin == {"source": NAME, **LICENCE}
     # The same file by its path: the digest tells the licence.
-    assert read(packaged).origin == {"licence": "MIT", "licence_source": "its LICENSE"}
+    assert read(packaged).origin == LICENCE
+
+
+def test_convert_takes_a_name_and_keeps_its_licence(
+    packaged, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("mrm_jax.runs.fingerprint.feature_norms", lambda *_: [])
+    assert run(["convert", "--from", NAME, "--dry_run"]) == 0
+    assert f"{NAME}, kind mit" in capsys.readouterr().out
+    model = "dims=(8,12,16,20) depths=(1,2,3,1) heads=(1,2,2,2) sr_ratios=(8,4,2,1)".split()
+    model += ["strides=(4,2,2,2)", "mlp_ratio=4"]
+    fitting = [f"--config.model.encoder.{field}" for field in model]
+    tiny = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}:source_only"
+    assert run(["convert", "--from", NAME, "--to", str(tmp_path / "to"), tiny, *fitting]) == 0
+    assert "licence MIT (its LICENSE)\n" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "to" / "weights.json").read_text())
+    assert kept["source"] == NAME
+    assert {name: kept[name] for name in LICENCE} == LICENCE
+    with pytest.raises(UsageError, match="--to_torch takes a run or a checkpoint"):
+        run(["convert", "--from", NAME, "--to_torch", str(tmp_path / "x.pth")])
 
 
 def test_a_package_that_is_missing_or_changed_is_refused_with_the_command(
