@@ -68,7 +68,8 @@ def download(text: str, place: Place) -> tuple[Path, str]:
         except Exception as error:
             raise UsageError.at(text, *_answer(error, errors, place)) from error
     if unreached is not None:
-        why = what_is_wrong(unreached.__cause__ or unreached)[:200]
+        cause = unreached.__cause__
+        why = what_is_wrong(cause if isinstance(cause, Exception) else unreached)[:200]
         raise UsageError.at(
             text,
             f": the hub was not reached ({why}) and its cache has no {' nor '.join(names)} of it",

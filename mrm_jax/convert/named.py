@@ -78,7 +78,8 @@ PACKAGES: Mapping[str, Packaged] = {
         licence=_TORCHVISION,
     ),
 }
-"""By the name after package://. The four files were compared with their sources on 2026-11-29."""
+"""By the name after package://. The first 8 digits stand in the file's name, as PyTorch's hub does
+it."""
 
 _NVIDIA = Licence(
     "NVIDIA Source Code License for SegFormer (research or evaluation only)",

@@ -91,6 +91,11 @@ def test_a_name_of_no_package_is_answered_with_those_there_are(name: str) -> Non
         read(name)
 
 
+def test_digests_are_those_in_the_names_of_the_files() -> None:
+    for known in named.PACKAGES.values():
+        assert known.sha256[:8] == Path(known.file).stem.rpartition("-")[2]
+
+
 @pytest.mark.parametrize("name", sorted(named.PACKAGES))
 def test_the_real_packages_hold_what_the_table_says(name: str) -> None:
     known = named.PACKAGES[name]
