@@ -53,13 +53,12 @@ def download(text: str, place: Place) -> tuple[Path, str]:
     unreached: Exception | None = None
     for name in names:
         try:
-            path = Path(
-                hub.hf_hub_download(
-                    *(place.repository, name),
-                    revision=place.revision,
-                    local_files_only=unreached is not None,  # it is tried for half a minute
-                )
+            found = hub.hf_hub_download(
+                *(place.repository, name),
+                revision=place.revision,
+                local_files_only=unreached is not None,  # it is tried for half a minute
             )
+            path = Path(found)
             return path, _revision(path)
         except errors.LocalEntryNotFoundError as error:  # the hub was not asked, or not reached
             unreached = unreached or error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mrm_jax.errors import UsageError
-from mrm_jax.paths import located
+from mrm_jax.paths import below, located
 
 PACKAGE, HUB = "package://", "hf://"
 
@@ -167,15 +167,14 @@ def _in_package(text: str) -> Found:
     if known is None:
         raise UsageError.at(text, " is not known", f"packages with weights: {', '.join(PACKAGES)}.")
     try:
-        path = Path(
-            str(importlib.metadata.distribution(known.distribution).locate_file(known.file))
-        )
+        installed = importlib.metadata.distribution(known.distribution)
     except importlib.metadata.PackageNotFoundError as error:
         raise UsageError.at(
             text,
             f": the package {known.distribution} is not installed",
             f"pip install {known.install}",
         ) from error
+    path = below(Path(str(installed.locate_file(""))), known.file)
     repair = f"pip install --force-reinstall {known.install}"
     if not path.is_file():
         raise UsageError.at(text, f": {path} is not there", repair)
