@@ -53,7 +53,7 @@ class WeightFile:
     origin: dict[str, str] = field(default_factory=dict)
 
 
-def read(source: str | Path) -> WeightFile:
+def read_weights(source: str | Path) -> WeightFile:
     """Opens .pth, .pt, .bin (PyTorch, zip or legacy), .safetensors or .npz, by path or by name
     (`named.find`).
 
@@ -191,7 +191,7 @@ def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
     """Writes tensors by name to `path`, in the format its name promises; replaced by one rename.
 
     `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending, and where

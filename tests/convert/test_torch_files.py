@@ -22,7 +22,7 @@ import torch_programs as made
 import torch_states as states
 
 from mrm_jax.convert import pickles
-from mrm_jax.convert.reader import read, write
+from mrm_jax.convert.reader import read_weights, write_weights
 from mrm_jax.convert.torch_files import CALLS
 from mrm_jax.errors import UsageError
 
@@ -32,7 +32,7 @@ FORMATS = {"zip": made.zipped, "legacy": made.legacy}
 
 @pytest.mark.parametrize("name", ["zip", "zip_protocol4", "legacy"])
 def test_what_torch_wrote_is_read_number_by_number(name: str) -> None:
-    found = read(FILES / f"{name}.pth")
+    found = read_weights(FILES / f"{name}.pth")
     with np.load(FILES / "wanted.npz") as wanted:
         newer = {"float8_e4m3fn", "float8_e5m2", "uint16"} if name == "legacy" else set()
         assert found.tensors.keys() == set(wanted.files) - newer
@@ -67,14 +67,14 @@ def test_a_damaged_byte_gives_other_numbers_at_worst_and_else_one_line(tmp_path,
 
 def _read(folder: Path, content: bytes) -> Any:
     (folder / "x.pth").write_bytes(content)
-    return read(folder / "x.pth")
+    return read_weights(folder / "x.pth")
 
 
 def test_a_written_pth_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     state = states.mit() | {"counter": np.asarray(3, np.int64), "empty": np.zeros((0, 3), "f4")}
     state["turned"] = np.arange(12, dtype=np.float32).reshape(3, 4).T
-    write(tmp_path / "x.pth", state, {})
-    found = read(tmp_path / "x.pth").tensors
+    write_weights(tmp_path / "x.pth", state, {})
+    found = read_weights(tmp_path / "x.pth").tensors
     assert found.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(found[name], value, strict=True)
@@ -82,8 +82,8 @@ def test_a_written_pth_is_read_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_numbers_stay_in_the_mapped_file_where_they_can(tmp_path: Path) -> None:
-    write(tmp_path / "x.pth", {"a": np.ones(1000, np.float32)}, {})
-    found: Any = read(tmp_path / "x.pth").tensors["a"]
+    write_weights(tmp_path / "x.pth", {"a": np.ones(1000, np.float32)}, {})
+    found: Any = read_weights(tmp_path / "x.pth").tensors["a"]
     while found.base is not None and not isinstance(found, np.memmap):
         found = found.base
     assert isinstance(found, np.memmap)
@@ -99,18 +99,18 @@ def test_files_of_machines_with_the_high_byte_first_are_read(tmp_path: Path, for
         program = made.mapping(a=made.tensor(lies_in=made.storage(legacy=True)))
         body = struct.pack(">q", 4) + big
         path = made.legacy(tmp_path / "x.pth", program, body=body, little=False)
-    np.testing.assert_array_equal(read(path).tensors["a"], np.float32([1, 2, 3, 4]))
+    np.testing.assert_array_equal(read_weights(path).tensors["a"], np.float32([1, 2, 3, 4]))
 
 
 def test_packed_archives_views_of_storages_and_odd_offsets_are_read(tmp_path: Path) -> None:
     path = made.zipped(tmp_path / "x.pth", made.mapping(a=made.tensor()), packed=True)
-    np.testing.assert_array_equal(read(path).tensors["a"], np.float32([1, 2, 3, 4]))
+    np.testing.assert_array_equal(read_weights(path).tensors["a"], np.float32([1, 2, 3, 4]))
     # torch 0.1 wrote views of storages, (key, first number, count), into its files.
     seen = made.storage(legacy=True, view=("9", 1, 3))
     whole = made.tensor(lies_in=made.storage(legacy=True))
     program = made.mapping(a=made.tensor((2,), (1,), 1, seen), b=whole)
     for odd in range(4):  # before the numbers
-        found = read(made.legacy(tmp_path / "x.pth", made.mapping(n=made.plain("x" * odd)) + b"0"
+        found = read_weights(made.legacy(tmp_path / "x.pth", made.mapping(n=made.plain("x" * odd)) + b"0"
                                  + program)).tensors  # fmt: skip
         np.testing.assert_array_equal(found["a"], np.float32([3, 4]))
         np.testing.assert_array_equal(found["b"], np.float32([1, 2, 3, 4]))
@@ -155,10 +155,10 @@ def test_a_pickle_that_calls_is_refused_by_the_name_and_not_run(
     monkeypatch.chdir(tmp_path)
     path = FORMATS[form](tmp_path / "x.pth", made.mapping(a=CALLING[operation]))
     with pytest.raises(UsageError, match=r"code would have to run \(os\.system\)"):
-        read(path)
+        read_weights(path)
     path.write_bytes(made.ended(CALLING[operation]))  # as the whole file
     with pytest.raises(UsageError, match=r"code would have to run \(os\.system\)"):
-        read(path)
+        read_weights(path)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -176,7 +176,7 @@ def test_an_operation_that_could_call_is_refused_even_with_an_allowed_name(
     monkeypatch.setitem(copyreg._inverted_registry, 0xF0, ("os", "system"))  # type: ignore[attr-defined]
     path = made.zipped(tmp_path / "x.pth", made.mapping(a=BARE[operation]))
     with pytest.raises(UsageError, match=f"to run \\({operation}|to run \\({OTHER}"):
-        read(path)
+        read_weights(path)
 
 
 def test_every_operation_of_pickles_is_known_or_refused() -> None:
@@ -205,7 +205,7 @@ def test_every_name_that_is_on_no_list_is_refused_and_nothing_is_imported(tmp_pa
             module, _, attribute = name.rpartition(".")
             program = made.plain(module) + made.plain(attribute) + pickle.STACK_GLOBAL
             with pytest.raises(UsageError, match="code would have to run") as caught:
-                read(made.zipped(tmp_path / "x.pth", made.mapping(a=program)))
+                read_weights(made.zipped(tmp_path / "x.pth", made.mapping(a=program)))
             assert f"({name})" in str(caught.value)
     finally:
         sys.path.remove(str(tmp_path))
@@ -216,7 +216,7 @@ def test_what_is_on_the_list_and_stands_for_no_function_is_not_called(tmp_path) 
     for name in (name for name, function in CALLS.items() if function is None):
         program = made.mapping(a=made.called(name, made.plain(4)))
         with pytest.raises(UsageError) as caught:
-            read(made.zipped(tmp_path / "x.pth", program))
+            read_weights(made.zipped(tmp_path / "x.pth", program))
         assert f"code would have to run ({name})" in str(caught.value)
 
 
@@ -319,7 +319,7 @@ def test_a_pickle_that_no_network_is_saved_as_is_refused_in_one_line(tmp_path, p
 
 def _refused(path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        read(path)
+        read_weights(path)
     line = str(caught.value)
     assert str(path) in line
     assert line.isprintable()
@@ -332,18 +332,18 @@ def test_a_pickle_of_more_operations_than_a_checkpoint_has_is_given_up(
     monkeypatch.setattr(pickles, "OPERATIONS", 50)
     program = made.mapping(a=made.tensor(), n=made.plain(list(range(50))))
     with pytest.raises(UsageError, match="more than 50 operations"):
-        read(made.zipped(tmp_path / "x.pth", program))
+        read_weights(made.zipped(tmp_path / "x.pth", program))
 
 
 def test_a_bare_pickle_is_told_from_a_file_of_weights(tmp_path) -> None:
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": 1}, 2))
     with pytest.raises(UsageError, match=r"is not what torch\.save writes"):
-        read(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
 
 
 def test_a_file_of_weights_needs_no_torch(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     shutil.copy(FILES / "legacy.pth", tmp_path / "x.bin")
-    assert "plain" in read(tmp_path / "x.bin").tensors
-    write(tmp_path / "y.pth", states.mit(), {})
-    assert read(tmp_path / "y.pth").tensors.keys() == states.mit().keys()
+    assert "plain" in read_weights(tmp_path / "x.bin").tensors
+    write_weights(tmp_path / "y.pth", states.mit(), {})
+    assert read_weights(tmp_path / "y.pth").tensors.keys() == states.mit().keys()
