@@ -57,7 +57,10 @@ ALLOWED = {
 # What looks at a trained network never enters the room where networks are trained.
 UNTRAINED = ("evaluate", "predict", "convert", "report", "check", "prepare")
 # Packages that cost seconds or are optional: only inside the function that needs them.
-LAZY = {"torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"}
+LAZY = {
+    *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),
+    "huggingface_hub",
+}
 # Parts that must answer before jax loads, and parts that never need it.
 NO_JAX = {
     "errors",

@@ -28,6 +28,8 @@ OURS = {
     "cli/report.py": {"write_report(mirror.local).name"},  # a constant there
     "cli/config.py": {"name"},  # --diff
     "command.py": {"name", "__file__", "f'{name}.py' if bare else name"},  # --config
+    "convert/named.py": {"text", "str(installed.locate_file(''))"},  # of --from; pip's folder
+    "convert/hub.py": {"found"},  # in the cache, of a name that `refusal` let pass
     "data/prepared/check.py": {"name"},  # two constants
     "data/class_statistics.py": {
         *("home", "common", "domain.path or ''"),  # the user's folders; a digest

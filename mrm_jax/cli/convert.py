@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mrm_jax import terminal
 from mrm_jax.config import Classes, Config, Data, Domain, Method, Model
+from mrm_jax.convert.named import is_name, name_or_path
 from mrm_jax.errors import UsageError
-from mrm_jax.paths import local, located
+from mrm_jax.paths import local
 from mrm_jax.registry import DECODER_KINDS
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        type=located,
+        type=name_or_path,
         required=True,
         metavar="PATH",
-        help="weights: .pth, .pt, .bin, .ckpt, .safetensors or .npz; with --to_torch a run or one "
-        "of its checkpoints",
+        help="weights: .pth, .pt, .bin, .ckpt, .safetensors, .npz, package://NAME or "
+        "hf://ORG/NAME[/FILE][@REVISION]; with --to_torch a run or one of its checkpoints",
     )
     parser.add_argument("--to", type=local, metavar="DIR", help="new folder for the network")
     parser.add_argument(
@@ -245,6 +246,10 @@ def _export(arguments: argparse.Namespace) -> int:
     from mrm_jax.runs.checkpoint import load_rebuilder, load_run
 
     target: Path = arguments.to_torch
+    if is_name(arguments.source):
+        raise UsageError.of(
+            "--from", arguments.source, "; --to_torch takes a run or a checkpoint of ours."
+        )
     if target.suffix not in FORMATS:
         raise UsageError(f"--to_torch {target} must end in one of {', '.join(FORMATS)}.")
     if target.exists():

@@ -43,7 +43,10 @@ class Encoder:
         "v1c", "ResNet: three 3x3 kernels, or torchvision's one 7x7."
     )
     weights: str | None = option(
-        None, "Pretrained weights to start from: a converted folder or a raw file.", step="absent"
+        None,
+        "Pretrained weights to start from: a converted folder, a raw file, package://NAME or "
+        "hf://ORG/NAME[/FILE][@REVISION].",
+        step="absent",
     )
 
 

@@ -58,8 +58,8 @@ class Train:
     )
     init_from: str | None = option(
         None,
-        "What a fresh run starts from: the folder of a run, one of its checkpoints, or a converted "
-        "network.",
+        "What a fresh run starts from: the folder of a run, one of its checkpoints, a converted "
+        "network, a raw file or a name, as in model.encoder.weights.",
         step="absent",
     )
     pass_execution: Literal["sequential", "stacked"] = option(

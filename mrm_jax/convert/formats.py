@@ -6,11 +6,8 @@ Openers raise whatever their parser raises; `reader` makes one line of it.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from mrm_jax.convert import torch_files
+from mrm_jax.convert.pickles import Forbidden
 from mrm_jax.errors import UsageError
 
 FORMATS = {
@@ -43,14 +42,6 @@ Contents = tuple[Any, dict[str, Any]]
 
 
 def _open_torch(path: Path) -> Contents:
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError as error:
-        raise UsageError.at(
-            path,
-            " is a PyTorch file and torch is not installed: pip install 'mrm-jax[torch]', or "
-            "save the tensors as .safetensors or .npz where torch is.",
-        ) from error
     most, held = _most(path), 0
 
     def plain(value: Any) -> Any:
@@ -59,48 +50,31 @@ def _open_torch(path: Path) -> Contents:
             kept = {str(key): plain(entry) for key, entry in value.items()}
             _check_once(map(str, value))
             return kept
-        if not isinstance(value, torch.Tensor):
-            return value
-        held += value.numel() * max(value.element_size(), 4)
-        if held > most:  # a tensor may repeat one number by a stride of 0
-            raise ValueError(f"its tensors are more than {most} bytes")
-        if value.dtype.is_floating_point:
-            value = value.float()
-        return value.detach().numpy()
+        found = arrays(value)
+        if isinstance(found, np.ndarray):
+            held += found.size * max(found.itemsize, 4)
+            if held > most:  # a tensor may repeat one number by a stride of 0
+                raise ValueError(f"its tensors are more than {most} bytes")
+        return found
 
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"
+    def check(archive: zipfile.ZipFile) -> None:
+        _check_members(path, archive)
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} fails its check sum")
+
     try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                _check_members(path, archive)
-                if damaged := archive.testzip():  # torch does not look at check sums
-                    raise zipfile.BadZipFile(f"{damaged} fails its check sum")
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_number_types()):
-            warnings.simplefilter("ignore")  # torch's doubts about pickles that it then refuses
-            # The legacy format cannot be mapped into memory.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        _check_nest(loaded)
-        return plain(loaded), {}
-    except pickle.UnpicklingError as error:  # of a file that is cut short too: the text tells
-        code = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)|Unsupported operand", str(error))
-        if code is None:
-            raise unreadable(path, "PyTorch", error) from error
+        nest, arrays = torch_files.opened(path, check)
+        _check_nest(nest)
+        return plain(nest), {}
+    except Forbidden as error:
         raise UsageError.at(
             path,
-            " is refused: to open it, code would have to run "
-            f"({code[1] or 'a pickle that torch.save did not write'}). Where you trust it, "
-            "save its tensors alone: torch.save({k: v for k, v in "
+            f" is refused: to open it, code would have to run ({printable(str(error)[:200])}). "
+            "Where you trust it, save its tensors alone: torch.save({k: v for k, v in "
             "model.state_dict().items()}, 'tensors.pth').",
         ) from error
-
-
-def _number_types() -> list[Any]:
-    """NumPy's scalars, which mmcv's meta may hold: building one runs nothing of the file's."""
-    scalar: Any = np.float64(0).__reduce__()[0]  # its module's name depends on NumPy
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    return [np.dtype, *kinds, *((scalar, name) for name in names)]
+    except torch_files.NotWritten as error:
+        raise UsageError.at(path, f" is not what torch.save writes: {error}.") from error
 
 
 def _check_nest(found: Any) -> None:
@@ -113,7 +87,7 @@ def _check_nest(found: Any) -> None:
             raise ValueError(f"its entries are nested deeper than {DEPTH} or more than {ENTRIES}")
         if isinstance(value, Mapping):
             left += [(entry, depth + 1) for entry in value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
+        elif isinstance(value, list | tuple):
             left += [(entry, depth + 1) for entry in value]
 
 
@@ -244,22 +218,6 @@ def printable(text: str) -> str:
 
 
 OPENERS = {"PyTorch": _open_torch, "safetensors": _open_safetensors, "NumPy": _open_npz}
-
-
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """.pth; UsageError where torch is missing, OSError where the file cannot be written."""
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError as error:
-        raise UsageError(
-            "Writing .pth needs torch: pip install 'mrm-jax[torch]', or write .safetensors or .npz."
-        ) from error
-    state = {k: torch.from_numpy(np.array(v, order="C")) for k, v in tensors.items()}
-    try:
-        with path.open("wb") as stream:  # of a path torch stores the name too
-            torch.save(state, stream)
-    except RuntimeError as error:  # what a full disk is to torch
-        raise OSError(" ".join(str(error).split())) from error
 
 
 def write_safetensors(

@@ -46,7 +46,8 @@ def load_network(
     copy: str | None = None,
     allow_missing: Sequence[str] = (),
 ) -> ConvertedNetwork:
-    """The network in a file of weights; `kind` is found from the names where it is not given.
+    """The network in a file of weights, by path or name (`named.find`); `kind` is found from the
+    tensors' names where it is not given and the place does not tell.
 
     copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
     bad tensor, how many there are, the way out.
@@ -87,9 +88,9 @@ def load_network(
 
 
 def kind_of(file: WeightFile, kind: str | None) -> str:
-    """`kind`, or the one that the names show; UsageError where that is none or not one."""
+    """`kind`, or the file's, or what the names show; UsageError where that is none or not one."""
     try:
-        return detect(file.tensors) if kind is None else kind
+        return kind or file.kind or detect(file.tensors)
     except ValueError as error:
         raise UsageError.at(file.path, f": {error}.") from error
 

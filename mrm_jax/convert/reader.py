@@ -1,8 +1,8 @@
 """Files of weights <-> names and arrays, without ever running or believing what a file says.
 
-PyTorch's files are pickles, which can hold any code: they are opened by torch's weights-only loader
-alone. `.safetensors` and `.npz` hold no code and need no torch. Whatever floating type a file has,
-its values become float32, the type that our networks keep their parameters in. What a header
+PyTorch's files are pickles, which can hold any code: they are read as data (`torch_files`), without
+torch. `.safetensors` and `.npz` hold no code. Whatever floating type a file has, its values become
+float32, the type that our networks keep their parameters in. What a header
 promises is held against the bytes that are there before memory is taken for it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from mrm_jax.convert.formats import (
     unfit,
     unreadable,
     write_safetensors,
-    write_torch,
 )
+from mrm_jax.convert.named import find, licence_of
+from mrm_jax.convert.torch_files import save
 from mrm_jax.errors import UsageError
-from mrm_jax.paths import at_hand, located, replaced, what_is_wrong
+from mrm_jax.paths import at_hand, replaced, what_is_wrong
 
 LONGEST_NAME = 500
 
@@ -37,25 +38,37 @@ class WeightFile:
     """A file's tensors by name (floats as float32) and what it says beside them.
 
     `meta`: the other entries, as far as they are numbers, texts, lists or mappings of such.
-    `sha256`: of the file.
+    `sha256`: of the file.   `kind`: its layout of names, where the place that it comes from tells.
+    `origin`: what a fingerprint says of that place, and the licence.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
     sha256: str
+    kind: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
 
 
-def read_weights(path: str | Path) -> WeightFile:
-    """Opens .pth, .pt, .bin, .ckpt (PyTorch, zip or legacy), .safetensors or .npz.
+def read_weights(source: str | Path) -> WeightFile:
+    """Opens .pth, .pt, .bin, .ckpt (PyTorch, zip or legacy), .safetensors or .npz, by path or by
+    name (`named.find`).
 
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
-    no such file, not what its name says, cut short, in need of code, without tensors, not finite.
+    no such file or name, not what its name says, another digest than its place says, cut short, in
+    need of code, without tensors, not finite.
     """
-    path = located(path)
+    place = find(source)
+    path = place.path
     _check_place(path)
     with at_hand(path) as file:
         kind = _format(file)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if place.sha256 not in ("", digest):
+            raise UsageError.at(
+                path, f" has the SHA-256 {digest}, not {place.sha256}", place.repair
+            )
         try:
             found, more = OPENERS[kind](file)
             tensors, meta = _unwrap(file, found)
@@ -64,9 +77,8 @@ def read_weights(path: str | Path) -> WeightFile:
         except Exception as error:  # bytes can make a parser raise anything, MemoryError included
             raise unreadable(file, kind, error) from error
         _check_finite(file, tensors)
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return WeightFile(path, tensors, {**more, **meta}, digest)
+    origin = {**place.origin, **licence_of(place, digest)}
+    return WeightFile(path, tensors, {**more, **meta}, digest, place.kind, origin)
 
 
 def _check_place(path: Path) -> None:
@@ -157,8 +169,8 @@ def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write_weights(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
     """Writes tensors by name to `path`, in the format its name promises; replaced by one rename.
 
-    `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending and where
-    torch is missing.
+    `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending, and where
+    the file cannot be written.
     """
     kind = FORMATS.get(path.suffix)
     if kind is None:
@@ -167,7 +179,7 @@ def write_weights(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[s
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as new:
             if kind == "PyTorch":
-                write_torch(new, tensors)
+                save(new, tensors)
             elif kind == "safetensors":
                 write_safetensors(new, tensors, meta)
             else:

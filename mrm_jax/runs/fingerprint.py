@@ -97,7 +97,10 @@ def fingerprint_lines(found: Mapping[str, Any]) -> list[str]:
     """A fingerprint as text, one fact a line."""
     shown = []
     for name, value in found.items():
-        if name != "picture":
+        if name == "licence":
+            source = found.get("licence_source")
+            shown.append(f"licence {value}" + (f" ({source})" if source else ""))
+        elif name not in ("picture", "licence_source"):
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             shown.append(f"{name.replace('_', ' ')}: {text}")
     return shown

@@ -17,6 +17,7 @@ import numpy as np
 
 from mrm_jax.config import Config, Encoder, Model, detail_crop
 from mrm_jax.convert import leaves
+from mrm_jax.convert.named import UNKNOWN, is_name
 from mrm_jax.convert.network import ConvertedNetwork
 from mrm_jax.convert.network import load_network as load_file
 from mrm_jax.errors import RunError, UsageError
@@ -28,6 +29,11 @@ from mrm_jax.runs.checkpoint import load_run
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"
+ORIGIN = (
+    *("file", "file_sha256", "kind", "copy"),
+    *("source", "revision", "licence", "licence_source"),
+)
+"""What a fingerprint says of where weights come from, and hands on to what starts from them."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,11 @@ class Opened:
 
 
 def open_weights(path: str, field: str) -> Opened:
-    """The weights of a run, a converted folder or a raw file. Raises UsageError, or RunError for a
-    damaged folder, naming the field."""
+    """The weights of a run, a converted folder or a raw file, by path or name (`convert.named`).
+    Raises UsageError, or RunError for a damaged folder, naming the field."""
     try:
+        if is_name(path):
+            return _of_file(load_file(path))
         folder = located(path)
         return _of_folder(folder) if folder.is_dir() else _of_file(load_file(path))
     except UsageError as error:
@@ -59,7 +67,9 @@ def open_weights(path: str, field: str) -> Opened:
 def _of_folder(path: Path) -> Opened:
     run = load_run(path)
     weights = run.facts.get("weights") or {}
-    known = {n: weights[n] for n in ("file", "file_sha256", "kind", "copy") if n in weights}
+    known = {name: weights[name] for name in ORIGIN if name in weights}
+    if weights:  # without any, that run started from random numbers
+        known.setdefault("licence", UNKNOWN.name)
     return Opened(
         tree=run.student,
         model=run.config.model,
@@ -89,7 +99,8 @@ def origin(network: ConvertedNetwork) -> dict[str, Any]:
     """Where a converted network comes from, for its fingerprint."""
     copy = {"copy": network.copy} if network.copy else {}
     file = network.file
-    return {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
+    found = {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
+    return {**found, **file.origin}
 
 
 def check_fits_model(config: Config, opened: Opened, name: str, *, whole: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from golden import shape_lists
 
-torch: Any = pytest.importorskip("torch", reason="needs the extra 'torch'")
+torch: Any = pytest.importorskip("torch", reason="compares with torch")
 
 LISTS = shape_lists("uda_")
 SECONDS, GIBIBYTES = 60, 4

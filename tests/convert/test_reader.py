@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -272,13 +270,3 @@ def test_pickled_objects_in_an_npz_are_refused_and_not_run(tmp_path, monkeypatch
     with np.load(tmp_path / "x.npz", allow_pickle=True) as careless:
         careless["a"][0].close()
     assert (tmp_path / "sprung").exists()  # the trap works
-
-
-def test_a_pytorch_file_without_torch_says_what_to_install(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UsageError, match=r"pip install 'mrm-jax\[torch\]'"):
-        read_weights(tmp_path / "x.pth")
-    with pytest.raises(UsageError, match=r"pip install 'mrm-jax\[torch\]'"):
-        write_weights(tmp_path / "y.pth", states.mit(), {})
-    assert not (tmp_path / "y.pth").exists()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import packages
 import pytest
 from toy_run import Toy
 from weight_files import config, same, starting, write_files
@@ -117,6 +118,37 @@ def test_a_run_and_a_converted_folder_start_a_run(files, fresh, tmp_path) -> Non
     assert same(
         insert_weights(fresh, start).params["segmentor"]["encoder"], first["params"]["encoder"]
     )
+
+
+def test_a_name_starts_a_run_and_its_licence_is_handed_on(files, tmp_path, monkeypatch) -> None:
+    folder, first, second = files
+    with np.load(folder / "encoder.npz") as archive:
+        packages.install(tmp_path / "site", monkeypatch, dict(archive), "mit")
+    cfg = config()
+    start = load_start(starting(cfg, encoder=packages.NAME))
+    assert start is not None
+    assert same(start.variables["params"]["encoder"], second["params"]["encoder"])
+    told = {"source": packages.NAME, **packages.LICENCE}
+    assert told.items() <= start.fingerprint.items()
+    assert "weights: licence MIT (its LICENSE)" in start.lines()
+    with pytest.raises(UsageError, match="package://narrow, an encoder alone"):
+        load_start(starting(cfg, whole=packages.NAME))
+    for field, given in (("model.encoder.weights", "encoder"), ("train.init_from", "whole")):
+        with pytest.raises(UsageError, match=f"config.{field}: package://none is not known"):
+            load_start(starting(cfg, **{given: "package://none"}))
+
+    # What starts from that run has its weights' licence, from an older one an unknown one, and from
+    # one that started from random numbers nobody's.
+    for name, weights, wanted in (
+        ("run", start.fingerprint, told),
+        ("older", {"file": "x.npz"}, {"licence": "unknown"}),
+        ("scratch", {}, {}),
+    ):
+        save_network(tmp_path / name, first, {"config": asdict(cfg), "weights": weights})
+        found = load_start(starting(cfg, whole=tmp_path / name))
+        assert found is not None
+        kept = {key: found.fingerprint[key] for key in told if key in found.fingerprint}
+        assert kept == wanted
 
 
 def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
