@@ -180,7 +180,7 @@ def _look(data_set: datasets.DataSet, located: datasets.Located, stem: str, show
         return Seen(stem, problems, size, checksum, shown=shown)
     file, domain = located.labels[stem], located.domain
     try:
-        raw = files.read_raw_label(file, domain.label_colours, megapixels=most)
+        raw = files.read_label(file, domain=domain, field=data_set.field)
     except UsageError as error:
         return Seen(stem, [("label", str(error))], size, checksum)
     label, ids, unknown = _mapped(raw, domain, len(data_set.classes.names))

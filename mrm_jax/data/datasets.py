@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mrm_jax.config import Classes, Domain
-from mrm_jax.data import files, labels
+from mrm_jax.data import finding, labels
 from mrm_jax.data.tree import File, walk, walk_archives
 from mrm_jax.errors import UsageError
 
@@ -89,7 +89,8 @@ class Split:
 @dataclass(frozen=True)
 class DataSet:
     """A data set: `name` on the command line, what it is called and where and under which terms it
-    is given; `odd` says of pictures of the official download what is known to be wrong with them.
+    is given; `odd` says of pictures of the official download what is known to be wrong with them;
+    `field` is the config path that describes a data set of one's own.
     """
 
     name: str
@@ -99,6 +100,7 @@ class DataSet:
     classes: Classes
     splits: Mapping[str, Split]
     odd: Mapping[str, str] = field(default_factory=dict)
+    field: str = ""
 
 
 def _cityscapes(split: str, domain: Domain) -> tuple[Domain, ...]:
@@ -271,7 +273,7 @@ class Located:
 
     def left_out(self) -> list[str]:
         """A line for each kind of picture that is there and not used."""
-        return files.left_out(self.copies, self.others)
+        return finding.left_out(self.copies, self.others)
 
 
 def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
@@ -305,10 +307,10 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
 def _with_others(found: dict[str, Located], names: list[tuple[str, File]]) -> dict[str, Located]:
     """`found`, each picture that no split takes in the first split whose pattern starts above."""
     taken = frozenset().union(*(each.taken for each in found.values()))
-    rest = [name for name, file in files.pictures(names) if file not in taken]
+    rest = [name for name, file in finding.pictures(names) if file not in taken]
     told = {}
     for split, each in found.items():
-        start = files.fixed_part(each.domain.images)
+        start = finding.fixed_part(each.domain.images)
         mine = [name for name in rest if not start or f"/{start}/" in f"/{name}"]
         rest = [name for name in rest if name not in set(mine)] if mine else rest
         told[split] = replace(each, others=tuple(mine))
@@ -320,16 +322,16 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
     if domain.labels and not domain.images:  # labels below the pictures are no pictures
         inside = f"{domain.labels}/"
         names = [pair for pair in names if not pair[0].startswith(inside)]
-    matched = files.by_stem(names, domain.images, domain.image_suffix, leading=True)
+    matched = finding.by_stem(names, domain.images, domain.image_suffix, leading=True)
     pictures, copies = matched.once()
     if domain.listing:
         lists = [file for name, file in names if f"/{name}".endswith(f"/{domain.listing}")]
-        wanted = files.stems(lists[0]) if lists else []
+        wanted = finding.stems(lists[0], pictures) if lists else []
         lacking = [stem for stem in wanted if stem not in pictures]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     given: dict[str, list[File]] = {}
     if domain.labels and pictures:
-        labelled = files.by_stem(all_names, domain.labels, domain.label_suffix, leading=True)
+        labelled = finding.by_stem(all_names, domain.labels, domain.label_suffix, leading=True)
         given = labelled.every()
     return Located(
         split=split,

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import numpy as np
 
 from mrm_jax.config import Classes, Domain
-from mrm_jax.data import files, labels
+from mrm_jax.data import files, finding, labels
 from mrm_jax.data.prepared.reading import Records, RecordsLabelled, is_prepared
 from mrm_jax.data.prepared.verified import Held
 from mrm_jax.data.transforms import Picture
@@ -164,11 +164,11 @@ class Folder(Pictures):
             way_out = "set it to the folder of the data set."
             raise UsageError.at(f"{field}.path", " is empty", way_out)
         root = located(domain.path)
-        found = files.find(
+        found = finding.find(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
         if domain.listing:
-            found = files.chosen(found, root / as_path(domain.listing), field=field)
+            found = finding.chosen(found, root / as_path(domain.listing), field=field)
         self._names, self._paths = tuple(found), tuple(found.values())
         self._megapixels = domain.max_megapixels
 
@@ -176,7 +176,7 @@ class Folder(Pictures):
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The stem, see `files.find`."""
+        """The stem, see `finding.find`."""
         return self._names[index]
 
     def native_size(self, index: int) -> None:
@@ -196,7 +196,7 @@ class FolderLabelled(Folder, LabelledPictures):
             way_out = f"set it to the folder of the labels below {domain.path}."
             raise UsageError.at(f"{field}.labels", " is empty", way_out)
         root, suffix = located(domain.path or ""), domain.label_suffix
-        found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
+        found = finding.listed(root, domain.labels, suffix, field=f"{field}.labels")
         missing = [stem for stem in self._names if stem not in found]
         if missing:
             raise UsageError.at(
@@ -207,14 +207,13 @@ class FolderLabelled(Folder, LabelledPictures):
             )
         # Archives are for `prepare`.
         self.label_files = cast("tuple[Path, ...]", tuple(found[n] for n in self._names))
-        self._colours = domain.label_colours
+        self._read = functools.partial(files.read_label, domain=domain, field=field)
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
 
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
         path = self.label_files[index]
-        raw = files.read_raw_label(path, self._colours, megapixels=self._megapixels)
-        return self._map(raw, name=str(path))
+        return self._map(self._read(path), name=str(path))
 
 
 def _train_ids(

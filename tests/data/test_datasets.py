@@ -179,10 +179,14 @@ def test_polygons_with_an_unknown_label_or_damage_are_named(tmp_path):
             files.read_raw_label(path)
 
 
-def test_a_colour_outside_the_list_is_named(tmp_path):
-    downloads.save_image(tmp_path / "x.png", np.full((4, 4, 3), 7, np.uint8))
-    with pytest.raises(files.UnreadableError, match=r"colour \(7, 7, 7\) \(100.0% of the pixels"):
-        files.read_raw_label(tmp_path / "x.png", labels.CAMVID_COLOURS)
+def test_a_colour_outside_the_list_is_named_with_the_longer_list(tmp_path):
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[0], picture[1:3] = 7, (0, 9, 200)
+    downloads.save_image(tmp_path / "x.png", picture)
+    domain = Domain(label_colours=((0, 0, 0),))
+    added = "((0, 0, 0), (0, 9, 200), (7, 7, 7))"
+    with refused(tmp_path / "x.png", way_out=f'--config.data.source.label_colours="{added}"'):
+        files.read_label(tmp_path / "x.png", domain=domain, field="config.data.source")
 
 
 def acdc_like(root, names):
