@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from ml_collections import config_dict, config_flags
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
-from mrm_jax.options import nearest
+from mrm_jax.options import declared, nearest
 
 
 def split_config_flags(words: list[str]) -> tuple[list[str], list[str]]:
@@ -44,7 +44,9 @@ def load_config(
     """The checked config that `--config` flags ask for, None without any.
 
     unread: dotted fields that the caller has no use for, with what stands for them where they are
-    not set. Raises UsageError naming the file, key or value and the nearest right one.
+    not set. A set that the file has under one path as target and as evaluation is one set: where
+    only the target's path is given, the other one follows. Raises UsageError naming the file, key
+    or value and the nearest right one.
     """
     if not words:
         return None
@@ -55,13 +57,23 @@ def load_config(
         raise
     except Exception as error:
         raise _failed(module, error) from error
+    place = config.data.target.get("path")
+    together = place is not None and place == config.data.evaluation.get("path")
     values = _override(config, [w for w in words if not w.startswith("--config=")])
+    if together and not given(words, "data.evaluation.path"):
+        values["data"]["evaluation"]["path"] = values["data"]["target"]["path"]
     for field, stand_in in unread.items():
         *groups, name = field.split(".")
         group = functools.reduce(dict.__getitem__, groups, values)
         if group[name] is None:
             group[name] = stand_in
     return from_config_dict(values)
+
+
+def given(words: Iterable[str], *fields: str) -> bool:
+    """Whether a `--config.` flag sets one of these fields."""
+    names = {word.partition("=")[0].partition(".")[2] for word in words}
+    return not names.isdisjoint(fields)
 
 
 def load_module(words: list[str]) -> tuple[ModuleType, str]:
@@ -95,20 +107,36 @@ def _failed(module: ModuleType, error: Exception) -> UsageError:
 
 
 def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any]:
-    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections."""
+    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections.
+
+    `=` and `=None` leave a field empty that may be.
+    """
+    empty: set[str] = set()
+    read = []
     for word in words:
-        name, equals, _ = word.partition("=")
-        boolean = _check_key(name.partition(".")[2], config)
+        name, equals, value = word.partition("=")
+        key = name.partition(".")[2]
+        boolean = _check_key(key, config)
         if not equals and not boolean:
             raise UsageError.at(name, " needs a value:", f"write {name}=VALUE.")
+        option = declared(Config).get(key)
+        if option is not None and option.optional and value in ("", "None"):
+            empty.add(key)
+        else:
+            empty.discard(key)
+            read.append(word)
     values = flags.FlagValues()
-    arguments = ["mrm_jax", *words]
+    arguments = ["mrm_jax", *read]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
     except (flags.Error, ValueError, TypeError) as error:
         raise UsageError(f"{str(error).splitlines()[0]}") from error
-    return config.to_dict()
+    found = config.to_dict()
+    for key in empty:
+        *groups, name = key.split(".")
+        functools.reduce(dict.__getitem__, groups, found)[name] = None
+    return found
 
 
 def _check_key(key: str, config: config_dict.ConfigDict) -> bool:

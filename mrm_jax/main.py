@@ -16,7 +16,8 @@ from typing import NoReturn
 from absl import flags
 
 from mrm_jax import children
-from mrm_jax.command import load_config, split_config_flags
+from mrm_jax.cli.resolve import load_config
+from mrm_jax.command import split_config_flags
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import of_bucket, shown, what_is_wrong
@@ -74,7 +75,11 @@ def run(words: list[str]) -> int:
     arguments = parser.parse_args(others)
     arguments.config_words = config_words  # for a verb that edits them: ablate
     unread = getattr(module, "UNREAD", {})
-    return module.run(arguments, load_config(config_words, unread))
+    return module.run(arguments, load_config(config_words, unread, say=_say))
+
+
+def _say(line: str) -> None:
+    print(shown(line), file=sys.stderr)
 
 
 def entry() -> None:

@@ -75,6 +75,11 @@ class Option:
             inner = typing.get_args(inner)[0]
         return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
 
+    @property
+    def optional(self) -> bool:
+        """Whether it may be left empty: None."""
+        return _optional(self.annotation)[1]
+
     def typed(self, value: Any) -> Any:
         """`value` in the option's type, with lists as tuples. Raises UsageError for another one."""
         return _value(value, self.annotation, f"config.{self.path}")
