@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -64,6 +65,15 @@ def listed(root: Path, folder: str, suffix: str, *, field: str) -> dict[str, Fil
     """`find` with copies, and empty where there is no such file."""
     names = _below(root, folder, field=field)
     return one_each(by_stem(names, folder, suffix).every(), field=field)
+
+
+def endings(root: Path, folder: str, suffix: str, field: str) -> str:
+    """Advice on a suffix by which no file of a folder is found: how they end; else to check it."""
+    ends = Counter(PurePosixPath(name).suffix for name, _ in _below(root, folder, field=field))
+    other = next((end for end, _ in ends.most_common() if end and end != suffix), "")
+    if other and not any(suffix.endswith(end) for end in ends if end):
+        return f"files there end in {other}: set {field}.label_suffix={other}; or "
+    return "check labels and label_suffix, "
 
 
 def _below(

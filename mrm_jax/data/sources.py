@@ -202,8 +202,9 @@ class FolderLabelled(Folder, LabelledPictures):
             raise UsageError.at(
                 field,
                 f": {len(missing)} of {len(self)} pictures have no label; the first is "
-                f"{root}/{domain.labels}/{missing[0]}{suffix}. Check labels, label_suffix and "
-                "image_suffix, or name the pictures to use in listing.",
+                f"{root}/{domain.labels}/{missing[0]}{suffix}",
+                f"{finding.endings(root, domain.labels, suffix, field)}correct image_suffix, or "
+                "name the pictures to use in listing.",
             )
         # Archives are for `prepare`.
         self.label_files = cast("tuple[Path, ...]", tuple(found[n] for n in self._names))
