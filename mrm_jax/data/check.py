@@ -135,7 +135,7 @@ def _as_training(
     source where there are labels or a place for them, else as a target."""
     source = replace(data_set.splits[located.split].readings[0], path=str(root))
     labelled = bool(source.labels) and any(True for _ in walk(root / as_path(source.labels)))
-    where = "" if labelled or located.labels else f" (there is no folder {root / source.labels})"
+    where = "" if labelled or located.labels else f" (none lies in {root}/{source.labels})"
     if where:
         what = f"a set without labels{where}, which training takes as a target and not as a source"
         fix = "none is needed for a target; a source has labels/ beside images/ (docs/data.md)"

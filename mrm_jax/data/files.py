@@ -16,7 +16,7 @@ from PIL import Image
 
 from mrm_jax.config import Domain
 from mrm_jax.data import kinds, polygons, promise
-from mrm_jax.data.tree import File, Member, size_of
+from mrm_jax.data.tree import File, Member, first, size_of
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import what_is_wrong
 
@@ -73,6 +73,14 @@ def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
         raise UnreadableError.at(path, f" cannot be opened: {what_is_wrong(error)}.") from error
     _check_pixels(path, content, megapixels)
     return content
+
+
+def promised_size(path: File) -> tuple[int, int] | None:
+    """(height, width) px that the first bytes of a file promise, None where they say nothing."""
+    try:
+        return promise.size(first(path, promise.HEAD))
+    except OSError:
+        return None
 
 
 def _check_pixels(path: File, content: bytes, megapixels: float) -> tuple[int, int] | None:

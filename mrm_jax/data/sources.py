@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -47,6 +46,9 @@ class Pictures(Protocol):
     def native_size(self, index: int) -> tuple[int, int] | None:
         """(height, width) px that the picture had before `prepare` resized it; None: it is read at
         its own size."""
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) px of `image`, without decoding it; None where that does not say."""
         ...
 
     def image(self, index: int) -> np.ndarray:
@@ -133,8 +135,9 @@ class Drawn(Pictures):
         """Look, split and index, as in "camera_val_00017"."""
         return f"{self._domain.look}_{self._domain.split}_{index:05d}"
 
-    def native_size(self, index: int) -> None:
+    def size(self, index: int) -> tuple[int, int]:
         """See `Pictures`."""
+        return self._domain.size
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
@@ -179,8 +182,9 @@ class Folder(Pictures):
         """The stem, see `finding.find`."""
         return self._names[index]
 
-    def native_size(self, index: int) -> None:
+    def size(self, index: int) -> tuple[int, int] | None:
         """See `Pictures`."""
+        return files.promised_size(self._paths[index])
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
@@ -343,8 +347,3 @@ class Reader(Generic[Sample]):
                 self._limit / 2**30,
             )
         return sample
-
-
-def memory_share(share: float) -> int:
-    """That share of the machine's physical memory, in bytes."""
-    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

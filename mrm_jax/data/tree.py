@@ -67,6 +67,15 @@ class Member:
         return f"{self.archive}/{self.member}"
 
 
+def first(file: File, count: int) -> bytes:
+    """So many bytes of a file; raises OSError."""
+    if isinstance(file, Member):
+        return file.first(count)
+    path: Any = file
+    with path.open("rb") as opened:
+        return opened.read(count)
+
+
 def size_of(file: File) -> int:
     """Bytes of a file, or of a member once it is unpacked."""
     if isinstance(file, Member):

@@ -139,7 +139,10 @@ def test_results_are_json_values_with_null_for_classes_that_never_occur():
     stored = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert stored["mIoU"] is None
     assert set(stored["IoU"]) == set(NAMES)
-    assert set(found.metrics()) == {"mIoU", "pixel_accuracy"}
+    assert set(found.metrics()) == {"mIoU", "classes_in_mIoU", "pixel_accuracy"}
+    assert found.metrics()["classes_in_mIoU"] == 0
+    assert stored["classes_covered"] == {"mIoU": 0}
+    assert "mIoU covers 0 of 4 classes" in stored["protocol"]["sentence"]
 
 
 def test_a_label_that_is_no_class_is_named():
