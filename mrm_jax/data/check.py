@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data import datasets, files, labels, locating, sources
+from mrm_jax.data import datasets, files, finding, labels, locating, sources
 from mrm_jax.data.findings import Checked, Finding, Seen, Shown, add, histogram
 from mrm_jax.data.tree import walk
 from mrm_jax.errors import UsageError
@@ -134,7 +134,9 @@ def _as_training(
     """What training says when it opens a set of one's own, where nothing else was found: as a
     source where there are labels or a place for them, else as a target."""
     source = replace(data_set.splits[located.split].readings[0], path=str(root))
-    labelled = bool(source.labels) and any(True for _ in walk(root / as_path(source.labels)))
+    labelled = bool(source.labels) and any(
+        True for _ in walk(root / as_path(finding.fixed_part(source.labels)))
+    )
     where = "" if labelled or located.labels else f" (none lies in {root}/{source.labels})"
     if where:
         what = f"a set without labels{where}, which training takes as a target and not as a source"
