@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         ) from error
     bad = any(finding.severity == "error" for checked in found for finding in checked.findings)
     if arguments.json:
-        print(json.dumps(document(title, facts, classes, found)))
+        print(json.dumps(check_document(title, facts, classes, found)))
     else:
-        print("\n".join(map(shown, [*lines(title, facts, classes, found), *written])))
+        print("\n".join(map(shown, [*check_lines(title, facts, classes, found), *written])))
     return 1 if bad else 0
 
 
@@ -92,7 +92,7 @@ def _room(chosen: DataSet, found: dict[str, Located], root: Path) -> list[str]:
     return [f"prepared it would take about {' or '.join(parts)} (estimated); {free} free"]
 
 
-def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:
+def check_lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:
     """The report for people."""
     text = [title, *(f"  {fact}" for fact in facts)]
     for checked in found:
@@ -121,7 +121,7 @@ def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) 
     return text
 
 
-def document(
+def check_document(
     title: str, facts: list[str], classes: Classes, found: list[Checked]
 ) -> dict[str, Any]:
     """The report as JSON."""

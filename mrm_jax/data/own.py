@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from mrm_jax.config import Config, Domain
 from mrm_jax.data import finding
-from mrm_jax.data.prepared.reading import is_prepared
+from mrm_jax.data.prepared.reading import reads_prepared
 from mrm_jax.data.tree import walk
 from mrm_jax.paths import located
 
@@ -36,7 +36,7 @@ def own_target(config: Config, *, as_written: bool = True) -> tuple[Config, str]
         return config, ""
     root = located(target.path)
     evaluation = data.evaluation
-    if not root.is_dir() or is_prepared(target):
+    if not root.is_dir() or reads_prepared(target):
         return config, ""
     follows = evaluation.path in (None, target.path) and evaluation.kind == "folder"
     layouts = [target, evaluation] if follows and as_written else [target]

@@ -16,7 +16,7 @@ from toys import CONFIG, NAMES, Example, evaluate, examples, forward, network
 from mrm_jax import sharding
 from mrm_jax.data.transforms import resize_image
 from mrm_jax.evaluation.evaluator import evaluate_networks
-from mrm_jax.evaluation.protocols import describe
+from mrm_jax.evaluation.protocols import protocol_of
 from mrm_jax.evaluation.scores import EvaluationResult
 from mrm_jax.evaluation.table import score_table
 from mrm_jax.ops.normalise import normalise
@@ -203,7 +203,7 @@ def test_every_mean_says_how_many_classes_it_is_over():
     iou = np.full(len(NAMES), nan)
     iou[NAMES.index("car")] = 1.0
     found = EvaluationResult(
-        protocol=describe(cfg, network="student", **counted),
+        protocol=protocol_of(cfg, network="student", **counted),
         **{"classes": NAMES, "confusion": np.zeros((4, 4), int), "iou": iou, "mean_iou": 1.0},
         **{"pixel_accuracy": 1.0, "also": {"mIoU1": nan}, "seconds": 0.0},
     )

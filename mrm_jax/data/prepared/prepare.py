@@ -69,7 +69,7 @@ def prepare(
     jobs = _jobs(data_set, found, options, say)
     source = jobs[0].source
     if manifest.is_prepared(to):
-        there = manifest.load(to, field="--to")
+        there = manifest.read_manifest(to, field="--to")
         if there.source == source:
             _clean(to, jobs)
             say(f"{to} is prepared already.")
@@ -82,7 +82,7 @@ def prepare(
     mine = [job for i, job in enumerate(jobs) if number - 1 == i * of // len(jobs)]
     mine = [job for job in mine if job in missing]
     _drop_halves(to, mine)
-    room.check(to, mine)
+    room.check_room(to, mine)
     done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in missing)
     if done:
         say(f"{done} pictures are stored already.")
@@ -251,7 +251,7 @@ def _share(counter: Any, stop: Any) -> None:
 
 
 def _write_counted(job: ShardJob, to: Path) -> None:
-    for _ in shards.write(job, to):
+    for _ in shards.write_shard(job, to):
         with _counter.get_lock():
             _counter.value += 1
         if _stop.is_set():
@@ -263,7 +263,7 @@ def _run(jobs: list[ShardJob], to: Path, workers: int, advance: Advance) -> None
     if workers == 1 or len(jobs) < 2:
         done = 0
         for job in jobs:
-            for _ in shards.write(job, to):
+            for _ in shards.write_shard(job, to):
                 done += 1
                 advance(done)
         return
@@ -334,7 +334,7 @@ def _finish(
         splits=splits,
         files={name: verified.sha256(to / name) for name in beside},
     )
-    manifest.save(to, made)
+    manifest.write_manifest(to, made)
     _clean(to, jobs)
     return made
 
