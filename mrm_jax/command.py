@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -48,7 +48,9 @@ def load_config(
     """The checked config that `--config` flags ask for, None without any.
 
     unread: dotted fields that the caller has no use for, with what stands for them where they are
-    not set. Raises UsageError naming the file, key or value and the nearest right one.
+    not set. A set that the file has under one path as target and as evaluation is one set: where
+    only the target's path is given, the other one follows. Raises UsageError naming the file, key
+    or value and the nearest right one.
     """
     if not words:
         return None
@@ -71,7 +73,18 @@ def load_values(words: list[str]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise _failed(module, error) from error
-    return _override(config, [w for w in words if not w.startswith("--config=")])
+    place = config.data.target.get("path")
+    together = place is not None and place == config.data.evaluation.get("path")
+    values = _override(config, [w for w in words if not w.startswith("--config=")])
+    if together and not given(words, "data.evaluation.path"):
+        values["data"]["evaluation"]["path"] = values["data"]["target"]["path"]
+    return values
+
+
+def given(words: Iterable[str], *fields: str) -> bool:
+    """Whether a `--config.` flag sets one of these fields."""
+    names = {word.partition("=")[0].partition(".")[2] for word in words}
+    return not names.isdisjoint(fields)
 
 
 def packaged() -> dict[str, Path]:
@@ -150,23 +163,35 @@ def _failed(module: ModuleType, error: Exception) -> UsageError:
 
 
 def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any]:
-    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections."""
+    """`config` as a plain mapping after `--config.a.b=c` flags, read by ml_collections.
+
+    `=` and `=None` leave a field empty that may be.
+    """
+    empty: set[str] = set()
     for word in words:
         name, equals, value = word.partition("=")
         path = name.partition(".")[2]
         boolean = _check_key(path, config)
         if not equals and not boolean:
             raise UsageError.at(name, " needs a value:", f"write {name}=VALUE.")
+        known = declared(Config).get(path)
+        if known is not None and known.optional and value in ("", "None"):
+            empty.add(path)
+            continue
+        empty.discard(path)
         values, arguments = flags.FlagValues(), ["mrm_jax", word]
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         try:
             values(arguments)
         except (flags.Error, ValueError, TypeError, SyntaxError) as error:
-            known = declared(Config).get(path)
             raise UsageError.of(
                 name, value, "", f"it must be {known.wanted}." if known else str(error)
             ) from error
-    return config.to_dict()
+    found = config.to_dict()
+    for path in empty:
+        *groups, name = path.split(".")
+        functools.reduce(dict.__getitem__, groups, found)[name] = None
+    return found
 
 
 def _check_key(key: str, config: config_dict.ConfigDict) -> bool:

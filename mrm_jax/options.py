@@ -82,6 +82,11 @@ class Option:
             return f"one of {', '.join(map(str, choices))}"
         return ", ".join(filter(None, (in_words(self.annotation), self.range)))
 
+    @property
+    def optional(self) -> bool:
+        """Whether it may be left empty: None."""
+        return _optional(self.annotation)[1]
+
     def typed(self, value: Any) -> Any:
         """`value` in the option's type, with lists as tuples. Raises UsageError for another one."""
         return _value(value, self.annotation, f"config.{self.path}")

@@ -43,7 +43,7 @@ class PlaceError(UsageError, argparse.ArgumentTypeError):
 
 def located(text: str | os.PathLike[str]) -> Path:
     """The path that a user wrote; `~` is the home folder. Raises PlaceError for a bucket that no
-    installed package opens, and for another address.
+    installed package opens, for an address on the web, and for any other.
     """
     if is_remote(text):
         import fsspec
@@ -59,6 +59,9 @@ def located(text: str | os.PathLike[str]) -> Path:
             ) from error
         bucket: Any = epath.Path(text)
         return bucket
+    if re.match(r"(?i)(?:https?|s?ftps?)://", os.fspath(text)):
+        way_out = "download it first, and name the file or folder here."
+        raise PlaceError.at(text, " is an address on the web, from which nothing is read", way_out)
     if re.match(r"\w\w+:/", os.fspath(text)):
         raise PlaceError(
             f"{text} is neither a path on this machine nor in a bucket, which begins with one of "

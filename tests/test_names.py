@@ -36,7 +36,8 @@ OURS = {
         "f'class_statistics-{_hash([which, table])[:16]}.json'",
     },
     "data/identity.py": {"domain.path or ''"},  # the user's folder
-    "data/files.py": {"as_path(fixed_part(folder))", "as_path(folder)"},  # the user's config
+    "data/check.py": {"as_path(finding.fixed_part(source.labels))"},  # the user's config
+    "data/finding.py": {"as_path(fixed_part(folder))", "as_path(folder)"},  # the user's config
     "data/prepared/shards.py": {  # a data set's name in our table, a split in it, a number
         *("job.file", "f'.{job.file}.json'", "f'.{job.file}.{os.getpid()}'"),
     },

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
-from mrm_jax.command import load_config, load_module
+from mrm_jax.cli.resolve import load_config
+from mrm_jax.command import load_module
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest

@@ -18,9 +18,9 @@ from mrm_jax.paths import local, shown, what_is_wrong
 
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
-    from mrm_jax.data.check import Checked
+    from mrm_jax.data.checked import Checked
     from mrm_jax.data.datasets import DataSet
-    from mrm_jax.data.locate import Located
+    from mrm_jax.data.locating import Located
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
-    from mrm_jax.data import datasets
-    from mrm_jax.data.locate import locate
+    from mrm_jax.data import datasets, locating
     from mrm_jax.data.prepared import manifest
     from mrm_jax.report.check import write_check
 
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
         found = check_download(chosen, root, fast=arguments.fast, progress=progress)
         title, classes = chosen.title, chosen.classes
-        located = locate(chosen, root)
+        located = locating.locate(chosen, root)
         facts = [f"{root}; licence: {chosen.licence}", *_room(chosen, located, root)]
         facts += [f"{name}: {line}" for name, each in located.items() for line in each.left_out()]
     written = []

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             on_prediction=saver,
         )
     console.print(score_table(loaded.step, found))
-    sentence = next(iter(found.values())).protocol.sentence()
+    sentence = next(iter(found.values())).sentence()
     console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
     console.print(

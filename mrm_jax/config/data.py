@@ -45,6 +45,11 @@ class Domain:
         low=0,
         high=255,
     )
+    lossy_labels: bool = option(
+        False,
+        "Take labels stored in a way that changes values, such as JPEG, as they are.",
+        runtime=True,
+    )
     listing: str | None = option(
         None,
         "Text file below `path` with one stem a line: only these are used. A prepared set has "

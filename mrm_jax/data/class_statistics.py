@@ -65,15 +65,11 @@ def class_statistics(
     that cannot be read, unless `domain.on_unreadable` is "skip". Works, slower, where nothing can
     be written.
     """
-    if known := pictures.counted():
-        return Statistics(*known)
     say = say or log.info
+    if known := kept_statistics(pictures, domain, classes, say=say):
+        return known
     names = [pictures.name(index) for index in range(len(pictures))]
     places, content = _places(pictures, domain, classes), _content(pictures, domain)
-    for place in places:
-        found = _read(place, content, names, classes, say)
-        if found and (None not in found or domain.on_unreadable == "skip"):
-            return _table(found, classes)
     began = time.monotonic()
     say(f"class statistics: counting the pixels of {len(names)} labels ...")
     found = list(_counted(pictures, domain, classes, field, say))
@@ -81,6 +77,21 @@ def class_statistics(
     where = f"kept in {kept}" if kept else "not kept: no folder for it can be written"
     say(f"class statistics: counted in {time.monotonic() - began:.0f} s; {where}.")
     return _table(found, classes)
+
+
+def kept_statistics(
+    pictures: sources.LabelledPictures, domain: Domain, classes: int, *, say: Say = log.info
+) -> Statistics | None:
+    """`class_statistics` where they are known without looking at a label, else None."""
+    if known := pictures.counted():
+        return Statistics(*known)
+    names = [pictures.name(index) for index in range(len(pictures))]
+    content = _content(pictures, domain)
+    for place in _places(pictures, domain, classes):
+        found = _read(place, content, names, classes, say)
+        if found and (None not in found or domain.on_unreadable == "skip"):
+            return _table(found, classes)
+    return None
 
 
 def _table(found: list[_Count | None], classes: int) -> Statistics:

@@ -1,8 +1,8 @@
 """The public data sets as their official downloads unpack: which splits there are, where pictures
 and labels lie, how labels are stored, and under which terms the set is given.
 
-`data/locate.py` finds them in a folder. Sources: each set's own pages, and for sizes and category
-limits the released configs of DAFormer, HRDA and MIC.
+Everything here is data; `locating` finds the files. Sources: each set's own pages, and for sizes
+and category limits the released configs of DAFormer, HRDA and MIC.
 """
 
 from __future__ import annotations
@@ -74,19 +74,22 @@ class Split:
     """A split of a data set.
 
     readings: the ways in which its labels may be stored, the preferred one first; a reading without
-    labels is of an unlabelled split. expected: pictures of the official download. native: never
-    resized, because scores are computed at the size of its labels.
+    labels is of an unlabelled split. otherwise: how it is read where none of them finds a picture.
+    expected: pictures of the official download. native: never resized, because scores are computed
+    at the size of its labels.
     """
 
     readings: tuple[Domain, ...]
     expected: int | None = None
     native: bool = False
+    otherwise: Domain | None = None
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set: `name` on the command line, what it is called and where and under which terms it
-    is given; `odd` says of pictures of the official download what is known to be wrong with them.
+    is given; `odd` says of pictures of the official download what is known to be wrong with them;
+    `field` is the config path that describes a data set of one's own.
     """
 
     name: str
@@ -96,6 +99,7 @@ class DataSet:
     classes: Classes
     splits: Mapping[str, Split]
     odd: Mapping[str, str] = field(default_factory=dict)
+    field: str = ""
 
 
 def _cityscapes(split: str, domain: Domain) -> tuple[Domain, ...]:
@@ -224,10 +228,15 @@ DATA_SETS: dict[str, DataSet] = {
 """The public data sets by the name that `prepare` and `check` take."""
 
 
-def folder(classes: Classes, domain: Domain, split: str = "train") -> DataSet:
-    """A data set of one's own, as `domain` describes it."""
+def folder(
+    classes: Classes, domain: Domain, split: str = "train", field: str = "config.data.source"
+) -> DataSet:
+    """A data set of one's own, as `domain` describes it; pictures alone may lie at any depth.
+    `field`: the config path of the domain."""
     readings = (replace(domain, split=split), replace(domain, labels=None, split=split))
-    return DataSet("folder", "A folder", "", "its owner's", classes, {split: Split(readings)})
+    alone = replace(readings[1], images="", image_suffix="", listing=None)
+    splits = {split: Split(readings, otherwise=alone if domain.images else None)}
+    return DataSet("folder", "A folder", "", "its owner's", classes, splits, field=field)
 
 
 def limited(data_set: DataSet, megapixels: float | None) -> DataSet:
@@ -238,6 +247,7 @@ def limited(data_set: DataSet, megapixels: float | None) -> DataSet:
         name: replace(
             split,
             readings=tuple(replace(d, max_megapixels=megapixels) for d in split.readings),
+            otherwise=split.otherwise and replace(split.otherwise, max_megapixels=megapixels),
         )
         for name, split in data_set.splits.items()
     }

@@ -1,39 +1,39 @@
 """Picture and label files to arrays: any usual format, every fault named.
 
 EXIF rotation is ignored, so that a picture and its label keep the same axes. Labels are read as
-stored: palette PNGs give palette indices (GTA5), 16-bit colour PNGs their red channel (SYNTHIA),
-which PIL would silently cut to 8 bits.
+stored: palettes give their indices (GTA5), pictures of few bits their numbers, 16-bit colour PNGs
+their red channel (SYNTHIA), which PIL would silently cut to 8 bits.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
-import itertools
-import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from mrm_jax.config import Domain
-from mrm_jax.data import polygons, promise
-from mrm_jax.data.tree import ANY, File, Matched, Member, match, size_of, walk
+from mrm_jax.data import kinds, polygons, promise
+from mrm_jax.data.tree import File, Member, first, size_of
 from mrm_jax.errors import UsageError
-from mrm_jax.paths import as_path, as_text, shown, what_is_wrong
+from mrm_jax.paths import what_is_wrong
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 """Endings that count as a picture, in lower case."""
 
 MEGAPIXELS: float = Domain().max_megapixels
 Image.MAX_IMAGE_PIXELS = None  # what was read has passed our own limit, which the user sets
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_SILENT
+)  # what it says of a damaged file is said by our errors, in one line
+MOST_COLOURS = 64
+"""Colours of a picture above which they stand for no ids: it is a photograph, or was stored so."""
 
-Entry = TypeVar("Entry")
-log = logging.getLogger(__name__)
 Colours = tuple[tuple[int, int, int], ...]
 
 
@@ -75,6 +75,14 @@ def content_of(path: File, megapixels: float = MEGAPIXELS) -> bytes:
     return content
 
 
+def promised_size(path: File) -> tuple[int, int] | None:
+    """(height, width) px that the first bytes of a file promise, None where they say nothing."""
+    try:
+        return promise.size(first(path, promise.HEAD))
+    except OSError:
+        return None
+
+
 def _check_pixels(path: File, content: bytes, megapixels: float) -> tuple[int, int] | None:
     """The size that a picture's header promises; raises UnreadableError for too many pixels."""
     size = promise.size(content)
@@ -93,28 +101,43 @@ def _content(path: File, megapixels: float) -> bytes:
     content = content_of(path, megapixels)
     if not content:
         raise UnreadableError.at(path, " is empty", "fetch it again.")
-    # OpenCV fills a JPEG that was cut off with grey and says nothing.
-    if content[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in content[-65536:]:
+    # OpenCV fills a picture that was cut off with grey and says nothing. What lies behind its end,
+    # such as a phone's video, does no harm.
+    if promise.ends(content) is False:
         raise UnreadableError.at(
-            path, " is cut off: its JPEG end marker is missing", "fetch it again."
-        )
-    if content[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" not in content[-65536:]:
-        raise UnreadableError.at(
-            path, " is cut off: its PNG end marker is missing", "fetch it again."
+            path, " is cut off: the end marker of its picture is missing", "fetch it again."
         )
     return content
 
 
+def _opened(content: bytes) -> Any:
+    """Pillow's picture, of which only the header was read."""
+    return Image.open(io.BytesIO(content))
+
+
 def _decode(path: File, content: bytes, flags: int) -> np.ndarray:
-    try:
-        array = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:
-        array = None
-    if array is None:
+    array = _decoded(content, flags)
+    if array is not None:
+        return array
+    if what := kinds.named(content):
+        raise UnreadableError.at(path, f" is {what}, no picture", kinds.WAYS_OUT[what])
+    stored = _decoded(content, cv2.IMREAD_UNCHANGED)
+    if stored is not None and stored.dtype not in (np.uint8, np.uint16):
         raise UnreadableError.at(
-            path, " is not a picture that can be decoded", "fetch it again or remove it."
+            path,
+            f" holds {stored.dtype} values, of which nothing says what is black and what white",
+            "scale them to 0..255 and save it with 8 bits.",
         )
-    return array
+    raise UnreadableError.at(
+        path, " is not a picture that can be decoded", "fetch it again or remove it."
+    )
+
+
+def _decoded(content: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def read_image(path: File, *, upright: bool = False, megapixels: float = MEGAPIXELS) -> np.ndarray:
@@ -128,13 +151,20 @@ def read_image(path: File, *, upright: bool = False, megapixels: float = MEGAPIX
 
 
 def read_raw_label(
-    path: File, colours: Colours = (), *, megapixels: float = MEGAPIXELS
+    path: File,
+    colours: Colours = (),
+    *,
+    megapixels: float = MEGAPIXELS,
+    lossy: bool = False,
+    field: str = "",
 ) -> np.ndarray:
     """The raw ids of a label, u8 or u16 [H,W]: of a picture, or of a JSON file of Cityscapes'
     polygons (then ids of `*_labelIds.png`).
 
     colours: for labels stored as RGB pictures, the colour of each raw id. Without, a colour picture
-    is refused. Raises UnreadableError as `read_image`, and naming a colour outside the list.
+    is refused. lossy: whether it may be stored in a way that changes values; field: the config path
+    of its set, for the option that errors show. Raises UnreadableError as `read_image`, and naming
+    the colours that were found and are not in the list.
     """
     content = _content(path, megapixels)
     if path.name.endswith(".json"):
@@ -142,207 +172,150 @@ def read_raw_label(
             return polygons.rendered(content, megapixels)
         except ValueError as error:
             raise UnreadableError.at(path, f" is no file of polygons: {error}") from error
-    if colours:
-        return _ids_of_colours(
-            path, cv2.cvtColor(_decode(path, content, 1), cv2.COLOR_BGR2RGB), colours
+    if not lossy and (how := _lossy(content)):
+        raise UnreadableError.at(
+            path,
+            f" is stored as {how}, which changes values: ids at edges become others",
+            "export labels as PNG, or take these as they are by "
+            f"{_flag(field, 'lossy_labels')}=true.",
         )
-    if content[:8] == b"\x89PNG\r\n\x1a\n" and (content[25] == 3 or content[24] < 8):
-        return _indices(path, content)
+    if colours:
+        picture = cv2.cvtColor(_decode(path, content, 1), cv2.COLOR_BGR2RGB)
+        return _ids_of_colours(path, picture, colours, field)
+    stored = _numbers(path, content)
+    if stored is not None:
+        return stored
     raw = _decode(path, content, cv2.IMREAD_UNCHANGED)
     if raw.ndim == 3:
-        raw = _one_channel(path, raw)
-    if raw.dtype not in (np.uint8, np.uint16):
+        raw = _one_channel(path, raw, field)
+    if raw.dtype in (np.uint8, np.uint16):
+        return raw
+    if raw.dtype.kind in "iu" and raw.min(initial=0) >= 0 and raw.max(initial=0) < 2**16:
+        return raw.astype(np.uint16)
+    raise UnreadableError.at(
+        path,
+        f" holds {raw.dtype} values from {raw.min():g} to {raw.max():g}; a label holds whole ids "
+        "of 0 to 65535",
+        "save it with 8 or 16 bits.",
+    )
+
+
+def read_label(path: File, *, domain: Domain, field: str = "") -> np.ndarray:
+    """`read_raw_label` of a label that is stored as `domain` says; `field`: its config path."""
+    return read_raw_label(
+        path,
+        domain.label_colours,
+        megapixels=domain.max_megapixels,
+        lossy=domain.lossy_labels,
+        field=field,
+    )
+
+
+def _flag(field: str, name: str) -> str:
+    """An option of the set as it is given on a command line, or its name alone."""
+    return f"--{field}.{name}" if field.startswith("config.") else name
+
+
+def _lossy(content: bytes) -> str:
+    """How a picture is stored, where that changes its values; empty where it keeps them."""
+    if content[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "" if b"VP8L" in content[12:] else "lossy WebP"
+    if content[:2] in (b"II", b"MM"):
+        try:
+            how = _opened(content).info.get("compression", "")
+        except Exception:  # of a kind that only OpenCV knows
+            return ""
+        return f"TIFF with {how} inside" if "jpeg" in how or "webp" in how else ""
+    return ""
+
+
+def _numbers(path: File, content: bytes) -> np.ndarray | None:
+    """The stored numbers, u8, of what OpenCV turns into colours or stretches to 0..255: palettes
+    and pictures of few bits. None for other ones.
+
+    A GIF whose colours are greys from dark to bright holds these greys: it has no other way.
+    """
+    png = content[:8] == b"\x89PNG\r\n\x1a\n"
+    if png and content[25] != 3 and content[24] >= 8:
+        return None  # most labels, and the header is enough
+    if not png and not content.startswith((b"II", b"MM", b"GIF8", b"BM", b"P1", b"P4")):
+        return None
+    try:
+        with _opened(content) as picture:
+            if picture.mode in ("P", "PA"):
+                indices = np.array(picture if picture.mode == "P" else picture.getchannel(0))
+                return _greys(indices, picture) if picture.format == "GIF" else indices
+            if picture.mode == "1":
+                return np.array(picture, np.uint8)
+            if picture.mode != "L":
+                return None
+            bits = content[24] if png else getattr(picture, "tag_v2", {}).get(258, (8,))[0]
+            return np.array(picture) // (255 // (2**bits - 1)) if bits < 8 else None
+    except Exception as error:  # each of Pillow's formats raises its own
+        if not png and _decoded(content, cv2.IMREAD_UNCHANGED) is not None:
+            return None  # a kind that only OpenCV knows
         raise UnreadableError.at(
-            path, f" holds {raw.dtype} values; a label holds 8-bit or 16-bit ids."
-        )
-    return raw
+            path, " is not a picture that can be decoded", "fetch it again or remove it."
+        ) from error
 
 
-def _ids_of_colours(path: File, picture: np.ndarray, colours: Colours) -> np.ndarray:
+def _greys(indices: np.ndarray, picture: Any) -> np.ndarray:
+    palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = palette[np.unique(indices)].astype(int)
+    grey = (used == used[:, :1]).all() and (np.diff(used[:, 0]) > 0).all()
+    return palette[indices, 0] if grey else indices
+
+
+def _packed(picture: np.ndarray) -> np.ndarray:
+    """One number i32 for each colour u8[...,3]."""
+    return picture.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+
+
+def _ids_of_colours(path: File, picture: np.ndarray, colours: Colours, field: str) -> np.ndarray:
     """u16[H,W]: the place of each pixel's colour in `colours`."""
-    packed = picture.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-    listed = np.array(colours, np.int32) @ np.array([65536, 256, 1], np.int32)
+    packed, listed = _packed(picture), _packed(np.array(colours, np.uint8))
     order = np.argsort(listed)
     at = order[np.minimum(np.searchsorted(listed, packed, sorter=order), len(listed) - 1)]
     unknown = listed[at] != packed
     if unknown.any():
-        first = tuple(int(v) for v in picture[unknown][0])
+        found, shown = _colours_of(picture[unknown])
         raise UnreadableError.at(
             path,
-            f": colour {first} ({unknown.mean():.1%} of the pixels are of colours outside the "
-            "list) is not in label_colours",
-            "add it, or correct the file.",
+            f": {unknown.mean():.1%} of the pixels have colours that are not in label_colours: "
+            f"{shown}",
+            f"correct the file, or add them: {_line(field, (*colours, *found))}",
         )
     return at.astype(np.uint16)
 
 
-def _indices(path: File, content: bytes) -> np.ndarray:
-    """Palette indices, or the stored numbers of a grey PNG of 1, 2 or 4 bits, which decoders
-    stretch to 0..255.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            array = np.array(picture, np.uint8)
-            grey = picture.mode != "P"
-    except Exception as error:  # each of Pillow's formats raises its own
-        raise UnreadableError.at(
-            path, " is not a picture that can be decoded", "fetch it again or remove it."
-        ) from error
-    step = 255 // (2 ** content[24] - 1) if grey and array.max(initial=0) > 1 else 1
-    return array // step
+def _colours_of(pixels: np.ndarray) -> tuple[Colours, str]:
+    """The colours of u8[N,3], most frequent first, and how that is said."""
+    numbers, counts = np.unique(_packed(pixels), return_counts=True)
+    first = numbers[np.argsort(-counts, kind="stable")][: MOST_COLOURS + 1]
+    found = tuple((int(n) >> 16, int(n) >> 8 & 255, int(n) & 255) for n in first)
+    shares = np.sort(counts)[::-1] / counts.sum()
+    said = [f"{colour} {share:.1%}" for colour, share in zip(found[:8], shares, strict=False)]
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return found, ", ".join(said) + more
 
 
-def _one_channel(path: File, raw: np.ndarray) -> np.ndarray:
+def _line(field: str, colours: Colours) -> str:
+    """What to write to make ids of these colours."""
+    if len(colours) > MOST_COLOURS:
+        return "these are too many for ids; export labels without smoothing, as PNG."
+    return f'{_flag(field, "label_colours")}="{colours}" (a colour\'s raw id is its place there).'
+
+
+def _one_channel(path: File, raw: np.ndarray, field: str) -> np.ndarray:
     red = raw[..., min(2, raw.shape[2] - 1)]
-    if raw.dtype == np.uint16 or (raw[..., :3] == red[..., None]).all():
+    if raw.dtype != np.uint8 or (raw[..., :3] == red[..., None]).all():
         return np.ascontiguousarray(red)
+    found, shown = _colours_of(raw[..., 2::-1].reshape(-1, 3))
     raise UnreadableError.at(
         path,
-        " is a colour picture; a label is a grey or palette picture of class ids. If its "
-        "colours stand for ids, list them in label_colours.",
+        " is a colour picture; a label is a grey or palette picture of class ids. It holds the "
+        f"colours {shown}",
+        f"if they stand for ids, list them: {_line(field, found)}",
     )
-
-
-def find(
-    root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
-) -> dict[str, File]:
-    """Stem to file of all pictures in the folders below `root` that `folder` stands for, sorted by
-    stem (see `tree.match`), each once; without its extension when `suffix` is empty.
-
-    What lies in `without`, a folder below, is left out; other pictures that are left out are
-    counted in the log. Raises UsageError for a missing or empty folder and for two files of one
-    stem; `field` names the config option.
-    """
-    names = _below(root, folder, field=f"{field}.path", without=without)
-    matched = by_stem(names, folder, suffix)
-    found, copies = matched.once()
-    if not found:
-        kind = f"file ending in '{suffix}'" if suffix else f"picture ({' '.join(SUFFIXES)})"
-        raise UsageError.at(f"{field}.path", f": {root / as_path(folder)} holds no {kind}.")
-    taken = {str(file) for by in matched for files in by.values() for file in files}
-    others = [name for name, file in pictures(names) if str(file) not in taken]
-    for line in left_out(copies, others):
-        log.warning("%s: %s", field, line)
-    return one_each(found, field=f"{field}.path")
-
-
-def left_out(copies: Sequence[str], others: Sequence[str]) -> list[str]:
-    """What is said of pictures that are there and not used: copies, and those that no pattern
-    takes."""
-    lines = []
-    if copies:
-        lines.append(
-            f"{len(copies)} pictures lie there twice, in folders and flattened, and count once; "
-            f"{shown(copies[0])} is one that is left out."
-        )
-    if others:
-        lines.append(
-            f"{len(others)} other pictures lie there and are left out, by their folder or the end "
-            f"of their name; {shown(others[0])} is one."
-        )
-    return lines
-
-
-def listed(root: Path, folder: str, suffix: str, *, field: str) -> dict[str, File]:
-    """`find` with copies, and empty where there is no such file."""
-    names = _below(root, folder, field=field)
-    return one_each(by_stem(names, folder, suffix).every(), field=field)
-
-
-def _below(
-    root: Path, folder: str, *, field: str, without: str | None = None
-) -> list[tuple[str, File]]:
-    """(name below `root`, file) of all that lies in the folder from which a pattern starts."""
-    start = root / as_path(fixed_part(folder))
-    if not start.is_dir():
-        if not root.is_dir():
-            start = root
-        way_out = higher(root, folder) or "Set it to where the pictures lie."
-        way_out = "" if field.endswith(".labels") else way_out
-        raise UsageError.at(field, f": there is no folder {start}.", way_out)
-    base = as_text(start.relative_to(root).as_posix())
-    names = ((name if base == "." else f"{base}/{name}", file) for name, file in walk(start))
-    labels = f"{without.rstrip('/')}/" if without else None
-    if labels and not folder.startswith(labels.rstrip("/")):
-        names = ((name, file) for name, file in names if not name.startswith(labels))
-    return list(names)
-
-
-def higher(root: Path, folder: str) -> str:
-    """The way out where `root` is the pattern's folder itself, or on the way to it; else empty."""
-    inner = Path(as_path(fixed_part(folder)))
-    for count, up in enumerate(root.parents[: len(inner.parts)], 1):
-        if root.parts[-count:] == inner.parts[:count] and (up / inner).is_dir():
-            return f"Give the folder one level up, {up}, which holds {inner}."
-    return ""
-
-
-def fixed_part(folder: str) -> str:
-    """The folder from which a pattern starts."""
-    return "/".join(itertools.takewhile(lambda part: part != ANY, folder.split("/")))
-
-
-def pictures(names: Iterable[tuple[str, File]]) -> Iterable[tuple[str, File]]:
-    """Those with the extension of a picture."""
-    return (pair for pair in names if PurePosixPath(pair[0]).suffix.lower() in SUFFIXES)
-
-
-def by_stem(
-    names: Iterable[tuple[str, File]], folder: str, suffix: str, *, leading: bool = False
-) -> Matched:
-    """`tree.match`; an empty `suffix` stands for the extension of any picture."""
-    if suffix:
-        return match(names, folder, suffix, leading=leading)
-    found = Matched({}, {})
-    matched = match(pictures(names), folder, "", leading=leading)
-    for stems, bare in zip(matched, found, strict=True):
-        for stem, files in stems.items():
-            bare.setdefault(PurePosixPath(stem).with_suffix("").as_posix(), []).extend(files)
-    return found
-
-
-def one_each(found: Mapping[str, Sequence[File]], *, field: str) -> dict[str, File]:
-    """`found` with the only file of each stem. Raises UsageError for a second one."""
-    for stem, files in found.items():
-        if len(files) > 1:
-            raise UsageError.at(
-                field,
-                f": {files[0]} and {files[1].name} share the stem '{stem}'",
-                "set image_suffix, or remove one of them.",
-            )
-    return {stem: files[0] for stem, files in found.items()}
-
-
-def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str, Entry]:
-    """The pictures that a text file names, one stem a line, in its order; blank lines are skipped.
-
-    Raises UsageError for a missing or empty list, a stem without a picture, or a stem named twice.
-    """
-    if not listing.is_file():
-        raise UsageError.at(f"{field}.listing", f": there is no file {listing}.")
-    picked: dict[str, Entry] = {}
-    for stem in stems(listing):
-        if stem not in found:
-            near = next(iter(found))
-            raise UsageError.at(
-                f"{field}.listing",
-                f": '{stem}' of {listing} has no picture; stems look like '{near}'.",
-            )
-        if stem in picked:
-            raise UsageError.at(
-                f"{field}.listing", f": '{stem}' stands twice in {listing}", "keep one."
-            )
-        picked[stem] = found[stem]
-    if not picked:
-        raise UsageError.at(f"{field}.listing", f": {listing} names no picture.")
-    return picked
-
-
-def stems(listing: File) -> list[str]:
-    """The stems that a text file names, one a line, without blank lines; raises UnreadableError."""
-    content = content_of(listing)
-    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content:
-        raise UnreadableError(f"{listing} is no text in UTF-8; save it as such, or fetch it again.")
-    # Of a name that is no UTF-8 the odd bytes stay, as in `paths.as_text`.
-    text = content.decode("utf-8-sig", "surrogateescape")
-    return [stem for line in re.split("\r\n|\r|\n", text) if (stem := line.strip())]

@@ -12,6 +12,7 @@ host would. grain runs the reading in threads or processes ahead of the device.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -174,7 +175,8 @@ def _cache_bytes(domain: Domain, data: Data) -> int:
     `CACHE_SHARE`."""
     if not data.cache or domain.kind == "drawn":  # drawn scenes are kept where they are drawn
         return 0
-    return sources.memory_share(CACHE_SHARE / 2 / max(1, data.workers))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(memory * CACHE_SHARE / 2 / max(1, data.workers))
 
 
 def _global_number(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -18,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import numpy as np
 
 from mrm_jax.config import Classes, Domain
-from mrm_jax.data import files, labels
+from mrm_jax.data import files, finding, labels
 from mrm_jax.data.prepared.reading import Records, RecordsLabelled, reads_prepared
 from mrm_jax.data.prepared.verified import Held
 from mrm_jax.data.transforms import Picture
@@ -47,6 +46,9 @@ class Pictures(Protocol):
     def native_size(self, index: int) -> tuple[int, int] | None:
         """(height, width) px that the picture had before `prepare` resized it; None: it is read at
         its own size."""
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) px of `image`, without decoding it; None where that does not say."""
         ...
 
     def image(self, index: int) -> np.ndarray:
@@ -133,8 +135,9 @@ class Drawn(Pictures):
         """Look, split and index, as in "camera_val_00017"."""
         return f"{self._domain.look}_{self._domain.split}_{index:05d}"
 
-    def native_size(self, index: int) -> None:
+    def size(self, index: int) -> tuple[int, int]:
         """See `Pictures`."""
+        return self._domain.size
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
@@ -164,11 +167,11 @@ class Folder(Pictures):
             way_out = "set it to the folder of the data set."
             raise UsageError.at(f"{field}.path", " is empty", way_out)
         root = located(domain.path)
-        found = files.find(
+        found = finding.find(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
         if domain.listing:
-            found = files.chosen(found, root / as_path(domain.listing), field=field)
+            found = finding.chosen(found, root / as_path(domain.listing), field=field)
         self._names, self.files = tuple(found), tuple(found.values())
         self._megapixels = domain.max_megapixels
 
@@ -176,11 +179,12 @@ class Folder(Pictures):
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The stem, see `files.find`."""
+        """The stem, see `finding.find`."""
         return self._names[index]
 
-    def native_size(self, index: int) -> None:
+    def size(self, index: int) -> tuple[int, int] | None:
         """See `Pictures`."""
+        return files.promised_size(self.files[index])
 
     def image(self, index: int) -> np.ndarray:
         """See `Pictures`."""
@@ -196,25 +200,25 @@ class FolderLabelled(Folder, LabelledPictures):
             way_out = f"set it to the folder of the labels below {domain.path}."
             raise UsageError.at(f"{field}.labels", " is empty", way_out)
         root, suffix = located(domain.path or ""), domain.label_suffix
-        found = files.listed(root, domain.labels, suffix, field=f"{field}.labels")
+        found = finding.listed(root, domain.labels, suffix, field=f"{field}.labels")
         missing = [stem for stem in self._names if stem not in found]
         if missing:
             raise UsageError.at(
                 field,
                 f": {len(missing)} of {len(self)} pictures have no label; the first is "
-                f"{root}/{domain.labels}/{missing[0]}{suffix}. Check labels, label_suffix and "
-                "image_suffix, or name the pictures to use in listing.",
+                f"{root}/{domain.labels}/{missing[0]}{suffix}",
+                f"{finding.endings(root, domain.labels, suffix, field)}correct image_suffix, or "
+                "name the pictures to use in listing.",
             )
         # Archives are for `prepare`.
         self.label_files = cast("tuple[Path, ...]", tuple(found[n] for n in self._names))
-        self._colours = domain.label_colours
+        self._read = functools.partial(files.read_label, domain=domain, field=field)
         self._map = functools.partial(_train_ids, domain=domain, classes=classes, field=field)
 
     def label(self, index: int) -> np.ndarray:
         """See `LabelledPictures`."""
         path = self.label_files[index]
-        raw = files.read_raw_label(path, self._colours, megapixels=self._megapixels)
-        return self._map(raw, name=str(path))
+        return self._map(self._read(path), name=str(path))
 
 
 def _train_ids(
@@ -343,8 +347,3 @@ class Reader(Generic[Sample]):
                 self._limit / 2**30,
             )
         return sample
-
-
-def memory_share(share: float) -> int:
-    """That share of the machine's physical memory, in bytes."""
-    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ class Member:
         return f"{self.archive}/{self.member}"
 
 
+def first(file: File, count: int) -> bytes:
+    """So many bytes of a file; raises OSError."""
+    if isinstance(file, Member):
+        return file.first(count)
+    path: Any = file
+    with path.open("rb") as opened:
+        return opened.read(count)
+
+
 def size_of(file: File) -> int:
     """Bytes of a file, or of a member once it is unpacked."""
     if isinstance(file, Member):
@@ -80,11 +90,17 @@ def _opened(archive: str, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
+def passed_over(part: str) -> bool:
+    """Whether a part of a name is hidden, or the folder of what macOS adds to archives."""
+    return part.startswith(".") or part == "__MACOSX"
+
+
 def walk(root: Path) -> Iterator[tuple[str, File]]:
-    """(name, file) of every file below `root` that is not hidden, in no particular order."""
+    """(name, file) of every file below `root` that is not hidden, in no particular order. The
+    folder __MACOSX that unpacking leaves is hidden too."""
     if is_remote(root):
         for name in names_below(root):
-            if not any(part.startswith(".") for part in name.split("/")):
+            if not any(map(passed_over, name.split("/"))):
                 yield name, below(root, name)
         return
     seen: set[str] = set()
@@ -94,10 +110,10 @@ def walk(root: Path) -> Iterator[tuple[str, File]]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not passed_over(name)]
         for name in files:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not passed_over(name) and path.is_file():
                 yield as_text(path.relative_to(root).as_posix()), path
 
 
@@ -128,8 +144,7 @@ def walk_archives(root: Path, *, field: str) -> Iterator[tuple[str, File]]:
                     "is refused.",
                     "Fetch it from its official source.",
                 )
-            hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-            if not member.is_dir() and not hidden:
+            if not member.is_dir() and not any(map(passed_over, parts)):
                 yield member.filename, Member(archive, member.filename)
 
 
@@ -172,20 +187,25 @@ def match(
 ) -> Matched:
     """The files in the folders that `folder` stands for whose names end in `suffix`, by stem.
 
-    A stem is what each `ANY` stood for, and the path below the folder without `suffix`. `leading`:
+    A stem is what each `ANY` stood for, and the path below the folder without `suffix`, with
+    accents in one form (NFC): macOS writes them in another one than what made the label. `leading`:
     the folder may lie below others, as when an archive unpacks into its own name.
     """
-    parts = [part for part in as_text(folder).split("/") if part not in ("", ".")]
+    parts = [part for part in _composed(folder).split("/") if part not in ("", ".")]
     parts = [part for i, part in enumerate(parts) if part != ANY or parts[i - 1 : i] != [ANY]]
     middle = "".join("(?:(.+)/)?" if part == ANY else re.escape(part) + "/" for part in parts)
     start = "(?:.*/)?" if leading else ""
     # A name may hold a line break.
-    pattern = re.compile(f"{start}{middle}(.+){re.escape(as_text(suffix))}", re.DOTALL)
+    pattern = re.compile(f"{start}{middle}(.+){re.escape(_composed(suffix))}", re.DOTALL)
     found = Matched({}, {})
     for name, file in files:
-        if matched := pattern.fullmatch(name):
+        if matched := pattern.fullmatch(unicodedata.normalize("NFC", name)):
             *between, rest = matched.groups()
             stem = "/".join(part for part in (*between, rest) if part)
             where = found.nested if any(between) else found.flat
             where.setdefault(stem, []).append(file)
     return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", as_text(name))

@@ -8,20 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 
 from mrm_jax.config import Config, evaluation_domain
+from mrm_jax.data import finding
 from mrm_jax.data.files import SUFFIXES
+from mrm_jax.data.tree import passed_over, walk
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.paths import (
     below,
     is_remote,
     located,
     longest_name,
-    names_below,
     result_name,
     same_file,
     what_is_wrong,
@@ -59,13 +60,14 @@ def _meant(word: str, to: Path) -> list[Path]:
     if is_remote(path):
         matches = _in_bucket(path, to)
     elif path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        matches = _earlier_results_left_out(inside, path, to)
+        matches = _earlier_results_left_out(_inside(path), path, to)
     elif path.exists():
         matches = [path]
     else:
+        start = _fixed_part(path)
         matched = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-        matches = _earlier_results_left_out(matched, _fixed_part(path), to)
+        matched = [p for p in matched if not any(map(passed_over, p.relative_to(start).parts))]
+        matches = _earlier_results_left_out(matched, start, to)
     if not matches:
         kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
         raise UsageError(f"predict: {word} {kind}.")
@@ -81,8 +83,13 @@ def _in_bucket(path: Path, to: Path) -> list[Path]:
     """`path`, or the pictures below it: by one listing, for every question is a request."""
     if not path.is_dir():
         return [path] if path.exists() else []
-    inside = [below(path, name) for name in sorted(names_below(path))]
-    return [p for p in inside if p.suffix.lower() in SUFFIXES and not p.is_relative_to(to)]
+    return [file for file in _inside(path) if not file.is_relative_to(to)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The pictures below a folder, as a data set is searched: without what is hidden."""
+    found = finding.pictures(walk(folder))
+    return [cast("Path", file) for _, file in sorted(found, key=lambda pair: pair[0])]
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -33,14 +33,37 @@ class EvaluationResult:
     also: dict[str, float]
     seconds: float
 
+    def covered(self) -> dict[str, tuple[int, int]]:
+        """Of every mean by its name: how many classes it is over, and how many it counts; what
+        neither truth nor prediction has is left out of it.
+        """
+        counted = {"mIoU": self.protocol.classes_counted}
+        counted |= {name: tuple(names) for name, *names in self.protocol.also}
+        found = self.per_class()
+        return {
+            mean: (sum(found[name] is not None for name in names), len(names))
+            for mean, names in counted.items()
+        }
+
+    def sentence(self) -> str:
+        """The protocol in one line, and how many classes its means cover where that is not all."""
+        means = [
+            f"{mean} covers {classes} of {of} classes: the others are in no label and no prediction"
+            for mean, (classes, of) in self.covered().items()
+            if classes < of
+        ]
+        return "; ".join([self.protocol.sentence(), *means])
+
     def metrics(self) -> dict[str, float]:
         """Names of metrics.jsonl (below `eval/<network>/`) and values; classes that never occurred
-        are left out.
+        are left out. `classes_in_<mean>`: how many a mean is over.
         """
         named = {
             f"IoU/{name}": value for name, value in self.per_class().items() if value is not None
         }
-        return {"mIoU": self.mean_iou, **self.also, "pixel_accuracy": self.pixel_accuracy, **named}
+        over = {f"classes_in_{name}": float(n) for name, (n, _) in self.covered().items()}
+        means = {"mIoU": self.mean_iou, **self.also, "pixel_accuracy": self.pixel_accuracy}
+        return {**means, **over, **named}
 
     def per_class(self) -> dict[str, float | None]:
         """IoU of every class the network tells apart, None where neither truth nor prediction has
@@ -51,8 +74,9 @@ class EvaluationResult:
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON values, as evaluation.json holds it."""
         return {
-            "protocol": self.protocol.as_dict(),
+            "protocol": {**self.protocol.as_dict(), "sentence": self.sentence()},
             "classes_counted": list(self.protocol.classes_counted),
+            "classes_covered": {name: n for name, (n, _) in self.covered().items()},
             "mIoU": _finite(self.mean_iou),
             **{name: _finite(value) for name, value in self.also.items()},
             "pixel_accuracy": _finite(self.pixel_accuracy),

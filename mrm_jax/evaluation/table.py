@@ -20,9 +20,13 @@ def score_table(step: int, found: Mapping[str, EvaluationResult]) -> Table:
     for row in columns[0]:
         table.add_row(row, *(_percent(column[row]) for column in columns))
     table.add_section()
-    table.add_row("mIoU", *(_percent(e.mean_iou) for e in found.values()), style="bold")
+    means = {"mIoU": [e.mean_iou for e in found.values()]}
     for name in next(iter(found.values())).also:
-        table.add_row(name, *(_percent(e.also[name]) for e in found.values()), style="bold")
+        means[name] = [e.also[name] for e in found.values()]
+    for name, values in means.items():
+        table.add_row(name, *map(_percent, values), style="bold")
+        over = [e.covered()[name] for e in found.values()]
+        table.add_row("  over classes", *(f"{classes} of {of}" for classes, of in over))
     table.add_row("pixel accuracy", *(_percent(e.pixel_accuracy) for e in found.values()))
     return table
 

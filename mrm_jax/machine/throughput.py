@@ -21,9 +21,8 @@ import numpy as np
 from PIL import Image
 
 from mrm_jax.config import Domain
-from mrm_jax.data import datasets, labels, sources, transforms
+from mrm_jax.data import datasets, labels, locating, sources, transforms
 from mrm_jax.data.drawn import scenes
-from mrm_jax.data.locate import locate
 from mrm_jax.data.prepared import prepare, reading
 from mrm_jax.label_ids import IGNORE
 
@@ -110,7 +109,7 @@ def _measure(
     rounds: int,
     scenes: Sequence[np.ndarray],
 ) -> Iterator[dict[str, Any]]:
-    located = locate(datasets.DATA_SETS[case.data_set], raw)["train"]
+    located = locating.locate(datasets.DATA_SETS[case.data_set], raw)["train"]
     domain = replace(located.domain, path=str(raw), resize=case.box)
     ways: dict[str, Callable[[int, np.random.Generator], Any]] = {
         "published": lambda i, rng: _published(domain, files_of, i, case, rng),

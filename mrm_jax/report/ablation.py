@@ -58,7 +58,7 @@ def _without_nan(value: Any) -> Any:
 
 def scores_table(found: Comparison) -> ArmTable:
     """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
-    head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds"]
+    head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds", "mIoU over"]
     rows = []
     for outcome in found.outcomes:
         seconds = estimate([run.seconds for run in outcome.runs])
@@ -72,6 +72,7 @@ def scores_table(found: Comparison) -> ArmTable:
                 outcome.arm.against or "–",
                 outcome.teacher.text(),
                 f"{seconds.mean:.0f}" if seconds.count else "–",
+                ", ".join(dict.fromkeys(run.covered for run in outcome.runs)) or "–",
             ]
         )
     return head, rows

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mrm_jax.config import Classes
-from mrm_jax.data.check import Checked
+from mrm_jax.data.checked import Checked
 from mrm_jax.paths import below, write_bytes, write_text
 from mrm_jax.report.panels import contact_sheet
 from mrm_jax.report.theme import CSS

@@ -26,7 +26,8 @@ class FinishedRun:
     """One run at its last step. Shares of 1; NaN or empty where there is no such score.
 
     `best`: the student's score at the evaluation where it was highest by labels, which nobody has
-    in practice. `scores`: per step, every metric of an evaluation. `seconds`: of training.
+    in practice. `covered`: how many classes the student's mIoU is over. `scores`: per step, every
+    metric of an evaluation. `seconds`: of training.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class FinishedRun:
     seconds: float
     protocol: str
     commit: str
+    covered: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def _run(seen: RunRecord, seed: int) -> FinishedRun | None:
         seconds=steps * float(np.mean([1 / rate for rate in rates])) if rates else math.nan,
         protocol=str(seen.evaluation.get("protocol", {}).get("sentence", "")),
         commit=str(seen.environment.get("commit") or ""),
+        covered=seen.covered(students[-1]),
     )
 
 

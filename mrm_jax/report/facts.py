@@ -179,7 +179,12 @@ def _protocol_table(scores: Mapping[str, Any]) -> str:
     if not isinstance(protocol, Mapping):
         return ""
     also = [row[0] for row in protocol.get("also") or () if row]
-    rows = [(name, scores.get(name)) for name in ("mIoU", *also)]
+    over = scores.get("classes_covered")
+    over = over if isinstance(over, Mapping) else {}
+    rows = [
+        (f"{name} over {over[name]} classes" if name in over else name, scores.get(name))
+        for name in ("mIoU", *also)
+    ]
     rows.append(("pixel accuracy", scores.get("pixel_accuracy")))
     rows += [(str(key).replace("_", " "), value) for key, value in protocol.items()]
     cells = "".join(

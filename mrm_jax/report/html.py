@@ -177,6 +177,7 @@ def _headline(run: RunRecord) -> str:
     last = "final step" if planned is not None and final.step >= planned else "last evaluation"
     return (
         f'<div class="card head"><div><div class="big">{number}<small>% mIoU</small></div>'
+        f'<span class="faint">over {escape(run.covered(final))}</span><br>'
         f'<span class="faint">{network}, {last} '
         f"({final.step}){drawn_mark(run, 'evaluation')}</span></div>"
         f'<div class="others">{extra}</div><p class="protocol '

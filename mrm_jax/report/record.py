@@ -81,6 +81,15 @@ class RunRecord:
         steps = sorted({*found, *means})
         return [Score(s, means.get(s, math.nan), found.get(s, {})) for s in steps]
 
+    def counted(self) -> list[str]:
+        """The classes that are counted in mIoU."""
+        return list(self.option("evaluation.classes") or self.classes())
+
+    def covered(self, score: Score) -> str:
+        """How many of these an mIoU is over, such as "17 of 19 classes"."""
+        names = self.counted()
+        return f"{sum(name in score.iou for name in names)} of {len(names)} classes"
+
     def last_step(self) -> int | None:
         """The largest step that a line of metrics names."""
         return max((line["step"] for line in self.lines), default=None)

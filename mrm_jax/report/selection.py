@@ -33,7 +33,8 @@ def checkpoints(run: RunRecord) -> str:
     )
     heads = ["checkpoint", "step", *(f"{network} mIoU, %" for network in means), *scores]
     titles = "".join(f"<th>{escape(head.replace('_', ' '))}</th>" for head in heads)
-    rows = "".join(_row(name, step, means, scores) for name, step in chosen)
+    over = {network: _finite(run, f"eval/{network}/classes_in_mIoU") for network in means}
+    rows = "".join(_row(name, step, means, over, scores) for name, step in chosen)
     return (
         f"<h2>Which checkpoint{drawn_mark(run, 'target', 'evaluation')}</h2>"
         f'<div class="card scroll"><table class="plain"><tr>{titles}</tr>{rows}</table></div>'
@@ -58,11 +59,21 @@ def _highest(found: dict[int, float]) -> int | None:
     return max(found, key=lambda step: found[step], default=None)
 
 
-def _row(name: str, step: int | None, means: ScoredSteps, scores: ScoredSteps) -> str:
+def _row(
+    name: str, step: int | None, means: ScoredSteps, over: ScoredSteps, scores: ScoredSteps
+) -> str:
     at = -1 if step is None else step
+
+    def mean(network: str) -> str:
+        if at not in means[network]:
+            return "–"
+        classes = over[network].get(at)
+        covered = "" if classes is None else f" ({classes:.0f} classes)"
+        return f"{100 * means[network][at]:.1f}{covered}"
+
     cells = [
         "–" if step is None else str(step),
-        *(f"{100 * found[at]:.1f}" if at in found else "–" for found in means.values()),
+        *map(mean, means),
         *(short(found[at]) if at in found else "–" for found in scores.values()),
     ]
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -87,7 +87,7 @@ class Screen:
     def scores(self, step: int, found: Mapping[str, EvaluationResult]) -> None:
         """A table of an evaluation: one row a class, one column a network, the protocol below."""
         self._console.print(score_table(step, found))
-        self.say(next(iter(found.values())).protocol.sentence())
+        self.say(next(iter(found.values())).sentence())
 
 
 def pace_text(steps_per_second: float, seconds_left: float) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 
 from mrm_jax import sharding
 from mrm_jax.config import Config
+from mrm_jax.data import coverage
 from mrm_jax.data.identity import identities
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
 from mrm_jax.data.rare_class import Sampler, open_sampler
@@ -102,6 +103,11 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         _report(workdir, home, screen, stop)
         return 0
     sampler = open_sampler(config, say=screen.say)
+    noticed = coverage.notice(config, target=looks_at_target(config.method))
+    for line in noticed.lines:
+        screen.say(line)
+    for line in noticed.warnings:
+        screen.warn(line)
     batches = train_batches(
         config,
         sampler=sampler,
@@ -135,7 +141,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     step, seconds = None, 0.0
     if start < config.train.steps:
         step, seconds = _compiled(programs, mesh, arguments, screen)
-    begun_with = {**hooks.device_facts(mesh, start), **_drawn_from(config, known, sampler)}
+    begun_with = {**hooks.device_facts(mesh, start), **_drawn_from(config, known, sampler, noticed)}
     begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
         folders.begin(workdir, config, begun_with)
@@ -173,9 +179,13 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     return 0
 
 
-def _drawn_from(config: Config, known: Mapping[str, Any], sampler: Sampler | None) -> dict:
+def _drawn_from(
+    config: Config, known: Mapping[str, Any], sampler: Sampler | None, noticed: coverage.Noticed
+) -> dict:
     """What environment.json says of the weights that a run starts from and of its classes."""
     found = {"weights": known["weights"]} if known["weights"] else {}
+    if noticed.labels:
+        found["source_labels"] = noticed.labels.facts(config.data.classes.names)
     if sampler:
         found["rare_class_sampling"] = sampler.facts(config.data.classes.names)
     return found

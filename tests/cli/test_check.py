@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.data import labels
+from mrm_jax.config import Domain
+from mrm_jax.data import labels, sources
 from mrm_jax.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -297,3 +298,67 @@ def test_names_that_are_no_text_are_checked_and_prepared_like_others(tmp_path, m
     names = json.loads((tmp_path / "set/pictures-train.json").read_text())["names"]
     assert sorted(name.encode("utf-8", "surrogateescape") for name in names) == sorted(stems)
     assert (tmp_path / "a/contact_sheet_train.png").stat().st_size
+
+
+def own(root, *, labels="labels", ending=".png", count=4):
+    """A set of one's own: images/, and masks beside them."""
+    for k in range(count):
+        image, label = downloads.scene(k)
+        noise = np.random.default_rng(k).integers(0, 30, image.shape, np.uint8)
+        downloads.save_image(root / f"images/{k}.png", image + noise)
+        path = root / labels / f"{k}{ending}"
+        downloads.save_grey(path.with_suffix(".png"), label)
+        path.with_suffix(".png").rename(path)
+
+
+@pytest.mark.parametrize("how", ["endings", "among the pictures", "one is missing", "same stem"])
+def test_check_refuses_what_training_would_refuse_in_a_set_of_ones_own(how, tmp_path, capsys):
+    root = tmp_path / "own"
+    if how == "endings":
+        own(root, ending=".PNG")
+    elif how == "among the pictures":
+        own(root, labels="images", ending="_mask.png")
+    else:
+        own(root)
+        (root / "labels/2.png").unlink()
+        if how == "same stem":
+            downloads.save_image(root / "images/1.jpg", downloads.scene(1)[0])
+    code, document = checked("folder", root, tmp_path / "to", capsys)
+    assert code == 1
+    assert findings(document, "error")
+    with pytest.raises(UsageError) as caught:
+        sources.open_labelled(
+            Domain(path=str(root), images="images", labels="labels"),
+            labels.CITYSCAPES,
+            field="config.data.source",
+        )
+    if how == "endings":  # the line with which training refuses it, and its way out
+        (found,) = (f for f in document["splits"]["train"]["findings"] if f["severity"] == "error")
+        assert found["example"] in str(caught.value)
+        assert "label_suffix=.PNG" in caught.value.way_out
+        assert found["fix"] in caught.value.way_out
+    assert "download" not in json.dumps(document)
+
+
+def test_check_of_a_set_of_ones_own_is_silent_where_training_is(tmp_path, capsys):
+    own(tmp_path / "own")
+    code, document = checked("folder", tmp_path / "own", tmp_path / "to", capsys)
+    assert (code, findings(document, "error")) == (0, [])
+
+
+@pytest.mark.parametrize("folder", ["", "images/", "trip/day 2/"])
+def test_pictures_alone_are_checked_and_prepared_at_any_depth(folder, tmp_path, capsys):
+    for k in range(3):
+        image = np.random.default_rng(k).integers(0, 256, (48, 80, 3), np.uint8)
+        downloads.save_image(tmp_path / f"own/{folder}{k}.{('png', 'JPG', 'webp')[k]}", image)
+    code, document = checked("folder", tmp_path / "own", tmp_path / "to", capsys)
+    assert (code, findings(document, "error")) == (0, [])
+    assert document["splits"]["train"]["pictures"] == 3
+    assert any("as a target and not as a source" in w for w in findings(document, "warning"))
+    prepared("folder", tmp_path / "own", tmp_path / "set")
+    capsys.readouterr()
+    domain = Domain(path=str(tmp_path / "set"))
+    assert len(sources.open_pictures(domain, field="config.data.target")) == 3
+    code, document = checked("folder", tmp_path / "set", tmp_path / "to", capsys)
+    assert (code, findings(document, "error")) == (0, [])
+    assert "download" not in json.dumps(document)

@@ -189,3 +189,26 @@ def test_odd_names_and_links_in_the_folder_cost_no_result_and_no_other_file(
 def test_a_word_longer_than_any_name_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: File name too long"):
         collect_pictures([str(tmp_path / ("n" * 300))], tmp_path / "out")
+
+
+def test_pictures_are_found_as_training_finds_them(tmp_path):
+    for name in (
+        "a.png",
+        "b/c.JPG",
+        ".d.png",
+        ".trash/e.png",
+        "__MACOSX/._a.png",
+        "__MACOSX/f.png",
+    ):
+        write(tmp_path / "in" / name, (2, 2, 3))
+    for word in (tmp_path / "in", tmp_path / "in" / "**" / "*.*"):
+        found = [p.name for p in collect_pictures([str(word)], tmp_path / "out")]
+        assert found == ["a.png", "c.JPG"]
+    explicit = tmp_path / "in" / ".d.png"
+    assert collect_pictures([str(explicit)], tmp_path / "out") == [explicit]
+
+
+def test_an_address_on_the_web_is_called_one(tmp_path):
+    address = "https://example.org/street.jpg"
+    with refused(address, way_out="download it first"):
+        collect_pictures([address], tmp_path)

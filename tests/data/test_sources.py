@@ -1,4 +1,9 @@
+import io
 import logging
+import os
+import re
+import struct
+import unicodedata
 from dataclasses import replace
 
 import cv2
@@ -8,6 +13,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
+from mrm_jax.command import load_config
 from mrm_jax.config import Domain
 from mrm_jax.data import files, sources
 from mrm_jax.errors import UsageError
@@ -262,15 +268,195 @@ def test_labels_are_read_as_stored_whatever_their_format(tmp_path):
         np.testing.assert_array_equal(files.read_raw_label(tmp_path / f"{name}.png"), ids)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "pbm"])
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_labels_of_few_bits_are_not_stretched(tmp_path, bits):
+def test_labels_of_few_bits_are_not_stretched(tmp_path, bits, ending):
+    if bits > 1 and ending != "png":
+        ending = "tif"  # Pillow writes none; OpenCV neither
     ids = (np.arange(16, dtype=np.uint8).reshape(4, 4)) % 2**bits
     picture = Image.fromarray(ids * (255 // (2**bits - 1)))
+    path = tmp_path / f"x.{ending}"
     if bits == 1:
         picture = picture.convert("1")
-    picture.save(tmp_path / "x.png", bits=bits)
-    assert (tmp_path / "x.png").read_bytes()[24] == bits
-    np.testing.assert_array_equal(files.read_raw_label(tmp_path / "x.png"), ids)
+    if ending == "tif" and bits > 1:
+        path.write_bytes(tiff(ids, bits))
+    else:
+        picture.save(path, bits=bits)
+    np.testing.assert_array_equal(files.read_raw_label(path), ids)
+
+
+def tiff(ids, bits):
+    """A grey TIFF of `bits` a pixel, four pixels a row; Pillow reads such files and writes none."""
+    rows = [sum(int(v) << bits * (3 - k) for k, v in enumerate(row)) for row in ids]
+    strip = b"".join(row.to_bytes(bits // 2, "big") for row in rows)
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: len(strip)}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(strip))
+    return head + strip + struct.pack("<H", len(tags)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "gif"])
+def test_a_palette_gives_its_indices_in_every_format(tmp_path, ending):
+    ids = np.array([[0, 2, 1], [1, 2, 0]], np.uint8)
+    picture = Image.new("P", (3, 2))
+    picture.putpalette([200, 0, 0, 0, 200, 0, 9, 9, 200])
+    picture.putdata(ids.ravel().tolist())
+    picture.save(tmp_path / f"x.{ending}")
+    np.testing.assert_array_equal(files.read_raw_label(tmp_path / f"x.{ending}"), ids)
+
+
+def test_a_grey_gif_holds_its_greys_for_the_format_has_palettes_alone(tmp_path):
+    ids = np.array([[0, 18, 7], [255, 18, 0]], np.uint8)
+    Image.fromarray(ids).save(tmp_path / "x.gif")
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert picture.mode == "P"
+    np.testing.assert_array_equal(files.read_raw_label(tmp_path / "x.gif"), ids)
+
+
+def test_a_palette_label_may_be_larger_than_pillow_opens_by_itself(tmp_path):
+    height = width = 13_400  # 179.6 million pixels
+    assert height * width > 178_956_970
+    Image.new("P", (width, height), 1).save(tmp_path / "x.png", compress_level=1)
+    found = files.read_raw_label(tmp_path / "x.png", megapixels=200)
+    assert found.shape == (height, width)
+    assert found[-1, -1] == 1
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint32", "float32"])
+def test_whole_ids_of_any_integer_are_a_label_and_others_are_named(tmp_path, dtype):
+    ids = np.array([[0, 7], [300, 33]])
+    path = tmp_path / "x.tif"
+    cv2.imwrite(str(path), ids.astype(dtype))
+    if dtype == "float32":
+        with refused(path, kind=files.UnreadableError, way_out="8 or 16 bits"):
+            files.read_raw_label(path)
+        with refused(path, kind=files.UnreadableError, way_out="scale them"):
+            files.read_image(path)
+        return
+    np.testing.assert_array_equal(files.read_raw_label(path), ids)
+    cv2.imwrite(str(path), (ids - 1 if dtype[0] == "i" else ids + 65_500).astype(dtype))
+    with refused(path, kind=files.UnreadableError):
+        files.read_raw_label(path)
+
+
+@pytest.mark.parametrize("how", ["jpeg", "jpeg named png", "webp", "jpeg in tiff"])
+def test_a_lossy_label_is_refused_unless_an_option_takes_it(tmp_path, how):
+    picture = Image.new("L", (16, 16), 3)
+    path = tmp_path / {"webp": "x.webp", "jpeg in tiff": "x.tif"}.get(how, "x.jpg")
+    picture.save(path, **({"compression": "jpeg"} if how == "jpeg in tiff" else {}))
+    if how == "jpeg named png":
+        path = path.rename(tmp_path / "x.png")
+    domain = Domain()
+    flag = "--config.data.source.lossy_labels=true"
+    with refused(path, kind=files.UnreadableError, way_out=flag):
+        files.read_label(path, domain=domain, field=FIELD)
+    taken = files.read_label(path, domain=replace(domain, lossy_labels=True), field=FIELD)
+    assert taken.shape == (16, 16)
+    picture.save(tmp_path / "kept.webp", lossless=True)
+    np.testing.assert_array_equal(files.read_raw_label(tmp_path / "kept.webp"), 3)
+
+
+def test_a_colour_label_is_refused_with_its_colours_as_the_option_that_takes_it(tmp_path):
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[0], picture[1:3] = (128, 64, 128), (0, 0, 142)
+    path = tmp_path / "x.png"
+    downloads.save_image(path, picture)
+    with refused(path, kind=files.UnreadableError) as caught:
+        files.read_label(path, domain=Domain(), field=FIELD)
+    line = re.search(r'--(config\.data\.source\.label_colours)="(.*?)" ', caught.value.way_out)
+    words = ["--config=configs/folder.py", f"--{line[1]}={line[2]}"]
+    domain = load_config(words).data.source
+    assert domain.label_colours == ((0, 0, 142), (0, 0, 0), (128, 64, 128))
+    found = files.read_label(path, domain=domain, field=FIELD)
+    np.testing.assert_array_equal(found[:, 0], [2, 0, 0, 1])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_what_lies_behind_a_picture_does_no_harm_and_does_not_hide_that_it_is_cut(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    thumb = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(thumb, "JPEG")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumb.getvalue()
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(path, **({"exif": exif} if suffix == "jpg" else {}))
+    content, image = path.read_bytes(), files.read_image(path)
+    video = b"\0\0\0\x20ftypmp42" + bytes(3_000_000)
+    path.write_bytes(content + video)  # a phone's motion photo
+    np.testing.assert_array_equal(files.read_image(path), image)
+    for tail in (b"", bytes(200_000)):  # as where a download reserves its room
+        path.write_bytes(content[: len(content) * 2 // 3] + tail)
+        with refused(path, kind=files.UnreadableError, way_out="fetch it again"):
+            files.read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "a video"),
+        (b"\x1aE\xdf\xa3" + bytes(40), "a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC photograph"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(tmp_path, content, what):
+    (tmp_path / "x.png").write_bytes(content)
+    with refused(tmp_path / "x.png", kind=files.UnreadableError) as caught:
+        files.read_image(tmp_path / "x.png")
+    assert f"is {what}, no picture" in str(caught.value)
+
+
+def test_accents_pair_in_whatever_form_they_were_written(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "Zürich/é") for form in ("NFC", "NFD"))
+    _picture(tmp_path / f"images/{nfd}.png")
+    path = tmp_path / f"labels/{nfc}.png"
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), np.zeros((6, 9), np.uint8))
+    (tmp_path / "list.txt").write_text(nfd)
+    for listing in (None, "list.txt"):
+        domain = Domain(path=str(tmp_path), images="images", labels="labels", listing=listing)
+        pictures = sources.open_labelled(domain, downloads.table(2), field=FIELD)
+        assert [pictures.name(k) for k in range(len(pictures))] == [nfc]
+        assert sources.read_pair(pictures, 0)[1].shape == (6, 9)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_listing_is_read_in_the_encoding_that_its_mark_says(tmp_path, encoding):
+    _picture(tmp_path / "ü.png")
+    (tmp_path / "list.txt").write_bytes("ü\r\n".encode(encoding))
+    domain = Domain(path=str(tmp_path), listing="list.txt")
+    assert sources.open_pictures(domain, field=FIELD).name(0) == "ü"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "looks"),
+    [("latin-1", "Latin-1"), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16"), ("cut", "UTF-8")],
+)
+def test_a_listing_in_another_encoding_is_named_with_it(tmp_path, encoding, looks):
+    _picture(tmp_path / "ü.png")
+    content = "ü\n".encode("utf-16" if encoding == "cut" else encoding)
+    (tmp_path / "list.txt").write_bytes(content[:-1] if encoding == "cut" else content)
+    domain = Domain(path=str(tmp_path), listing="list.txt")
+    with refused(tmp_path / "list.txt", way_out=looks):
+        sources.open_pictures(domain, field=FIELD)
+
+
+def test_a_name_that_is_no_text_may_stand_in_a_listing_with_its_bytes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    _picture(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", tmp_path / f"{name}.png")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9\n")
+    domain = Domain(path=str(tmp_path), listing="list.txt")
+    assert len(sources.open_pictures(domain, field=FIELD)) == 1
+
+
+def test_hidden_files_and_what_macos_leaves_beside_an_archive_are_no_pictures(tmp_path):
+    for name in ("a.png", ".b.png", ".trash/c.png", "__MACOSX/._a.png", "__MACOSX/d.png"):
+        _picture(tmp_path / name)
+    pictures = sources.open_pictures(Domain(path=str(tmp_path)), field=FIELD)
+    assert [pictures.name(k) for k in range(len(pictures))] == ["a"]
 
 
 def test_a_colour_picture_is_no_label(tmp_path):

@@ -1,5 +1,7 @@
 """Scores of a network on pictures, against scoring each picture by itself."""
 
+import io
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -8,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refused
+from rich.console import Console
 from toys import CONFIG, NAMES, Example, evaluate, examples, forward, network
 
 from mrm_jax import sharding
 from mrm_jax.data.transforms import resize_image
 from mrm_jax.evaluation.evaluator import evaluate_networks
+from mrm_jax.evaluation.protocols import protocol_of
+from mrm_jax.evaluation.scores import EvaluationResult
+from mrm_jax.evaluation.table import score_table
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET
 
@@ -139,7 +145,10 @@ def test_results_are_json_values_with_null_for_classes_that_never_occur():
     stored = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert stored["mIoU"] is None
     assert set(stored["IoU"]) == set(NAMES)
-    assert set(found.metrics()) == {"mIoU", "pixel_accuracy"}
+    assert set(found.metrics()) == {"mIoU", "classes_in_mIoU", "pixel_accuracy"}
+    assert found.metrics()["classes_in_mIoU"] == 0
+    assert stored["classes_covered"] == {"mIoU": 0}
+    assert "mIoU covers 0 of 4 classes" in stored["protocol"]["sentence"]
 
 
 def test_a_label_that_is_no_class_is_named():
@@ -184,3 +193,24 @@ def test_further_means_are_those_of_their_classes_and_stand_beside_the_headline(
     sentence = found.protocol.sentence()
     assert "2 of 4 classes" in sentence
     assert "crops of 32x32 px, no pseudo-labels in margins of 1, 2, 0, 0 px" in sentence
+
+
+def test_every_mean_says_how_many_classes_it_is_over():
+    nan = float("nan")
+    cfg, _, _ = network(classes=("car", "tree"))
+    cfg = replace(cfg, evaluation=replace(cfg.evaluation, also=(("mIoU1", "tree"),)))
+    counted = {"pictures": 1, "input_sizes": {(4, 4)}, "label_sizes": {(4, 4)}}
+    iou = np.full(len(NAMES), nan)
+    iou[NAMES.index("car")] = 1.0
+    found = EvaluationResult(
+        protocol=protocol_of(cfg, network="student", **counted),
+        **{"classes": NAMES, "confusion": np.zeros((4, 4), int), "iou": iou, "mean_iou": 1.0},
+        **{"pixel_accuracy": 1.0, "also": {"mIoU1": nan}, "seconds": 0.0},
+    )
+    assert found.covered() == {"mIoU": (1, 2), "mIoU1": (0, 1)}
+    assert "mIoU covers 1 of 2 classes" in found.sentence()
+    assert found.metrics()["classes_in_mIoU"] == 1
+    text = io.StringIO()
+    Console(file=text, width=80).print(score_table(3, {"student": found}))
+    assert re.search(r"mIoU .*100\.0.*\n.*over classes .*1 of 2", text.getvalue())
+    assert re.search(r"mIoU1 .*-.*\n.*over classes .*0 of 1", text.getvalue())

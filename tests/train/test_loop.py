@@ -6,6 +6,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
+from refusals import refused
 from toy_run import Toy
 
 from mrm_jax.data import sources
@@ -87,6 +88,35 @@ def test_a_run_from_the_source_alone_needs_no_target(toy, capsys):
     assert "data.target.path is empty: no scores without labels" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"data\.target\.path is empty"):
         toy.train("adapted", data__target__kind="folder")
+
+
+def test_labels_and_small_pictures_are_said_before_compilation_and_no_class_ends_it(toy, capsys):
+    for k in range(2):
+        for folder, array in (
+            ("images", np.zeros((24, 90, 3))),
+            ("labels", np.full((24, 90), 255)),
+        ):
+            (toy.path / "own" / folder).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(toy.path / f"own/{folder}/{k}.png"), array.astype(np.uint8))
+    own = {"data__source__path": toy.path / "own", "data__source__ignored_ids": "(255,)"}
+    with refused("config.data.source", way_out="ignored_ids"):
+        toy.train("refused", **own)
+    label = np.full((24, 90), 255, np.uint8)
+    label[:6] = 1
+    cv2.imwrite(str(toy.path / "own/labels/0.png"), label)
+    capsys.readouterr()
+    toy.train(**own, data__target__path=toy.path / "own/images")
+    out = capsys.readouterr().out
+    said, compiled = out.index("87.5% of the pixels are ignored"), out.index("compiling the step")
+    assert said < compiled
+    assert out.count("WARNING config.data.crop") == 2
+    assert out.index("WARNING config.data.crop") < compiled
+    known = json.loads((toy.path / "run/environment.json").read_text())["source_labels"]
+    assert (known["ignored"], known["estimated"], len(known["never"])) == (0.875, False, 16)
+    # The target is one's own: nothing is scored by labels, and scores without them are.
+    names = {name for line in toy.lines() for name in line}
+    assert "select/infomax" in names
+    assert not [name for name in names if name.startswith("eval/")]
 
 
 def test_a_workdir_holds_all_of_a_run(toy, monkeypatch):

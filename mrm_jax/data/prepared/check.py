@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 
 from mrm_jax.config import Domain
-from mrm_jax.data.check import (
-    SAMPLED,
-    SHOWN,
-    Checked,
-    Seen,
-    Shown,
-    add,
-    histogram,
-    spread,
-    threaded,
-)
+from mrm_jax.data.check import SAMPLED, SHOWN, spread, threaded
+from mrm_jax.data.checked import Checked, Seen, Shown, add, histogram
 from mrm_jax.data.prepared import manifest, records, verified
 from mrm_jax.data.prepared.manifest import AGAIN
 from mrm_jax.data.prepared.reading import Records, RecordsLabelled
@@ -39,7 +30,7 @@ def check_prepared(
     with progress(total) as advance:
         for name, split in made.splits.items():
             checked = Checked(name, len(made.classes.names), split.count)
-            checked.labelled = split.labelled
+            checked.labelled, checked.own = split.labelled, made.name == "folder"
             results.append(checked)
             _files(checked, folder, made, split)
             if any(finding.severity == "error" for finding in checked.findings):

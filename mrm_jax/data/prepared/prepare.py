@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from mrm_jax import children
-from mrm_jax.data import datasets
+from mrm_jax.data import datasets, locating
 from mrm_jax.data.document import DocumentError, parsed
-from mrm_jax.data.locate import Located, locate
 from mrm_jax.data.prepared import manifest, records, room, shards, verified
 from mrm_jax.data.prepared.shards import Pair, ShardJob
 from mrm_jax.data.tree import size_of
@@ -66,7 +65,7 @@ def prepare(
     download that is not usable, a folder of other things, or too little room; OSError where a file
     cannot be written. What is finished stays in every case.
     """
-    found = _chosen(data_set, locate(data_set, root), options)
+    found = _chosen(data_set, locating.locate(data_set, root), options)
     jobs = _jobs(data_set, found, options, say)
     source = jobs[0].source
     if manifest.is_prepared(to):
@@ -100,8 +99,8 @@ def prepare(
 
 
 def _chosen(
-    data_set: datasets.DataSet, found: dict[str, Located], options: Options
-) -> dict[str, Located]:
+    data_set: datasets.DataSet, found: dict[str, locating.Located], options: Options
+) -> dict[str, locating.Located]:
     for name in options.splits:
         if name not in found:
             raise UsageError.at(
@@ -113,7 +112,7 @@ def _chosen(
 
 def _jobs(
     data_set: datasets.DataSet,
-    found: dict[str, Located],
+    found: dict[str, locating.Located],
     options: Options,
     say: Callable[[str], None],
 ) -> list[ShardJob]:
@@ -146,7 +145,7 @@ def _jobs(
 
 def _pairs(
     data_set: datasets.DataSet,
-    located: Located,
+    located: locating.Located,
     skip_broken: bool,
     say: Callable[[str], None],
 ) -> tuple[list[Pair], dict[str, str]]:
@@ -234,7 +233,7 @@ def _runs(process: int) -> bool:
 
 
 def estimated_bytes(
-    data_set: datasets.DataSet, found: dict[str, Located], options: Options
+    data_set: datasets.DataSet, found: dict[str, locating.Located], options: Options
 ) -> dict[str, int]:
     """About how many bytes each split will take, from a few of its pictures."""
     jobs = _jobs(data_set, found, replace(options, skip_broken=True), lambda line: None)

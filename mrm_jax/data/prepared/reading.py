@@ -106,6 +106,15 @@ class Records:
         height, width = self._known.sizes[index]
         return int(height), int(width)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) px of `image`."""
+        height, width = self.native_size(index)
+        return (
+            (height, width)
+            if self._resize is None
+            else keep_ratio_size(height, width, self._resize)
+        )
+
     def image(self, index: int) -> np.ndarray:
         """RGB u8[H,W,3] as it is stored. Raises UnreadableError naming the record and its file."""
         return self._read(index, lambda stored: self._sized(index, stored.image()))
@@ -125,9 +134,7 @@ class Records:
 
     def _sized(self, index: int, array: Sized) -> Sized:
         """`array`; raises ValueError where it has not the size that a picture was stored at."""
-        height, width = (int(side) for side in self._known.sizes[index])
-        if self._resize is not None:
-            height, width = keep_ratio_size(height, width, self._resize)
+        height, width = self.size(index)
         if tuple(array.shape[:2]) != (height, width):
             raise ValueError(
                 f"it holds {array.shape[0]} x {array.shape[1]} px, not {height} x {width}"

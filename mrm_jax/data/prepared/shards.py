@@ -114,9 +114,7 @@ def encoded(job: ShardJob, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarr
     size = (image.shape[0], image.shape[1])
     label = np.full(size, IGNORE, np.uint8)
     if pair.label is not None:
-        raw = files.read_raw_label(
-            pair.label, job.domain.label_colours, megapixels=job.domain.max_megapixels
-        )
+        raw = files.read_label(pair.label, domain=job.domain)
         label = labels.map_labels(
             raw,
             job.domain.raw_ids,

@@ -19,9 +19,8 @@ from test_datasets import LAYOUTS
 
 from mrm_jax import main
 from mrm_jax.config import Config, Data, Domain, Model, RareClass, Train
-from mrm_jax.data import datasets, labels, pipeline, sources
+from mrm_jax.data import datasets, labels, locating, pipeline, sources
 from mrm_jax.data.class_statistics import class_statistics
-from mrm_jax.data.locate import locate
 from mrm_jax.data.prepared import jpeg, manifest, prepare, records, room, shards
 from mrm_jax.errors import RunError, UsageError
 
@@ -50,7 +49,7 @@ def test_a_prepared_set_has_the_pictures_labels_and_counts_of_its_download(name,
     build, counts = LAYOUTS[name]
     build(tmp_path / "raw")
     data_set = datasets.DATA_SETS[name.split()[0]]
-    found = locate(data_set, tmp_path / "raw")
+    found = locating.locate(data_set, tmp_path / "raw")
     stored = made(data_set.name, tmp_path / "raw", tmp_path / "to", resize="native", shards=2)
     assert {split: each.count for split, each in stored.splits.items()} == counts
     for split, located in found.items():

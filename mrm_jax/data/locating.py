@@ -1,4 +1,4 @@
-"""Finds the splits of a download: which files are pictures, which labels, and what is left over."""
+"""Which splits of a download are there, and where their pictures and labels lie."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrm_jax.config import Domain
-from mrm_jax.data import files
+from mrm_jax.data import finding
 from mrm_jax.data.datasets import DataSet
 from mrm_jax.data.tree import File, walk, walk_archives
 from mrm_jax.errors import UsageError
@@ -20,7 +20,8 @@ class Located:
     unlabelled split; where it is not, it may lack some. `orphans`: labels that have no picture.
     `copies`: stems of pictures that lie there twice and count once. `lacking`: stems that the
     split's list names and that have none. `others`: names of pictures in the folder where the
-    pattern starts that no split takes.
+    pattern starts that no split takes. `alone`: all pictures there are, because none lies where
+    the config says.
     """
 
     split: str
@@ -33,10 +34,12 @@ class Located:
     taken: frozenset[File]
     lacking: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    alone: bool = False
 
     def left_out(self) -> list[str]:
-        """A line for each kind of picture that is there and not used."""
-        return files.left_out(self.copies, self.others)
+        """A line for each kind of picture that is there and not used, and for pictures alone."""
+        alone = f"{len(self.pictures)} pictures alone, found at any depth, without labels."
+        return [*([alone] if self.alone else []), *finding.left_out(self.copies, self.others)]
 
 
 def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
@@ -54,6 +57,8 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
     for split, what in data_set.splits.items():
         candidates = [_read_as(domain, split, names) for domain in what.readings]
         best = max(candidates, key=lambda c: (len(c.labels), len(c.pictures)))
+        if not best.pictures and what.otherwise is not None:
+            best = replace(_read_as(what.otherwise, split, names), alone=True)
         if best.pictures:
             found[split] = best
     if not found:
@@ -63,7 +68,7 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
             field,
             f": {root} holds no picture of {data_set.title}; it should hold files such as "
             f"{where}, as the download unpacks, or its zip archives.",
-            files.higher(root, first.images),
+            finding.higher(root, first.images),
         )
     return _with_others(found, names)
 
@@ -71,10 +76,10 @@ def locate(data_set: DataSet, root: Path) -> dict[str, Located]:
 def _with_others(found: dict[str, Located], names: list[tuple[str, File]]) -> dict[str, Located]:
     """`found`, each picture that no split takes in the first split whose pattern starts above."""
     taken = frozenset().union(*(each.taken for each in found.values()))
-    rest = [name for name, file in files.pictures(names) if file not in taken]
+    rest = [name for name, file in finding.pictures(names) if file not in taken]
     told = {}
     for split, each in found.items():
-        start = files.fixed_part(each.domain.images)
+        start = finding.fixed_part(each.domain.images)
         mine = [name for name in rest if not start or f"/{start}/" in f"/{name}"]
         rest = [name for name in rest if name not in set(mine)] if mine else rest
         told[split] = replace(each, others=tuple(mine))
@@ -86,16 +91,16 @@ def _read_as(domain: Domain, split: str, names: list[tuple[str, File]]) -> Locat
     if domain.labels and not domain.images:  # labels below the pictures are no pictures
         inside = f"{domain.labels}/"
         names = [pair for pair in names if not pair[0].startswith(inside)]
-    matched = files.by_stem(names, domain.images, domain.image_suffix, leading=True)
+    matched = finding.by_stem(names, domain.images, domain.image_suffix, leading=True)
     pictures, copies = matched.once()
     if domain.listing:
         lists = [file for name, file in names if f"/{name}".endswith(f"/{domain.listing}")]
-        wanted = files.stems(lists[0]) if lists else []
+        wanted = finding.stems(lists[0], pictures) if lists else []
         lacking = [stem for stem in wanted if stem not in pictures]
         pictures = {stem: pictures[stem] for stem in wanted if stem in pictures}
     given: dict[str, list[File]] = {}
     if domain.labels and pictures:
-        labelled = files.by_stem(all_names, domain.labels, domain.label_suffix, leading=True)
+        labelled = finding.by_stem(all_names, domain.labels, domain.label_suffix, leading=True)
         given = labelled.every()
     return Located(
         split=split,
