@@ -112,7 +112,7 @@ def test_a_missing_package_is_told_by_the_flag_that_needs_it(monkeypatch):
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     line = (
-        r"train: argument --workdir: s3://b/r lies in a bucket.*missing \(Install s3fs.*\[gcs\]\.$"
+        r"train: argument --workdir: s3://b/r lies in a bucket.*missing \(Install s3fs.*install gcsfs\.$"
     )
     with pytest.raises(UsageError, match=line):
         run("train", f"--config={TINY}", "--workdir", "s3://b/r")
