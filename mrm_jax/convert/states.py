@@ -18,13 +18,11 @@ import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export, plan_import, unclaimed
-from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part
+from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part, of_state, of_tree
 from mrm_jax.convert.rebuilder import position_table
 from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
-
-CONCAT_ORDERS = ("c1..c4", "c4..c1")
-_VARIANT = ("allow_missing", "complete", "concat_order", "copy", "eps", "grid", "heads")
+from mrm_jax.convert.variant import CONCAT_ORDERS, check_heads, check_variant
 
 
 class Misfit(ValueError):
@@ -59,16 +57,17 @@ def import_torch(
     "ema_model", "imnet_model"; the first present otherwise); `concat_order` "c1..c4" or "c4..c1"
     is the order in which this file's SegFormer head concatenates the stages (ours is always
     c1..c4; Hugging Face's is c4..c1); `heads` and `eps` belong to the network, not to its tensors:
-    they are checked and change nothing here; `allow_missing` is a list of regular expressions:
-    leaves whose path ("decoder/classifier/kernel") fully matches one and which lack a tensor are
-    left out of the tree.
+    they are checked and change nothing here; `classifier=True` keeps that of an encoder whose
+    module may have one (`models.build.build_classifier`); `allow_missing` is a list of regular
+    expressions: leaves whose path ("decoder/classifier/kernel") fully matches one and which lack a
+    tensor are left out of the tree.
     The tree hangs under `encoder` and `decoder` for kinds that hold both, else at the root of the
     one module.
     Misfit (a ValueError) lists every tensor that is missing, not expected or of a wrong shape.
     """
     found, plan = _understand(state, kind, variant)
     _refuse(plan, f"the state dict does not fit kind {kind!r}")
-    _check_heads(variant, found)
+    check_heads(variant, found)
     return _nested(convert(plan, state))
 
 
@@ -78,15 +77,17 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     variables: `{"params": tree, "batch_stats": tree}` of any array type.   variant: as for
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
-    and a strict load wants: `synthesise`. Hugging Face's hub names are written.
+    and a strict load wants: `synthesise`. A classifier that is in the tree is written. Hugging
+    Face's hub names are written.
     Misfit as in `import_torch`.
     """
     row = _kind(kind)
-    _check_variant(variant)
+    check_variant(variant)
     tree = leaves(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
     row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
+    chosen = [replace(x, layout=of_tree(x.layout, tree, x.part.root)) for x in chosen]
     plan = plan_export(_rows(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]
@@ -121,7 +122,7 @@ def detect(state: Mapping[str, Any]) -> str:
     """
     used: dict[str, int] = {}
     for kind, row in KINDS.items():
-        if row.sizes:
+        if not row.found:
             continue
         try:
             _, plan = _understand(state, kind, {}, marked=True)
@@ -164,7 +165,7 @@ def _understand(
     marked: ValueError unless the first tensors of every part are there.
     """
     row = _kind(kind)
-    _check_variant(variant)
+    check_variant(variant)
     copy = _copy(row, state, variant.get("copy"))
     spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
     base = copy + spare
@@ -175,6 +176,11 @@ def _understand(
         lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
         marked=marked,
     )
+    classifier = bool(variant.get("classifier"))
+    chosen = [
+        replace(x, layout=of_state(x.layout, state, base + x.part.prefix, classifier))
+        for x in chosen
+    ]
     patterns = tuple(variant.get("allow_missing", ()))
 
     def may_lack(path: str) -> bool:
@@ -210,33 +216,6 @@ def _as_in(part: Part, base: str, state: Mapping[str, Any]) -> Part:
     """The part without its prefix where that may be missing and is."""
     lacks = part.bare and not any(key.startswith(base + part.prefix) for key in state)
     return replace(part, prefix="") if lacks else part
-
-
-def _check_variant(variant: Mapping[str, Any]) -> None:
-    for name in variant:
-        if name not in _VARIANT:
-            raise ValueError(f"variant {name!r} is unknown; it may be {', '.join(_VARIANT)}")
-    order = variant.get("concat_order", CONCAT_ORDERS[0])
-    if order not in CONCAT_ORDERS:
-        raise ValueError(f"concat_order is {order!r}; it may be {' or '.join(CONCAT_ORDERS)}")
-    patterns = variant.get("allow_missing", ())
-    if isinstance(patterns, str):
-        raise ValueError(f"allow_missing is a text; give a list of patterns: [{patterns!r}]")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"allow_missing {pattern!r} is no regular expression: {error}"
-            ) from error
-
-
-def _check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    heads, dims = variant.get("heads"), found.get("encoder", {}).get("dims")
-    if heads is None or dims is None:
-        return
-    if len(heads) != len(dims) or any(dim % head for dim, head in zip(dims, heads, strict=False)):
-        raise ValueError(f"heads are {tuple(heads)}, which do not divide the widths {dims}")
 
 
 def _copy(row: LayoutKind, state: Mapping[str, Any], wanted: str | None) -> str:
@@ -302,6 +281,8 @@ def _drops(row: LayoutKind, chosen: list[_Choice], copy: str, base: str) -> list
 
 def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
     """What the solved symbols say; a ratio that no tensor shows is 1."""
+    if layout.shows is not None:
+        return layout.shows(plan.symbols)
     facts: dict[str, Any] = {}
     for name, symbol in layout.facts:
         if "{s}" not in symbol:
