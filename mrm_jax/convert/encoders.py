@@ -233,5 +233,5 @@ FILES = EncoderFiles(
     },
     fields=_fields,
     guessed=_guessed,
-    natural=lambda encoder: "mit",
+    natural=lambda encoder: "mit" if set(encoder.mlp_ratios) == {4} else "pvt_v2",
 )

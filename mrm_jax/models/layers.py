@@ -10,7 +10,7 @@ one, [in, out].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mrm_jax.ops.convolution import Padding, depthwise, pads, transposed_conv
+from mrm_jax.ops.convolution import Padding, depthwise, same_padding, transposed_conv
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode, Tree
@@ -196,6 +196,18 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * 0.5 * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+Zeros = Literal["symmetric", "same"]
+"""Where an odd kernel gets them: as many on either side, or as TensorFlow's "SAME", which is
+lopsided where it is strided. Both give ceil(side / stride) rows and columns."""
+
+
+def _padding(x: jax.Array, zeros: Zeros, kernel: int, stride: int, dilation: int) -> Padding:
+    reach = dilation * (kernel - 1) + 1
+    if zeros == "same":
+        return same_padding((x.shape[1], x.shape[2]), reach, stride)
+    return (reach // 2, reach // 2), (reach // 2, reach // 2)
+
+
 class Conv(nn.Module):
     """Dense convolution, odd square kernel HWIO.
 
@@ -208,19 +220,19 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     kernel_init: Initializer | None = None
-    padding: Padding = "symmetric"
+    zeros: Zeros = "symmetric"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ceil(H / stride), ceil(W / stride), features]."""
-        k, reach = self.kernel, self.dilation * (self.kernel - 1) + 1
+        k = self.kernel
         init = self.kernel_init or fan_out_normal(k * k * self.features)
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features), jnp.float32)
         y = lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
             window_strides=(self.stride, self.stride),
-            padding=pads((x.shape[1], x.shape[2]), reach, self.stride, self.padding),
+            padding=_padding(x, self.zeros, k, self.stride, self.dilation),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -265,15 +277,15 @@ class DepthwiseConv(nn.Module):
     use_bias: bool = True
     kernel: int = 3
     stride: int = 1
-    padding: Padding = "symmetric"
+    zeros: Zeros = "symmetric"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ceil(H / stride), ceil(W / stride), C] from [B, H, W, C]; kernel [k, k, 1, C]."""
-        k, reach = self.kernel, self.dilation * (self.kernel - 1) + 1
+        k = self.kernel
         kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), jnp.float32)
-        zeros = pads((x.shape[1], x.shape[2]), reach, self.stride, self.padding)
-        y = depthwise(x, kernel.astype(x.dtype), self.stride, zeros, self.dilation)
+        padding = _padding(x, self.zeros, k, self.stride, self.dilation)
+        y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)

@@ -21,6 +21,7 @@ from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
     DepthwiseConv,
+    Zeros,
     dense,
     drop_path_scales,
     fan_out_normal,
@@ -29,7 +30,6 @@ from mrm_jax.models.layers import (
     rematerialised,
     scale_samples,
 )
-from mrm_jax.ops.convolution import Padding
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.registry.encoders import STEM_STRIDE, mapped_stages
 from mrm_jax.types import Mode
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
     kernel: int
     stride: int
     expansion: int
-    padding: Padding
+    zeros: Zeros
     eps: float
     mode: Mode
 
@@ -63,7 +63,7 @@ class InvertedResidual(nn.Module):
             use_bias=False,
             kernel=self.kernel,
             stride=self.stride,
-            padding=self.padding,
+            zeros=self.zeros,
             name="depthwise",
         )(y)
         y = relu6(BatchNorm(self.eps, name="depthwise_bn")(y, mode))
@@ -108,7 +108,7 @@ class InvertedResiduals(nn.Module):
     expansions: tuple[int, ...]
     stem_width: int
     block: str
-    padding: Padding
+    zeros: Zeros
     eps: float
     drop_path: float = 0.0
     classes: int = 0
@@ -121,9 +121,7 @@ class InvertedResiduals(nn.Module):
         """The linear output of the last block at each stride from 4 on, [B, ceil(H / s), ceil(W /
         s), C]; with a classifier (these maps, its logits f[B, classes])."""
         x = image.astype(self.dtype or image.dtype)
-        stem = Conv(
-            self.stem_width, 3, STEM_STRIDE, use_bias=False, padding=self.padding, name="stem"
-        )
+        stem = Conv(self.stem_width, 3, STEM_STRIDE, use_bias=False, zeros=self.zeros, name="stem")
         x = relu6(BatchNorm(self.eps, name="stem_bn")(stem(x), mode))
         block, count = rematerialised(InvertedResidual, self.remat, looped=False), 0
         scales = self._scales(mode, len(image))
@@ -136,7 +134,7 @@ class InvertedResiduals(nn.Module):
                     self.kernels[i],
                     1 if j else strides[i],
                     self.expansions[i],
-                    self.padding,
+                    self.zeros,
                     self.eps,
                     mode,
                     name=f"{self.block}{count}",
@@ -179,7 +177,7 @@ def _built(
     classes: int,
     head_width: int,
     block: str,
-    padding: Padding,
+    zeros: Zeros,
     eps: float,
 ) -> InvertedResiduals:
     encoder = model.encoder
@@ -191,7 +189,7 @@ def _built(
         expansions=encoder.expansions,
         stem_width=encoder.stem_width,
         block=block,
-        padding=padding,
+        zeros=zeros,
         eps=eps,
         drop_path=encoder.drop_path,
         classes=classes,

@@ -8,7 +8,6 @@ parameters.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,31 +35,29 @@ def _pad(x: jax.Array, border: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
 
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-"""How many zeros (above, below) and (left, right) of a map."""
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros ((above, below), (left, right))."""
 
 
-Padding = Literal["symmetric", "same"]
-"""Of a convolution with an odd kernel: as many zeros on either side, or TensorFlow's "SAME", which
-is lopsided where it is strided. Both give ceil(side / stride) rows and columns."""
-
-
-def pads(size: tuple[int, int], reach: int, stride: int, padding: Padding) -> Pads:
-    """The zeros for a map of `size` under a kernel that spans `reach` rows and columns."""
-    if padding == "symmetric":
-        sums = [reach - 1, reach - 1]
-    else:
-        sums = [max((-(-side // stride) - 1) * stride + reach - side, 0) for side in size]
+def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+    """TensorFlow's "SAME" of a map [H, W]: ceil(size / stride) outputs, the smaller half first."""
+    sums = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in size]
     (above, below), (left, right) = ((total // 2, total - total // 2) for total in sums)
     return (above, below), (left, right)
 
 
 def depthwise(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, dilation: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: Padding | None = None,
+    dilation: int = 1,
 ) -> jax.Array:
-    """Depthwise convolution of `x` [B, H, W, C] with `kernel` [k, k, 1, C] in `x`'s dtype, `x`
-    padded with zeros: [B, h, w, C], h = (H + padding - dilation * (k - 1) - 1) // stride + 1."""
-    around = ((dilation, dilation), (dilation, dilation))
+    """Depthwise convolution: [B, H', W', C] from `x` [B, H, W, C] and `kernel` [k, k, 1, C] in
+    `x`'s dtype. `padding`: by default `dilation * (k // 2)` zeros at each side."""
+    border = dilation * (kernel.shape[0] // 2)
+    around = ((border, border), (border, border))
+    padding = around if padding is None else padding
     if kernel.shape[:2] == (3, 3) and stride == 1 and padding == around:
         return depthwise3x3(x, kernel, dilation)
     return lax.conv_general_dilated(

@@ -1,6 +1,7 @@
 """EfficientNet-Lite and MobileNetV2: sizes, an independent forward on exported weights, drops."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from mrm_jax.models import mobile
 from mrm_jax.models.build import build_classifier, build_encoder, feature_spec
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.mobile import InvertedResidual
-from mrm_jax.recipes import ENCODERS, apply
+from mrm_jax.recipes import ENCODERS
 
 KEY = jax.random.key(0)
 # A stage without an expansion, strides 1 and 2, kernels 3 and 5, blocks with and without a sum.
@@ -41,9 +42,12 @@ def network(kind, **fields):
     return build_classifier(Model(encoder=Encoder(kind, **{**NARROW, **fields})), 5, 9)
 
 
-def variables(module):
+def quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def filled(shapes):
     """Variables none of which is at a value that would hide it."""
-    shapes = jax.eval_shape(lambda k: module.init(k, image(), "eval"), KEY)
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -105,10 +109,9 @@ def test_maps_of_any_size_are_as_large_as_the_registration_says(kind):
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(field, value, message):
-    config = apply(Config(), "dacs,encoder=efficientnet_lite0")
-    object.__setattr__(config.model.encoder, field, value)
+    encoder = replace(ENCODERS["efficientnet_lite0"], **{field: value})
     with pytest.raises(UsageError, match=message):
-        check(config)
+        check(Config(model=Model(encoder=encoder)))
 
 
 def reference(kind, state, x, mode):
@@ -190,14 +193,11 @@ def near(ours, theirs, share=2e-5):
 def test_maps_logits_and_statistics_equal_an_independent_forward(kind):
     """Of a picture of an odd and an even side, where the two paddings differ."""
     module = network(kind)
-    v = variables(module)
+    v = filled(jax.eval_shape(lambda k: module.init(k, image(), "eval"), KEY))
     state = export_torch(v, kind)
 
     def both(forward):
-        return jax.jit(
-            lambda v, x: [forward(v, x, mode) for mode in ("eval", "train")],
-            compiler_options=QUICK,
-        )
+        return quick(lambda v, x: [forward(v, x, mode) for mode in ("eval", "train")])
 
     ours = both(lambda v, x, mode: module.apply(v, x, mode, mutable=["moments"]))(v, image())
     with jax.enable_x64(True):
@@ -229,17 +229,19 @@ def test_drop_connect_rises_over_the_blocks_and_drops_whole_sums(monkeypatch):
     jax.eval_shape(lambda v: module.apply(v, image(), "train", rngs=rngs, mutable=["moments"]), v)
     np.testing.assert_allclose(seen[0], 0.2 * np.arange(6) / 6)
     x = image((2, 4, 4, 6))
-    for features, stride in ((6, 1), (6, 2), (8, 1)):
-        block = InvertedResidual(features, 3, stride, 2, "same", 1e-3, "eval")
-        shown = variables_of(block, x)
-        whole, half = (block.apply(shown, x, s) for s in (None, jnp.array([1.0, 0.0])))
+    shapes = ((6, 1), (6, 2), (8, 1))
+    blocks = [InvertedResidual(c, 3, stride, 2, "same", 1e-3, "eval") for c, stride in shapes]
+    drawn = [filled(jax.eval_shape(lambda k, m=m: m.init(k, x, None), KEY)) for m in blocks]
+
+    @quick
+    def both(drawn):
+        scales = (None, jnp.array([1.0, 0.0]))
+        return [[m.apply(v, x, s) for s in scales] for m, v in zip(blocks, drawn, strict=True)]
+
+    for whole, half in both(drawn):
         np.testing.assert_array_equal(half[0], whole[0])
         # Without a sum there is nothing to leave out.
         np.testing.assert_array_equal(half[1], x[1] if whole.shape == x.shape else whole[1])
-
-
-def variables_of(block, x):
-    return block.init(KEY, x, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
