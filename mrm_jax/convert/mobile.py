@@ -90,8 +90,9 @@ def _block_rows(names: Names, prefix: str, path: str, n: int) -> tuple[Row, ...]
 
 
 def _stages_in(names: Names, keys: Iterable[str]) -> Stages:
-    """The stages that tensors' names show; one of all blocks where they show none. No more blocks
-    than there are tensors, whatever their numbers."""
+    """The stages that tensors' names show; one of all blocks where they show none. A stage that is
+    passed over has a block that is missing. No more blocks than there are tensors, whatever their
+    numbers."""
     keys = list(keys)
     depths: dict[int, int] = {}
     for key in keys:
@@ -99,7 +100,7 @@ def _stages_in(names: Names, keys: Iterable[str]) -> Stages:
             *stage, j = (min(int(number), len(keys)) for number in match.groups())
             at = stage[0] if stage else 0
             depths[at] = max(depths.get(at, 0), j + 1 - names.first)
-    return tuple(depths.get(at, 0) for at in range(max(depths, default=-1) + 1))
+    return tuple(depths.get(at, 1) for at in range(max(depths, default=-1) + 1))
 
 
 def _published(kind: str) -> Mapping[str, Any]:

@@ -153,6 +153,12 @@ def test_a_block_that_lacks_a_tensor_or_has_another_shape_is_named(kind):
         import_torch(state | {"blocks.9.surplus": np.zeros(1, np.float32)}, kind)
 
 
+def test_a_stage_that_is_passed_over_is_missing():
+    state = {k: v for k, v in written("timm_mobilenet_v2").items() if not k.startswith("blocks.2.")}
+    with pytest.raises(ValueError, match=r"missing blocks\.2\.0\.conv_pw\.weight"):
+        import_torch(state, "timm_mobilenet_v2")
+
+
 def test_a_number_in_a_name_makes_no_longer_list_than_there_are_names():
     for kind in LAYOUTS:
         state = written(kind)
