@@ -27,7 +27,7 @@ def get_config(text: str | None = None):
                 heads=(1, 2),
                 sr_ratios=(4, 1),
                 strides=(4, 2),
-                mlp_ratio=2,
+                mlp_ratios=(2, 2),
                 drop_path=0.0,
             ),
             decoder=config.Decoder(channels=8, fusion="conv1"),

@@ -5,12 +5,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from refusals import refused
 
 from mrm_jax import sharding
-from mrm_jax.config import MRM, Config, Mesh, Method, Train
+from mrm_jax.config import MRM, Config, Mesh, Method, Model, Train
 from mrm_jax.errors import UsageError
+from mrm_jax.models.build import build_encoder
+from mrm_jax.recipes import ENCODERS
 from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Labelled, Unlabelled
 
@@ -38,6 +40,20 @@ def test_learnt_leaves_are_split_and_one_that_cannot_be_is_named():
         sharding.mesh(2, fsdp=3)
     with refused("config.mesh.fsdp", 2, way_out="use 1."):
         sharding.mesh(1, fsdp=2)
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n.startswith(("eff", "mob", "pvt"))])
+def test_every_kernel_of_a_pretrained_encoder_is_split_over_sixteen_devices(name):
+    """Its blocks have as few as 16 outputs, so the narrow kernels are split along their inputs."""
+    module = build_encoder(Model(encoder=ENCODERS[name], unroll=False))
+    picture = np.zeros((1, 64, 64, 3), np.float32)
+    encoder = jax.eval_shape(lambda k: module.init(k, picture, "eval"), jax.random.key(0))
+    mesh = AbstractMesh((1, 16), ("data", "fsdp"))
+    state = {"params": {"segmentor": {"encoder": encoder["params"]}}}
+    found = jax.tree_util.tree_leaves_with_path(sharding.of_state(state, mesh))
+    assert len(found) == len(jax.tree.leaves(encoder["params"]))
+    for path, leaf in found:
+        assert ("fsdp" in leaf.spec) == (path[-1].key == "kernel"), path
 
 
 def test_a_leaf_without_a_rule_is_named():

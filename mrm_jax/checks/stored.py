@@ -7,7 +7,7 @@ start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mrm_jax
@@ -18,8 +18,19 @@ from mrm_jax.options import declared, edited
 WRITER = "mrm_jax"
 """Key, beside the options, of the version that wrote config.json."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"model.encoder.mlp_ratio": "model.encoder.mlp_ratios"}
 """Dotted path that an option had -> the one that it has."""
+
+
+def _in_each_stage(value: Any, values: Mapping[str, Any]) -> Any:
+    dims = values.get("model.encoder.dims", Config().model.encoder.dims)
+    return [value] * len(dims) if isinstance(dims, list | tuple) else value
+
+
+CONVERTED: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
+    "model.encoder.mlp_ratio": _in_each_stage
+}
+"""Dotted path of a renamed option -> (its value, all values by path) -> the value of today."""
 
 REMOVED: dict[str, Any] = {}
 """Dotted path that an option had -> its one value that this version still computes with."""
@@ -45,10 +56,11 @@ def open_config(values: Any, where: str, writer: str | None = None) -> StoredCon
     writer = values.get(WRITER, writer)
     by = f"mrm_jax {writer}" if writer else "an earlier mrm_jax"
     known, given, strange = declared(Config), {}, {}
-    for path, value in _leaves({k: v for k, v in values.items() if k != WRITER}, ""):
+    found = dict(_leaves({k: v for k, v in values.items() if k != WRITER}, ""))
+    for path, value in found.items():
         name = RENAMED.get(path, path)
         if name in known:
-            given[name] = value
+            given[name] = CONVERTED[path](value, found) if path in CONVERTED else value
         elif path not in REMOVED or value != REMOVED[path]:
             strange[path] = value
     if not given and not strange:

@@ -14,20 +14,27 @@ class Encoder:
     """An encoder of any size. Named sizes: `recipes.ENCODERS`."""
 
     kind: str = option("mit", "Family.", choices=ENCODER_KINDS.names)
-    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage's map.", low=1)
+    dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage.", low=1)
     depths: tuple[int, ...] = option((3, 6, 40, 3), "Blocks of each stage.", low=1)
     strides: tuple[int, ...] = option(
         (4, 2, 2, 2),
-        "Stride of each stage, over the map before; a ResNet's first holds the stem's 4.",
+        "Stride of each stage, over the map before; the first holds that of the stem, 4 in a "
+        "ResNet, 2 in EfficientNet-Lite and MobileNetV2.",
         low=1,
     )
     heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.", low=1)
     sr_ratios: tuple[int, ...] = option(
         (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage.", low=1
     )
-    mlp_ratio: int = option(4, "MiT: hidden width of the Mix-FFN over its input's.", low=1)
+    mlp_ratios: tuple[int, ...] = option(
+        (4, 4, 4, 4), "MiT: hidden width of each stage's Mix-FFNs over their input's.", low=1
+    )
     drop_path: float = option(
-        0.1, "MiT: largest drop-path rate; grows linearly over the blocks.", low=0, high=1
+        0.1,
+        "Not ResNet: largest drop-path rate (EfficientNet: drop-connect); grows linearly over the "
+        "blocks.",
+        low=0,
+        high=1,
     )
     norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.", low=0)
     embed_norm_eps: float = option(
@@ -41,6 +48,21 @@ class Encoder:
     )
     stem: Literal["v1c", "7x7"] = option(
         "v1c", "ResNet: three 3x3 kernels, or torchvision's one 7x7."
+    )
+    kernels: tuple[int, ...] = option(
+        (3, 3, 5, 3, 5, 5, 3),
+        "EfficientNet-Lite, MobileNetV2: side of each stage's depthwise kernels, odd.",
+        unit="cells",
+        low=1,
+    )
+    expansions: tuple[int, ...] = option(
+        (1, 6, 6, 6, 6, 6, 6),
+        "EfficientNet-Lite, MobileNetV2: width inside the blocks of each stage over their input's; "
+        "1 in the first.",
+        low=1,
+    )
+    stem_width: int = option(
+        32, "EfficientNet-Lite, MobileNetV2: channels of the stem's map.", low=1
     )
     weights: str | None = option(
         None,

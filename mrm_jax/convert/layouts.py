@@ -4,12 +4,14 @@ normalisations."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mrm_jax.convert.rules import Drop, Row, Symbols
 
 Facts = tuple[tuple[str, tuple[int, ...]], ...]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor, or path of a leaf, below the module's own -> its shape."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,9 @@ class Layout:
     """Names of one module. `marks` are tensors, `paths` leaves that no rival layout has.
 
     facts: what `describe` reports, name -> symbol; `{s}` in a symbol makes a list over the stages.
+    shows(symbols): what it reports in their place.   classifier: rows of a module that is kept on
+    demand alone, and otherwise dropped by a rule in `drops`.   fitted(shapes, ours): the layout of
+    that very state or, with `ours`, of that tree, for rows that no index counts.
     """
 
     name: str
@@ -26,6 +31,9 @@ class Layout:
     drops: tuple[Drop, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     relation: Callable[[Symbols], str | None] | None = None
+    shows: Callable[[Symbols], dict[str, Any]] | None = None
+    classifier: tuple[Row, ...] = ()
+    fitted: Callable[[Shapes, bool], Layout] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class LayoutKind:
     wrapped: the parts instead, where there is one called "attention" in the names (HRDA).
     copies: prefixes of full copies in one file, the preferred one first.   spare: a prefix that
     all names may carry.
-    sizes: facts that the encoder must have.
+    sizes: facts that the encoder must have.   found: its names show it; otherwise they show another
+    kind with the same names.
     """
 
     parts: tuple[Part, ...]
@@ -60,6 +69,7 @@ class LayoutKind:
     spare: str = ""
     concat_order: str = "c1..c4"
     sizes: Facts = ()
+    found: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,9 @@ class EncoderFiles:
     """How files call the tensors of an encoder: `registry.EncoderKind.conversion`.
 
     layouts: of a file of the encoder alone, each a kind under its own name, and of a segmentor's
-    backbone under mmseg's names. others: of files of other kinds. sizes: kinds of one size, name ->
-    (the layout's, facts that `describe` must find). fields(what `describe` shows) -> (fields of
+    backbone under mmseg's names. alone: the same, but never a segmentor's. others: of files of
+    other kinds. sizes: kinds of one size and other names of a kind, name -> (the layout's, facts
+    that `describe` must find). fields(what `describe` shows) -> (fields of
     `config.Encoder`, phrases for what no tensor shows). guessed(encoder): a phrase for what was
     guessed badly, so that the user has to say it. natural(encoder): the layout it is written in.
     """
@@ -76,6 +87,7 @@ class EncoderFiles:
     layouts: tuple[Layout, ...]
     fields: Callable[[Mapping[str, Any]], tuple[dict[str, Any], tuple[str, ...]]]
     natural: Callable[[Any], str]
+    alone: tuple[Layout, ...] = ()
     others: tuple[Layout, ...] = ()
     sizes: Mapping[str, tuple[str, Facts]] = field(default_factory=dict)
     guessed: Callable[[Any], str | None] = lambda encoder: None
@@ -94,6 +106,29 @@ class DecoderFiles:
     fields: Callable[[Mapping[str, Any]], dict[str, Any]]
     attentions: tuple[Layout, ...] = ()
     others: tuple[Layout, ...] = ()
+
+
+def of_state(
+    layout: Layout, state: Mapping[str, Any], prefix: str, classifier: bool = False
+) -> Layout:
+    """The layout with the rows for the tensors below `prefix`, with its `classifier`'s if asked."""
+    if layout.fitted is not None:
+        layout = layout.fitted(_below(state, prefix), False)
+    return replace(layout, rows=layout.rows + layout.classifier) if classifier else layout
+
+
+def of_tree(layout: Layout, tree: Mapping[str, Any], root: str) -> Layout:
+    """The layout with the rows for the leaves below `root`, with its classifier's if there."""
+    prefix = f"params/{root}"
+    if layout.fitted is not None:
+        layout = layout.fitted(_below(tree, prefix), True)
+    there = any(prefix + row.path in tree for row in layout.classifier)
+    return replace(layout, rows=layout.rows + layout.classifier) if there else layout
+
+
+def _below(arrays: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    below = (name for name in arrays if name.startswith(prefix))
+    return {name.removeprefix(prefix): tuple(arrays[name].shape) for name in below}
 
 
 def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
@@ -126,4 +161,4 @@ def affine(
     )
 
 
-TRACKED = Drop(r".*num_batches_tracked", "a counter that momentum 0.1 never reads")
+TRACKED = Drop(r".*num_batches_tracked", "a counter that a fixed momentum never reads")

@@ -11,12 +11,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from mrm_jax.convert.engine import Plan, plan_import, unclaimed
-from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part
+from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part, of_state
 from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
-
-CONCAT_ORDERS = ("c1..c4", "c4..c1")
-_VARIANT = ("allow_missing", "complete", "concat_order", "copy", "eps", "grid", "heads")
+from mrm_jax.convert.variant import CONCAT_ORDERS, check_variant
 
 
 class SeveralError(ValueError):
@@ -88,6 +86,11 @@ def _planned(
         lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
         marked=marked,
     )
+    classifier = bool(variant.get("classifier"))
+    chosen = [
+        replace(x, layout=of_state(x.layout, state, base + x.part.prefix, classifier))
+        for x in chosen
+    ]
     return row, chosen, base, plan_import(rows_of(row, chosen, base, variant), state, may_lack)
 
 
@@ -109,35 +112,6 @@ def _as_in(part: Part, base: str, state: Mapping[str, Any]) -> Part:
     """The part without its prefix where that may be missing and is."""
     lacks = part.bare and not any(key.startswith(base + part.prefix) for key in state)
     return replace(part, prefix="") if lacks else part
-
-
-def check_variant(variant: Mapping[str, Any]) -> None:
-    """Raises ValueError for a word or a value that no variant has."""
-    for name in variant:
-        if name not in _VARIANT:
-            raise ValueError(f"variant {name!r} is unknown; it may be {', '.join(_VARIANT)}")
-    order = variant.get("concat_order", CONCAT_ORDERS[0])
-    if order not in CONCAT_ORDERS:
-        raise ValueError(f"concat_order is {order!r}; it may be {' or '.join(CONCAT_ORDERS)}")
-    patterns = variant.get("allow_missing", ())
-    if isinstance(patterns, str):
-        raise ValueError(f"allow_missing is a text; give a list of patterns: [{patterns!r}]")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"allow_missing {pattern!r} is no regular expression: {error}"
-            ) from error
-
-
-def check_heads(variant: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises ValueError for attention heads that do not divide the widths found."""
-    heads, dims = variant.get("heads"), found.get("encoder", {}).get("dims")
-    if heads is None or dims is None:
-        return
-    if len(heads) != len(dims) or any(dim % head for dim, head in zip(dims, heads, strict=False)):
-        raise ValueError(f"heads are {tuple(heads)}, which do not divide the widths {dims}")
 
 
 def _copy(row: LayoutKind, state: Mapping[str, Any], variant: Mapping[str, Any]) -> str:
@@ -252,6 +226,8 @@ def _drops(row: LayoutKind, chosen: list[Choice], copy: str, base: str) -> list[
 
 def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
     """What the solved symbols say; a ratio that no tensor shows is 1."""
+    if layout.shows is not None:
+        return layout.shows(plan.symbols)
     facts: dict[str, Any] = {}
     for name, symbol in layout.facts:
         if "{s}" not in symbol:
@@ -283,7 +259,7 @@ def detect(state: Mapping[str, Any]) -> str:
     used: dict[str, int] = {}
     several: list[SeveralError] = []
     for kind, row in KINDS.items():
-        if row.sizes:
+        if not row.found:
             continue
         try:
             _, plan = understand(state, kind, {}, marked=True)

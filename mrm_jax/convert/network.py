@@ -140,7 +140,7 @@ def _encoder(shown: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ...]]:
     if unknown:
         raise UsageError(f"the tensors show widths {dims} and depths {depths}: too many missing.")
     for kind, files in encoder_files().items():
-        if layout in {row.name for row in (*files.layouts, *files.others)}:
+        if layout in {row.name for row in (*files.layouts, *files.alone, *files.others)}:
             fields, assumed = files.fields(shown)
             return Encoder(kind=kind, **fields), assumed
     raise UsageError(f"no registered encoder has the layout {layout}.")

@@ -9,17 +9,16 @@ every leaf is filled once and every shape fits; otherwise one ValueError names a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export
+from mrm_jax.convert.layouts import of_tree
 from mrm_jax.convert.matching import (
-    check_heads,
     check_sizes,
-    check_variant,
     has_paths,
     kind_row,
     layouts_of,
@@ -28,6 +27,7 @@ from mrm_jax.convert.matching import (
     unwrapped,
 )
 from mrm_jax.convert.rebuilder import position_table
+from mrm_jax.convert.variant import check_heads, check_variant
 
 
 class Misfit(ValueError):
@@ -62,9 +62,10 @@ def import_torch(
     "ema_model", "imnet_model"; the first present otherwise); `concat_order` "c1..c4" or "c4..c1"
     is the order in which this file's SegFormer head concatenates the stages (ours is always
     c1..c4; Hugging Face's is c4..c1); `heads` and `eps` belong to the network, not to its tensors:
-    they are checked and change nothing here; `allow_missing` is a list of regular expressions:
-    leaves whose path ("decoder/classifier/kernel") fully matches one and which lack a tensor are
-    left out of the tree.
+    they are checked and change nothing here; `classifier=True` keeps that of an encoder whose
+    module may have one (`models.build.build_classifier`); `allow_missing` is a list of regular
+    expressions: leaves whose path ("decoder/classifier/kernel") fully matches one and which lack a
+    tensor are left out of the tree.
     The tree hangs under `encoder` and `decoder` for kinds that hold both, else at the root of the
     one module.
     Misfit (a ValueError) lists every tensor that is missing, not expected or of a wrong shape.
@@ -81,7 +82,8 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     variables: `{"params": tree, "batch_stats": tree}` of any array type.   variant: as for
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
-    and a strict load wants: `synthesise`. Hugging Face's hub names are written.
+    and a strict load wants: `synthesise`. A classifier that is in the tree is written. Hugging
+    Face's hub names are written.
     Misfit as in `import_torch`.
     """
     row = kind_row(kind)
@@ -90,6 +92,7 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
     row = unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = layouts_of(row, lambda part, layout: has_paths(part, layout, tree))
+    chosen = [replace(x, layout=of_tree(x.layout, tree, x.part.root)) for x in chosen]
     plan = plan_export(rows_of(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]

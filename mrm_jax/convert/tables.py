@@ -83,13 +83,13 @@ def _kinds(changes: int) -> dict[str, LayoutKind]:
     alone: dict[str, LayoutKind] = {}
     sized: dict[str, LayoutKind] = {}
     for files in encoder_files().values():
-        for layout in files.layouts:
+        for layout in (*files.layouts, *files.alone):
             if layout.name in alone:
                 raise UsageError(f"two registered encoders have a layout called {layout.name}.")
             part = Part("encoder", (layout,))
             alone[layout.name] = LayoutKind((part,), (_OTHER_HEADS,), spare="backbone.")
         for name, (layout, facts) in files.sizes.items():
-            sized[name] = replace(alone[layout], sizes=facts)
+            sized[name] = replace(alone[layout], sizes=facts, found=False)
     layouts = tuple(layout for files in encoder_files().values() for layout in files.layouts)
     backbone = Part("encoder", layouts, "backbone.", "encoder/")
     return {**alone, **_others(backbone), **sized}

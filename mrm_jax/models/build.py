@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mrm_jax import config
+from mrm_jax.errors import UsageError
 from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank, Rebuilder
 from mrm_jax.models.segmentor import Segmentor
@@ -37,8 +38,23 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
 
 def build_encoder(model: config.Model) -> nn.Module:
     """The encoder: `module(image, mode)` gives a tuple of maps."""
-    dtype = None if model.dtype == "float32" else jnp.dtype(model.dtype)
-    return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, dtype)
+    return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, _dtype(model))
+
+
+def _dtype(model: config.Model) -> jnp.dtype | None:
+    """Of the arithmetic; None: the picture's."""
+    return None if model.dtype == "float32" else jnp.dtype(model.dtype)
+
+
+def build_classifier(model: config.Model, classes: int, width: int) -> nn.Module:
+    """The encoder with the classifier that it was pretrained with: `module(image, mode)` gives
+    (maps, logits f[B, classes]); `width`: channels that the classifier averages. No segmentor has
+    it. Raises UsageError for an encoder without one."""
+    kind = ENCODER_KINDS[model.encoder.kind]
+    if kind.classifier is None:
+        field = "config.model.encoder.kind"
+        raise UsageError.of(field, kind.name, ", registered without a classifier", "take another.")
+    return resolved(kind.classifier)(model, _dtype(model), classes, width)
 
 
 def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:

@@ -10,7 +10,7 @@ one, [in, out].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mrm_jax.ops.convolution import depthwise, transposed_conv
+from mrm_jax.ops.convolution import Padding, depthwise, same_padding, transposed_conv
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode, Tree
@@ -65,6 +65,11 @@ def dense(
         features, use_bias, dtype=x.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
     )
     return layer(x)
+
+
+def pointwise(features: int, x: jax.Array, name: str) -> jax.Array:
+    """A 1x1 convolution without bias."""
+    return dense(features, x, name, kernel_init=fan_out_normal(features), use_bias=False)
 
 
 def torch_dense(features: int, x: jax.Array, name: str) -> jax.Array:
@@ -153,14 +158,15 @@ def fold_moments(batch_stats: Tree, moments: Tree, momentum: float = 0.1) -> Tre
     return folded
 
 
-def drop_path_scales(key: jax.Array, rates: np.ndarray, batch: int) -> jax.Array:
-    """Factors f32[blocks, 2, batch] for the two residual branches of each block (stochastic depth).
+def drop_path_scales(key: jax.Array, rates: np.ndarray, batch: int, branches: int = 2) -> jax.Array:
+    """Factors f32[blocks, branches, batch] for the residual branches of each block (stochastic
+    depth).
 
     A branch of a sample is dropped (0) with its block's rate, or kept and scaled up: 1 / (1 -
     rate).
     """
     keep = 1 - jnp.asarray(rates, jnp.float32).reshape(-1, 1, 1)
-    kept = jax.random.bernoulli(key, keep, (len(rates), 2, batch))
+    kept = jax.random.bernoulli(key, keep, (len(rates), branches, batch))
     return jnp.where(kept, 1 / keep, 0.0)
 
 
@@ -178,6 +184,11 @@ def dropout2d(x: jax.Array, rate: float, mode: Mode) -> jax.Array:
     return nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=mode != "train" or rate == 0)(x)
 
 
+def relu6(x: jax.Array) -> jax.Array:
+    """`x` between 0 and 6, same dtype; no gradient outside, nor at 0 and 6."""
+    return jnp.where(x < 6, nn.relu(x), jnp.asarray(6, x.dtype))
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x) with the exact normal distribution function, same dtype, computed in at least
     float32."""
@@ -185,9 +196,20 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * 0.5 * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+Zeros = Literal["symmetric", "same"]
+"""Where an odd kernel gets them: as many on either side, or as TensorFlow's "SAME", which is
+lopsided where it is strided. Both give ceil(side / stride) rows and columns."""
+
+
+def _padding(x: jax.Array, zeros: Zeros, kernel: int, stride: int, dilation: int) -> Padding:
+    reach = dilation * (kernel - 1) + 1
+    if zeros == "same":
+        return same_padding((x.shape[1], x.shape[2]), reach, stride)
+    return (reach // 2, reach // 2), (reach // 2, reach // 2)
+
+
 class Conv(nn.Module):
-    """Dense convolution, odd square kernel HWIO, symmetric explicit padding (never "SAME", which is
-    lopsided when strided).
+    """Dense convolution, odd square kernel HWIO.
 
     kernel_init: Kaiming's rule counted on the output side where it is None.
     """
@@ -198,18 +220,19 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     kernel_init: Initializer | None = None
+    zeros: Zeros = "symmetric"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ceil(H / stride), ceil(W / stride), features]."""
-        k, pad = self.kernel, self.dilation * (self.kernel // 2)
+        k = self.kernel
         init = self.kernel_init or fan_out_normal(k * k * self.features)
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features), jnp.float32)
         y = lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
             window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
+            padding=_padding(x, self.zeros, k, self.stride, self.dilation),
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -247,17 +270,22 @@ class PatchReduction(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise 3x3 convolution with padding = dilation."""
+    """Depthwise convolution, odd square kernel."""
 
     kernel_init: Initializer
     dilation: int = 1
     use_bias: bool = True
+    kernel: int = 3
+    stride: int = 1
+    zeros: Zeros = "symmetric"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Same shape as `x`; kernel [3, 3, 1, C]."""
-        kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]), jnp.float32)
-        y = depthwise(x, kernel.astype(x.dtype), dilation=self.dilation)
+        """[B, ceil(H / stride), ceil(W / stride), C] from [B, H, W, C]; kernel [k, k, 1, C]."""
+        k = self.kernel
+        kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), jnp.float32)
+        padding = _padding(x, self.zeros, k, self.stride, self.dilation)
+        y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)

@@ -1,8 +1,9 @@
 """Mix Transformer (MiT), the encoder of SegFormer and DAFormer: four stages of overlapping patches
-and efficient attention.
+and efficient attention. PVTv2 (without its linear variant) is the same network with wider MLPs in
+some stages.
 
-Source: SegFormer sec. 3; reference: mmseg/models/backbones/mix_transformer.py of the DAFormer and
-MIC code.
+Sources: SegFormer sec. 3; PVTv2 (Wang et al., CVMJ 2022) table 1; reference:
+mmseg/models/backbones/mix_transformer.py of the DAFormer and MIC code.
 """
 
 from __future__ import annotations
@@ -114,11 +115,12 @@ class MixTransformer(nn.Module):
     """MiT of any size. The blocks of a stage are stored stacked under `block1` … `block4` (leading
     axis = block).
 
-    dims, depths, heads, sr_ratios, strides: one entry a stage; the first patch embedding has a 7x7
-    kernel, the others 3x3. drop_path: rate of the last block; rates rise linearly from 0 over all
-    blocks of all stages. eps: of block and stage norms; embed_eps, reduction_eps: of the norms
-    after patch embedding and attention's reduction (PyTorch's default in the reference; Hugging
-    Face runs all three at 1e-5). dtype: compute dtype, None follows the image.
+    dims, depths, heads, sr_ratios, strides, mlp_ratios: one entry a stage; the first patch
+    embedding has a 7x7 kernel, the others 3x3. drop_path: rate of the last block; rates rise
+    linearly from 0 over all blocks of all stages. eps: of block and stage norms; embed_eps,
+    reduction_eps: of the norms after patch embedding and attention's reduction (PyTorch's default
+    in the reference; Hugging Face runs all three at 1e-5). dtype: compute dtype, None follows the
+    image.
     """
 
     dims: tuple[int, ...] = (32, 64, 160, 256)
@@ -126,7 +128,7 @@ class MixTransformer(nn.Module):
     heads: tuple[int, ...] = (1, 2, 5, 8)
     sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
     strides: tuple[int, ...] = (4, 2, 2, 2)
-    mlp_ratio: int = 4
+    mlp_ratios: tuple[int, ...] = (4, 4, 4, 4)
     drop_path: float = 0.1
     eps: float = 1e-6
     embed_eps: float = 1e-5
@@ -157,7 +159,7 @@ class MixTransformer(nn.Module):
                 name=f"block{i + 1}",
                 heads=self.heads[i],
                 sr_ratio=self.sr_ratios[i],
-                mlp_ratio=self.mlp_ratio,
+                mlp_ratio=self.mlp_ratios[i],
                 eps=self.eps,
                 reduction_eps=self.reduction_eps,
             )
@@ -178,7 +180,7 @@ def build_mit(model: Model, dtype: jnp.dtype | None) -> MixTransformer:
         heads=encoder.heads,
         sr_ratios=encoder.sr_ratios,
         strides=encoder.strides,
-        mlp_ratio=encoder.mlp_ratio,
+        mlp_ratios=encoder.mlp_ratios,
         drop_path=encoder.drop_path,
         eps=encoder.norm_eps,
         embed_eps=encoder.embed_norm_eps,

@@ -17,8 +17,7 @@ from mrm_jax.config import Model
 from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
-    dense,
-    fan_out_normal,
+    pointwise,
     rematerialised,
     stacked_blocks,
 )
@@ -28,11 +27,6 @@ from mrm_jax.types import Mode
 EXPANSION = 4
 # What the stem's convolution and its max pool shrink the image by, together.
 STEM_STRIDE = 4
-
-
-def pointwise(features: int, x: jax.Array, name: str) -> jax.Array:
-    """A 1x1 convolution without bias."""
-    return dense(features, x, name, kernel_init=fan_out_normal(features), use_bias=False)
 
 
 class Stem(nn.Module):

@@ -51,6 +51,11 @@ class EncoderKind(Registered):
     smallest: Callable[[Any], int] | None = piece(
         "(encoder) -> the shortest side that it takes, px; None: `multiple`", None
     )
+    classifier: Reference | None = piece(
+        "(config.Model, dtype, classes, channels that it averages) -> module(image, mode) -> "
+        "(maps, logits), the encoder as it was pretrained; None: it has no classifier",
+        None,
+    )
     channels: Callable[[Any], tuple[int, ...]] = piece(
         "(encoder) -> channels of every map", lambda encoder: tuple(encoder.dims)
     )
@@ -73,8 +78,8 @@ class EncoderKind(Registered):
     )
     momentum: float = piece("share of a batch in the running averages of its BatchNorms", 0.1)
     sharding: tuple[tuple[str, int | None], ...] = piece(
-        "(pattern of a parameter below encoder/, axis that is split over devices or None), for "
-        "leaves that are neither kernel, bias nor scale",
+        "(pattern of a parameter below encoder/, axis that is split over devices or None), before "
+        "the general rules, which are about leaves called kernel, bias and scale",
         (),
     )
     conversion: Reference | None = piece(
@@ -121,6 +126,38 @@ def _undivided(encoder: Any) -> str | None:
     return None
 
 
+STEM_STRIDE = 2
+"""Stride of the stem of MobileNetV2 and EfficientNet-Lite."""
+
+
+def mapped_stages(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Their stages that give a map: the last one at each stride beyond the stem's."""
+    last = [*(stride > 1 for stride in strides[1:]), True]
+    totals = accumulate(strides, mul)
+    return tuple(i for i, total in enumerate(totals) if last[i] and total > STEM_STRIDE)
+
+
+def _mapped_sizes(encoder: Any, height: int, width: int) -> Sizes:
+    sizes = strided(encoder, height, width)
+    return tuple(sizes[i] for i in mapped_stages(encoder.strides))
+
+
+def _mapped_channels(encoder: Any) -> tuple[int, ...]:
+    return tuple(encoder.dims[i] for i in mapped_stages(encoder.strides))
+
+
+def _not_inverted(encoder: Any) -> str | None:
+    if encoder.strides[0] % STEM_STRIDE:
+        return f"strides is {encoder.strides}; the first holds the stem's {STEM_STRIDE}."
+    if not mapped_stages(encoder.strides):
+        return f"strides is {encoder.strides}; maps begin beyond the stem's stride, {STEM_STRIDE}."
+    if even := [kernel for kernel in encoder.kernels if kernel % 2 == 0]:
+        return f"kernels has {even[0]}; a kernel has a middle, so its side is odd."
+    if encoder.expansions[0] != 1 or 1 in encoder.expansions[1:]:
+        return f"expansions is {encoder.expansions}; it is 1 in the first stage and in no other."
+    return None
+
+
 def _misfit_stem(encoder: Any) -> str | None:
     if all(dim % 4 == 0 for dim in encoder.dims) and encoder.strides[0] == 4:
         return None
@@ -134,6 +171,8 @@ ENCODER_KINDS = Table(EncoderKind, "model.encoder.kind")
 
 # SegFormer paper, table 6.
 _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
+# PVTv2 paper, table 1.
+_WIDE = {"mlp_ratios": (8, 8, 4, 4)}
 
 ENCODER_KINDS.register(
     EncoderKind(
@@ -150,10 +189,17 @@ ENCODER_KINDS.register(
             "mit_b3": {"dims": _LARGE, "depths": (3, 4, 18, 3)},
             "mit_b4": {"dims": _LARGE, "depths": (3, 8, 27, 3)},
             "mit_b5": {"dims": _LARGE, "depths": (3, 6, 40, 3)},
+            # The same network but for the MLPs of stages 1 and 2; B5 is MiT-B5 in every tensor.
+            "pvt_v2_b0": {"dims": _SMALL, "depths": (2, 2, 2, 2), **_WIDE},
+            "pvt_v2_b1": {"dims": _LARGE, "depths": (2, 2, 2, 2), **_WIDE},
+            "pvt_v2_b2": {"dims": _LARGE, "depths": (3, 4, 6, 3), **_WIDE},
+            "pvt_v2_b3": {"dims": _LARGE, "depths": (3, 4, 18, 3), **_WIDE},
+            "pvt_v2_b4": {"dims": _LARGE, "depths": (3, 8, 27, 3), **_WIDE},
+            "pvt_v2_b5": {"dims": _LARGE, "depths": (3, 6, 40, 3)},
         },
-        per_stage=("depths", "strides", "heads", "sr_ratios"),
+        per_stage=("depths", "strides", "heads", "sr_ratios", "mlp_ratios"),
         problem=_undivided,
-        shown=("dims", "depths", "sr_ratios", "mlp_ratio"),
+        shown=("dims", "depths", "sr_ratios", "mlp_ratios"),
         implied=("norm_eps", "embed_norm_eps"),
         unshown=("heads",),
         conversion="mrm_jax.convert.encoders:FILES",
@@ -180,5 +226,67 @@ ENCODER_KINDS.register(
         problem=_misfit_stem,
         shown=("dims", "depths", "stem"),
         conversion="mrm_jax.convert.resnet:FILES",
+    )
+)
+
+# Both: linear outputs of the last block at each stride; no norm is decayed, and the narrow 1x1 of a
+# block is split along its inputs, of which there are more than outputs.
+_INVERTED = {
+    "map_sizes": _mapped_sizes,
+    "multiple": total_stride,
+    "smallest": lambda encoder: 1,
+    "channels": _mapped_channels,
+    "per_stage": ("depths", "strides", "kernels", "expansions"),
+    "problem": _not_inverted,
+    "shown": ("dims", "depths", "kernels", "expansions", "stem_width"),
+    "undecayed": r"(?:[^/]+/)*[a-z_]*bn/(?:scale|bias)",
+    "sharding": ((r"(?:mbconv|bottleneck)\d+/project/kernel", -2),),
+}
+_STRIDES = (2, 2, 2, 2, 1, 2, 1)
+_WIDER = {"expansions": (1, 6, 6, 6, 6, 6, 6), "strides": _STRIDES, "stem_width": 32}
+
+# EfficientNet paper, table 1, with the coefficients of Lite: 1.0 x 1.0, 1.0 x 1.1, 1.1 x 1.2.
+_LITE = {**_WIDER, "kernels": (3, 3, 5, 3, 5, 5, 3), "drop_path": 0.2}
+_LITE_DIMS = (16, 24, 40, 80, 112, 192, 320)
+
+ENCODER_KINDS.register(
+    EncoderKind(
+        name="efficientnet_lite",
+        module="mrm_jax.models.mobile:efficientnet_lite",
+        classifier="mrm_jax.models.mobile:efficientnet_lite",
+        input=InputStats((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+        variants={
+            "efficientnet_lite0": {**_LITE, "dims": _LITE_DIMS, "depths": (1, 2, 2, 3, 3, 4, 1)},
+            "efficientnet_lite1": {**_LITE, "dims": _LITE_DIMS, "depths": (1, 3, 3, 4, 4, 5, 1)},
+            "efficientnet_lite2": {
+                **_LITE,
+                "dims": (16, 24, 48, 88, 120, 208, 352),
+                "depths": (1, 3, 3, 4, 4, 5, 1),
+            },
+        },
+        momentum=0.01,
+        conversion="mrm_jax.convert.mobile:EFFICIENTNET_LITE_FILES",
+        **_INVERTED,
+    )
+)
+
+# MobileNetV2 paper, table 2.
+ENCODER_KINDS.register(
+    EncoderKind(
+        name="mobilenet_v2",
+        module="mrm_jax.models.mobile:mobilenet_v2",
+        classifier="mrm_jax.models.mobile:mobilenet_v2",
+        input=IMAGENET,
+        variants={
+            "mobilenet_v2": {
+                **_WIDER,
+                "dims": (16, 24, 32, 64, 96, 160, 320),
+                "depths": (1, 2, 3, 4, 3, 3, 1),
+                "kernels": (3,) * 7,
+                "drop_path": 0.0,
+            }
+        },
+        conversion="mrm_jax.convert.mobile:MOBILENET_V2_FILES",
+        **_INVERTED,
     )
 )

@@ -27,6 +27,7 @@ MODEL = (
     "--config.model.encoder.heads=(1,2,3,4)",
     "--config.model.encoder.sr_ratios=(2,1,1,1)",
     "--config.model.encoder.strides=(4,2,1,1)",
+    "--config.model.encoder.mlp_ratios=(2,2,2,2)",
 )
 CLASSIFIER = "decode_head.conv_seg"
 

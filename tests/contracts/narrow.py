@@ -22,9 +22,18 @@ from mrm_jax.uda import methods
 BATCH, CLASSES = 3, 5
 # Two stages, for compiling is what costs; the second has stacked blocks.
 ENCODERS = {
-    "mit": Encoder("mit", (8, 16), (1, 2), (4, 2), heads=(1, 2), sr_ratios=(4, 2), mlp_ratio=2),
+    "mit": Encoder(
+        "mit", (8, 16), (1, 2), (4, 2), heads=(1, 2), sr_ratios=(4, 2), mlp_ratios=(3, 2)
+    ),
     "resnet_v1c": Encoder("resnet", (16, 32), (1, 3), (4, 2), dilations=(1, 2)),
 }
+ENCODERS["efficientnet_lite"] = Encoder(
+    *("efficientnet_lite", (8, 12), (2, 2), (4, 2)),
+    **{"kernels": (3, 5), "expansions": (1, 3), "stem_width": 8},
+)
+ENCODERS["mobilenet_v2"] = replace(
+    ENCODERS["efficientnet_lite"], kind="mobilenet_v2", kernels=(3, 3)
+)
 ENCODERS["resnet_7x7"] = replace(ENCODERS["resnet_v1c"], stem="7x7")
 _V3PLUS = Decoder("deeplabv3plus", channels=8, dilations=(1, 2), low_channels=4)
 DECODERS = {
@@ -56,7 +65,7 @@ class Row:
     def factors(self) -> dict[str, object]:
         """What is crossed pair by pair."""
         return {
-            "encoder": self.encoder.split("_")[0],
+            "batch_norm": self.encoder != "mit",
             "decoder": DECODERS[self.decoder].kind,
             "hrda": self.hrda,
             "mrm": self.mrm != "off",
@@ -65,14 +74,15 @@ class Row:
 
 
 # Every pair of levels of two factors occurs: with a, b, c in {0, 1} the decoder's kind is (a, b),
-# the encoder is c, HRDA is a + c, MRM is b + c, dropping is a + b + c, all modulo 2.
+# that the encoder has BatchNorm is c, HRDA is a + c, MRM is b + c, dropping is a + b + c, all
+# modulo 2.
 ROWS = (
     Row("mit", "aspp", False, "off", False, remat="blocks"),
-    Row("resnet_v1c", "conv1", True, "auto", True),
+    Row("efficientnet_lite", "conv1", True, "auto", True),
     Row("mit", "segformer", False, "auto", True, remat="blocks", dtype="bfloat16"),
-    Row("resnet_7x7", "segformer", True, "off", False),
+    Row("resnet_v1c", "segformer", True, "off", False),
     Row("mit", "deeplabv2", True, "off", True),
-    Row("resnet_v1c", "deeplabv2", False, "auto", False, remat="blocks", dtype="bfloat16"),
+    Row("mobilenet_v2", "deeplabv2", False, "auto", False, remat="blocks", dtype="bfloat16"),
     Row("mit", "deeplabv3plus", True, "multi", False),
     Row("resnet_7x7", "deeplabv3plus_bn", False, "off", True, remat="full"),
 )

@@ -15,7 +15,9 @@ from mrm_jax.train.passes import accumulate
 from mrm_jax.uda.methods import passes
 
 # One stage of two blocks, of which the second is dropped, run as a loop: it compiles in seconds.
-ENCODER = Encoder("mit", (8,), (2,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratio=1, drop_path=0.3)
+ENCODER = Encoder(
+    "mit", (8,), (2,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratios=(1,), drop_path=0.3
+)
 HRDA = ("hrda", "mic")
 
 

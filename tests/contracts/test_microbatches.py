@@ -14,7 +14,9 @@ from mrm_jax.train.passes import accumulate
 from mrm_jax.uda.methods import passes
 
 # No BatchNorm (DeepLabV2 on MiT has none) and nothing dropped: those see one part at a time.
-ENCODER = Encoder("mit", (8,), (1,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratio=1, drop_path=0.0)
+ENCODER = Encoder(
+    "mit", (8,), (1,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratios=(1,), drop_path=0.0
+)
 
 
 def _config():

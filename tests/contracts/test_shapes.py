@@ -26,7 +26,14 @@ NAMES = tuple(f"class{i}" for i in range(CLASSES))
 BASE = Config(data=Data(classes=Classes(NAMES, ((0, 0, 0),) * CLASSES)), model=Model(unroll=False))
 
 # Said here once more, apart from the code. Strides of the maps, px.
-STRIDES = {"mit": (4, 8, 16, 32), "resnet": (4, 8, 8, 8)}
+STRIDES = {
+    "mit": (4, 8, 16, 32),
+    "resnet": (4, 8, 8, 8),
+    "efficientnet_lite": (4, 8, 16, 32),
+    "mobilenet_v2": (4, 8, 16, 32),
+}
+# The stages that give the maps, where not every one does.
+MAPPED = {"efficientnet_lite": (1, 2, 4, 6), "mobilenet_v2": (1, 2, 4, 6)}
 # The stage that logits are as large as.
 LOGITS_AT = {"daformer": 0, "segformer": 0, "deeplabv2": 3, "deeplabv3plus": 0}
 # Stages that are rebuilt, for MRM.stages "auto" and "multi".
@@ -67,10 +74,10 @@ def sides(size, stride):
 def maps_of(made, batch, size):
     """The shapes that the maps of pictures of `size` must have."""
     encoder = made.model.encoder
-    strides = STRIDES[encoder.kind]
+    stages = MAPPED.get(encoder.kind, range(len(encoder.dims)))
     return tuple(
-        (batch, *sides(size, stride), width)
-        for stride, width in zip(strides, encoder.dims, strict=True)
+        (batch, *sides(size, stride), encoder.dims[stage])
+        for stride, stage in zip(STRIDES[encoder.kind], stages, strict=True)
     )
 
 

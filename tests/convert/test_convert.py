@@ -37,6 +37,19 @@ def mmseg_names() -> states.State:
     return found
 
 
+def timm_names() -> states.State:
+    """`states.mit()` as timm's PVTv2 names it."""
+    found = {}
+    for key, value in states.mit().items():
+        if match := re.fullmatch(r"(patch_embed|block|norm)(\d)\.(.+)", key):
+            stage = f"stages.{int(match[2]) - 1}"
+            embed = "patch_embed" if match[2] == "1" else f"{stage}.downsample"
+            names = {"patch_embed": embed, "block": f"{stage}.blocks", "norm": f"{stage}.norm"}
+            key = f"{names[match[1]]}.{match[3]}".replace("dwconv.dwconv", "dwconv")
+        found[key] = value
+    return found
+
+
 HUB = {
     "patch_embed": "segformer.encoder.patch_embeddings.{z}.{rest}",
     "norm": "segformer.encoder.layer_norm.{z}.{rest}",
@@ -92,6 +105,8 @@ def hugging_face(where: dict[str, str], inside: dict[str, str], linear: str) -> 
 STATES = {
     "mit": states.mit,
     "mit_mmseg": mmseg_names,
+    "pvt_v2": states.mit,
+    "timm_pvt_v2": timm_names,
     "decoder": states.daformer_head,
     "segmentor": states.segmentor,
     "rebuilder": states.rebuilder,
@@ -116,6 +131,8 @@ def test_import_of_an_export_is_the_same_tree(kind: str) -> None:
 def test_all_names_of_mit_lead_to_one_tree() -> None:
     plain = import_torch(states.mit(), "mit")
     assert_same(import_torch(mmseg_names(), "mit_mmseg"), plain)
+    assert_same(import_torch(states.mit(), "pvt_v2"), plain)
+    assert_same(import_torch(timm_names(), "timm_pvt_v2"), plain)
     whole = import_torch(states.segmentor(states.segformer_head()), "segmentor")
     assert_same(import_torch(hugging_face(HUB, INSIDE_HUB, "linear_c"), "hf_segformer"), whole)
     five = hugging_face(FIVE, INSIDE_FIVE, "linear_projections")

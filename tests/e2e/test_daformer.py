@@ -24,6 +24,7 @@ SHORT = {
     "model.encoder.heads": (1,),
     "model.encoder.sr_ratios": (4,),
     "model.encoder.strides": (4,),
+    "model.encoder.mlp_ratios": (2,),
 }
 
 

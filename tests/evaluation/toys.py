@@ -26,7 +26,7 @@ CONFIG = config.Config(
             heads=(1, 2),
             sr_ratios=(4, 1),
             strides=(4, 2),
-            mlp_ratio=1,
+            mlp_ratios=(1, 1),
         ),
         decoder=config.Decoder(channels=8, fusion="conv1"),
     ),

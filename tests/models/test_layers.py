@@ -101,6 +101,13 @@ def test_initialising_leaves_no_moments_behind():
     assert set(v) == {"params", "batch_stats"}
 
 
+def test_relu6_cuts_at_6_and_passes_no_gradient_at_its_ends():
+    x = jnp.array([-1.0, 0.0, 3.0, 6.0, 7.0])
+    np.testing.assert_array_equal(layers.relu6(x), [0, 0, 3, 6, 6])
+    gradient = jax.grad(lambda x: layers.relu6(x).sum())(x)
+    np.testing.assert_array_equal(gradient, [0, 0, 1, 0, 0])
+
+
 def test_drop_path_keeps_its_mean_and_drops_whole_samples_at_each_blocks_rate():
     rates = np.asarray([0.0, 0.25, 0.5])
     scales = np.asarray(layers.drop_path_scales(jax.random.key(0), rates, 20_000))

@@ -60,6 +60,12 @@ def plain(params):
         ("mit_b3", 44_072_128),
         ("mit_b4", 60_842_688),
         ("mit_b5", 81_443_008),
+        ("pvt_v2_b0", 3_409_760),
+        ("pvt_v2_b1", 13_496_000),
+        ("pvt_v2_b2", 24_849_856),
+        ("pvt_v2_b3", 44_725_696),
+        ("pvt_v2_b4", 62_043_072),
+        ("pvt_v2_b5", 81_443_008),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):

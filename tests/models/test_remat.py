@@ -17,6 +17,15 @@ from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
 CROP, CLASSES = (64, 64), 3
 MIT = Encoder(dims=(8, 16), depths=(2, 2), heads=(1, 2), sr_ratios=(4, 2), strides=(4, 2))
 RESNET = Encoder(kind="resnet", dims=(16, 32), depths=(1, 2), strides=(4, 2), dilations=(1, 2))
+LITE = Encoder(
+    "efficientnet_lite",
+    dims=(8, 12),
+    depths=(1, 2),
+    strides=(4, 2),
+    kernels=(3, 5),
+    expansions=(1, 2),
+    stem_width=8,
+)
 MODELS = {
     "daformer": Model(MIT, Decoder(channels=16, dilations=(1, 2))),
     "segformer": Model(MIT, Decoder("segformer", channels=16)),
@@ -24,6 +33,7 @@ MODELS = {
     "deeplabv3plus": Model(
         RESNET, Decoder("deeplabv3plus", channels=16, dilations=(1, 2), low_channels=8, norm=True)
     ),
+    "efficientnet_lite": Model(LITE, Decoder("segformer", channels=16)),
     "hrda": Model(
         MIT,
         Decoder(channels=16, dilations=(1, 2)),

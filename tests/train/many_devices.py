@@ -34,7 +34,7 @@ SENT = ("all-gather", "all-to-all", "collective-permute")
 def config(tiny):
     """DAFormer with MRM at the size of a stamp: BatchNorm, rare draws, ClassMix, masks, dropout."""
     base = load_config([f"--config={tiny}"])
-    encoder = Encoder("mit", (8,), (1,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratio=1)
+    encoder = Encoder("mit", (8,), (1,), (4,), heads=(2,), sr_ratios=(2,), mlp_ratios=(1,))
     made = replace(base, model=replace(base.model, encoder=encoder, unroll=False))
     # All views through one encoder: half the program to compile.
     train = replace(made.train, batch=8, pass_execution="stacked")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mrm_jax.config import MRM, Config, Method, Optimizer, Train
+from mrm_jax.models.build import build_encoder
+from mrm_jax.recipes import apply
 from mrm_jax.train import optimizer
 from mrm_jax.train.state import build_networks, init_state, scalars
 
@@ -62,6 +64,20 @@ def test_every_parameter_of_the_real_networks_has_the_group_of_the_reference():
         undecayed = (part == "encoder" and norm) or path.endswith("mask_token")
         assert group.decayed != undecayed, path
     assert sum(not group.decayed for group in groups.values()) > 10
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2", "pvt_v2_b0"])
+def test_no_norm_of_a_pretrained_encoder_is_decayed_and_all_else_is(name):
+    config = apply(Config(), f"dacs,encoder={name}")
+    module = build_encoder(config.model)
+    picture = np.zeros((1, 64, 64, 3), np.float32)
+    encoder = jax.eval_shape(lambda k: module.init(k, picture, "eval"), jax.random.key(0))["params"]
+    groups = optimizer.groups({"segmentor": {"encoder": encoder}, "rebuilder": {}}, config)
+    assert len(groups) == len(jax.tree.leaves(encoder))
+    for path, group in groups.items():
+        # The parameters of a norm are a scale and the bias beside it.
+        norm = path.rpartition("/")[0] + "/scale" in groups
+        assert (group.rate, group.decayed) == ("encoder", not norm), path
 
 
 def test_norms_are_decayed_where_the_config_says_so():

@@ -21,7 +21,7 @@ ENCODER = Encoder(
     heads=(1, 2, 3, 4),
     sr_ratios=(2, 1, 1, 1),
     strides=(4, 2, 1, 1),
-    mlp_ratio=2,
+    mlp_ratios=(2, 2, 2, 2),
 )
 
 
