@@ -51,7 +51,7 @@ def test_convert_takes_a_name_and_keeps_its_licence(
     assert run(["convert", "--from", NAME, "--dry_run"]) == 0
     assert f"{NAME}, kind mit" in capsys.readouterr().out
     model = ["dims=(8,12,16,20)", "depths=(1,2,3,1)", "heads=(1,2,2,2)", "sr_ratios=(8,4,2,1)"]
-    model += ["strides=(4,2,2,2)", "mlp_ratio=4"]
+    model += ["strides=(4,2,2,2)", "mlp_ratios=(4,4,4,4)"]
     fitting = [f"--config.model.encoder.{field}" for field in model]
     tiny = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}:source_only"
     assert run(["convert", "--from", NAME, "--to", str(tmp_path / "to"), tiny, *fitting]) == 0

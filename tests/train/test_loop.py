@@ -355,7 +355,7 @@ def test_a_run_without_labels_to_score_on_adapts_and_picks_without_them(toy, mon
 
 
 def test_a_published_encoder_from_random_numbers_is_announced_before_compiling(toy, capsys):
-    names = ("dims", "depths", "heads", "sr_ratios", "strides", "mlp_ratio")
+    names = ("dims", "depths", "heads", "sr_ratios", "strides", "mlp_ratios")
     b0 = {f"model__encoder__{name}": getattr(ENCODERS["mit_b0"], name) for name in names}
     toy.train(**b0, optimizer__learning_rate=6e-5, train__steps=1)
     said = capsys.readouterr().out
