@@ -291,14 +291,14 @@ def test_what_is_not_in_the_bucket_is_one_line(gs):
         load_run(f"{gs}/none")
 
 
-def test_a_bucket_without_its_package_names_the_extra(monkeypatch):
+def test_a_bucket_without_its_package_names_it(monkeypatch):
     import fsspec
 
     def missing(scheme):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(UsageError, match=r"for gs:// install mrm-jax\[gcs\]"):
+    with pytest.raises(UsageError, match=r"for gs:// install gcsfs"):
         located("gs://bucket/run")
 
 
