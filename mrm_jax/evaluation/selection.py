@@ -25,8 +25,8 @@ import numpy as np
 from mrm_jax import stop
 from mrm_jax.config import Config, input_stats
 from mrm_jax.evaluation import confusion
-from mrm_jax.evaluation.evaluator import on_device, place
 from mrm_jax.evaluation.inference import predict
+from mrm_jax.evaluation.network import on_device, place
 from mrm_jax.models.segmentor import transformed
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.ops.resize import resize
