@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
     from mrm_jax.data.pipeline import Examples, evaluation_set
     from mrm_jax.evaluation.evaluator import evaluate_networks
-    from mrm_jax.evaluation.scores import document
+    from mrm_jax.evaluation.scores import evaluation_document
     from mrm_jax.evaluation.table import score_table
 
     examples = evaluation_set(protocol)
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     sentence = next(iter(found.values())).protocol.sentence()
     console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
-    for path in _write(folder, document(found, **facts), found):
+    for path in _write(folder, evaluation_document(found, **facts), found):
         console.print(f"written: {path}", markup=False, soft_wrap=True)
     return 0
 

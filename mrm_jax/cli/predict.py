@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     products = _products(arguments)
     _check_numbers(arguments)
 
-    from mrm_jax.evaluation.pictures import collect, name_outputs
+    from mrm_jax.evaluation.pictures import collect_pictures, name_outputs
 
-    pictures = collect(arguments.paths, arguments.to)
+    pictures = collect_pictures(arguments.paths, arguments.to)
     if "overlay" not in products and not arguments.frames and any(p.is_video for p in pictures):
         raise UsageError.of("--only", arguments.only, ": a video becomes overlays", "add --frames.")
     jobs = name_outputs(pictures, arguments.to, products)

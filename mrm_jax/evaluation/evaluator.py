@@ -26,7 +26,8 @@ from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.network import Network, on_device, place, stacked
 from mrm_jax.evaluation.reading import grouped, read_ahead
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
-from mrm_jax.types import IGNORE, Tree
+from mrm_jax.label_ids import IGNORE
+from mrm_jax.types import Tree
 
 
 class Example(Protocol):
@@ -50,7 +51,7 @@ class Example(Protocol):
         ...
 
 
-_count = jax.jit(counting.count, static_argnames="classes")
+_count = jax.jit(counting.confusion_matrix, static_argnames="classes")
 
 
 class _Labelled(NamedTuple):
@@ -91,15 +92,15 @@ def evaluate_networks(
     on_prediction: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> dict[str, EvaluationResult]:
     """Scores of several sets of variables of one `model` ("student", "teacher") on `examples`;
-    see `count`.
+    see `count_predictions`.
     """
     start = time.perf_counter()
     how = {"progress": progress, "on_prediction": on_prediction}
-    counts = count(config, model, networks, examples, **how)
+    counts = count_predictions(config, model, networks, examples, **how)
     return scored(config, counts, time.perf_counter() - start)
 
 
-def count(
+def count_predictions(
     config: Config,
     model: nn.Module,
     networks: Mapping[str, Tree],

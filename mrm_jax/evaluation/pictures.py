@@ -59,7 +59,7 @@ def video_suffix(size: tuple[int, int]) -> str:
     return ".webm" if size[0] % 2 or size[1] % 2 else ".mp4"
 
 
-def collect(paths: Sequence[str], to: Path) -> list[NamedPicture]:
+def collect_pictures(paths: Sequence[str], to: Path) -> list[NamedPicture]:
     """The picture files that the words on the command line mean, each once, by their path below
     the folder that a word names, without ending.
 
@@ -89,7 +89,7 @@ def _root(word: str) -> Path:
 
 
 def _meant(word: str, to: Path) -> list[Path]:
-    """What one word means, see `collect`; OSError for one that no file system takes."""
+    """What one word means, see `collect_pictures`; OSError for one that no file system takes."""
     path = located(word)
     if path.is_dir() and _whole(path) == _whole(to):
         raise UsageError.at("--to", " is the folder of the pictures", "give another one.", value=to)
