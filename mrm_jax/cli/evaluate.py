@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mrm_jax import terminal
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, detail_crop
+from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
+from mrm_jax.options import declared, edited
 from mrm_jax.paths import is_remote, located, what_is_wrong
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mrm_jax.runs.checkpoint import LoadedRun
+    from mrm_jax.evaluation.scores import EvaluationResult
 
 NETWORKS = ("student", "teacher")
 
@@ -26,6 +27,7 @@ NETWORKS = ("student", "teacher")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""
     add_checkpoint_arguments(parser)
+    add_protocol_arguments(parser)
     parser.add_argument(
         "--network",
         choices=(*NETWORKS, "both"),
@@ -65,17 +67,55 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--tta` and `--whole_pixels`, for verbs that look at pictures."""
+    said = declared(Config)["evaluation.whole_pixels"]
+    parser.add_argument(
+        "--tta",
+        metavar="flip,0.75,1.25",
+        help="average probabilities over the mirrored picture, too (flip), and over these scales "
+        "besides 1",
+    )
+    parser.add_argument(
+        "--whole_pixels",
+        type=int,
+        metavar="PX",
+        help=f"{said.doc} Default: the run's, {said.default} unless set",
+    )
+
+
+def with_protocol(config: Config, arguments: argparse.Namespace) -> Config:
+    """`config` with what `add_protocol_arguments` were given; UsageError for a wrong value."""
+    values: dict[str, Any] = {}
+    if arguments.whole_pixels is not None:
+        values["evaluation.whole_pixels"] = arguments.whole_pixels
+    if arguments.tta is not None:
+        words = [word.strip() for word in arguments.tta.split(",")]
+        values["evaluation.flip"] = "flip" in words
+        try:
+            scales = {1.0, *(float(word) for word in words if word != "flip")}
+        except ValueError as error:
+            raise UsageError.of(
+                "--tta", arguments.tta, "", "give flip, scales, or both, such as flip,0.75,1.25."
+            ) from error
+        values["evaluation.scales"] = tuple(sorted(scales))
+    for path, value in values.items():
+        declared(Config)[path].check(value)
+    return edited(config, values)
+
+
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
-    """Writes evaluation.json and prints the scores; exit code.
+    """Writes evaluation.json and confusion_<network>.png, and prints the scores; exit code.
 
     `config`, if given, says what is evaluated on and how (`data.evaluation`, `evaluation`); the
     network is the checkpoint's. Raises UsageError, or RunError for a folder that cannot be written.
     """
+    from mrm_jax.opening import opened
     from mrm_jax.runs.checkpoint import load_run
 
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
-    protocol = _protocol(loaded.config, config, arguments.path)
-    variables = chosen_networks(loaded, arguments.network)
+    protocol = with_protocol(_protocol(loaded.config, config, arguments.path), arguments)
+    nets = opened(loaded, arguments.network, lambda _: protocol)
     console = terminal.console()
     console.print(
         f"checkpoint: {arguments.workdir or arguments.checkpoint}, step {loaded.step}",
@@ -87,7 +127,6 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.evaluation.evaluator import evaluate_networks
     from mrm_jax.evaluation.scores import evaluation_document
     from mrm_jax.evaluation.table import score_table
-    from mrm_jax.models.build import build_segmentor
 
     examples = evaluation_set(protocol)
     if not isinstance(examples, Examples) or not examples:
@@ -96,14 +135,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER.",
         )
     folder = _home(arguments)
-    saver = _saver(arguments.save_predictions, next(iter(variables)), examples.names)
+    saver = _saver(arguments.save_predictions, next(iter(nets)), examples.names)
     with progress_bar("pictures", len(examples)) as advance:
         found = evaluate_networks(
             protocol,
-            build_segmentor(
-                protocol.model, len(protocol.data.classes.names), detail_crop(protocol)
-            ),
-            variables,
+            next(iter(nets.values())).module,
+            {name: net.variables for name, net in nets.items()},
             examples,
             progress=lambda done, total: advance(done),
             on_prediction=saver,
@@ -112,38 +149,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     sentence = next(iter(found.values())).sentence()
     console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
-    console.print(
-        f"written: {_write(folder, evaluation_document(found, **facts))}",
-        markup=False,
-        soft_wrap=True,
-    )
+    for path in _write(folder, evaluation_document(found, **facts), found):
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
     return 0
-
-
-def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
-    """Variables by network name, the student first; UsageError for a teacher that is not there and
-    for weights that are no whole network."""
-    if loaded.student["params"].keys() == {"encoder"}:
-        raise UsageError(
-            "These weights are an encoder alone, which segments nothing",
-            "train with them by --config.model.encoder.weights.",
-        )
-    if loaded.facts.get("converted") and (missing := loaded.facts["weights"].get("missing")):
-        raise UsageError(
-            f"These weights lack {len(missing)} leaves, {missing[0]} the first",
-            "train with them by --config.train.init_from.",
-        )
-    found = {"student": loaded.student}
-    if loaded.teacher is not None:
-        found["teacher"] = loaded.teacher
-    if which == "both":
-        return found
-    if which not in found:
-        raise UsageError(
-            f"--network teacher: this checkpoint ({loaded.config.method.kind}) holds no teacher",
-            "use --network student.",
-        )
-    return {which: found[which]}
 
 
 def _protocol(trained: Config, given: Config | None, path: Path | None) -> Config:
@@ -207,15 +215,21 @@ def _saver(
     return save
 
 
-def _write(folder: Path, values: dict) -> Path:
+def _write(folder: Path, values: dict, found: Mapping[str, EvaluationResult]) -> list[Path]:
+    """Writes evaluation.json and, of each network, the picture of its confusions."""
+    from mrm_jax.report.matrix import save_matrix
     from mrm_jax.runs.workdir import write_json
 
-    path = folder / "evaluation.json"
+    written = [folder / "evaluation.json"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, values)
+        write_json(written[0], values)
+        for name, result in found.items():
+            title = f"{name}, step {values['step']}: mIoU {result.mean_iou:.1%}"
+            path = folder / f"confusion_{name}.png"
+            written.append(save_matrix(result.confusion, result.classes, title, path))
     except OSError as error:
         raise RunError.at(
-            path, f" cannot be written: {what_is_wrong(error)}", "add --to DIR, another folder."
+            folder, f" cannot be written: {what_is_wrong(error)}", "add --to DIR, another folder."
         ) from error
-    return path
+    return written

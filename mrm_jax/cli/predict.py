@@ -1,41 +1,45 @@
-"""`predict`: segments pictures of any kind and size, without labels."""
+"""`predict`: segments pictures and videos of any kind and size, without labels."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import errno
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrm_jax.cli.evaluate import (
     NETWORKS,
     add_checkpoint_arguments,
-    chosen_networks,
+    add_protocol_arguments,
+    with_protocol,
 )
 from mrm_jax.cli.prepare import add_limit
-from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config, detail_crop
-from mrm_jax.errors import RunError, UsageError
-from mrm_jax.paths import below, located, replaced, shown, what_is_wrong
+from mrm_jax.config import Config
+from mrm_jax.errors import UsageError
+from mrm_jax.paths import located, shown
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from mrm_jax.cli.results import Look
+    from mrm_jax.cli.segment import Outcome
+    from mrm_jax.evaluation.network import Network
     from mrm_jax.evaluation.pictures import NamedPicture
 
-TABLE = "class_shares.csv"
-WARNINGS_SHOWN = 5
-_ITS_OWN = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
-"""Errors of writing that say something of one name; a full disk says something of all."""
+PRODUCTS = ("ids", "colour", "overlay")
+"""What is made of a picture unless `--only` says otherwise."""
+SHOWN = 5
+"""Names in one line that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="pictures, folders (searched below), or patterns"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, folders (searched below), patterns, or videos",
     )
     add_checkpoint_arguments(parser)
     parser.add_argument(
@@ -49,6 +53,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LONG", "SHORT"),
         help="box, px, that pictures are fitted into before the network (default: as in training)",
     )
+    add_protocol_arguments(parser)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="pictures of equal size that go through the network together; default: the run's",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"write only these, with commas, of {', '.join(PRODUCTS)}; default: all",
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="write NAME_confidence.png, too: the probability of each pixel's class, 0..65535",
+    )
+    parser.add_argument(
+        "--opacity", type=float, default=0.5, help="share of the colours in overlays; default: 0.5"
+    )
+    parser.add_argument(
+        "--legend", action="store_true", help="name the classes that are seen in the overlays"
+    )
+    parser.add_argument(
+        "--frames", action="store_true", help="of a video, pictures of each frame; no overlay video"
+    )
     add_limit(parser)
 
 
@@ -56,115 +85,129 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Segments all pictures; 1 where some could not be read or written (they are named), else 0.
 
     Of every picture: NAME.png (train ids, 8 bits, at its own size), NAME_colour.png,
-    NAME_overlay.png, and a row of class_shares.csv. Raises UsageError, or RunError for a folder
-    that cannot be written.
+    NAME_overlay.png, and a row of class_shares.csv; of every video NAME_overlay.mp4 or .webm. NAME
+    is the path below the folder that was given. Raises UsageError, or RunError for a folder that
+    cannot be written.
     """
     if config is not None:
         raise UsageError("predict takes its config from the checkpoint", "leave --config out.")
-    if arguments.resize is not None and min(arguments.resize) < 1:
-        raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
+    products = _products(arguments)
+    _check_numbers(arguments)
 
     from mrm_jax.evaluation.pictures import collect_pictures, name_outputs
 
     pictures = collect_pictures(arguments.paths, arguments.to)
-    jobs = name_outputs(pictures, arguments.to)
+    if "overlay" not in products and not arguments.frames and any(p.is_video for p in pictures):
+        raise UsageError.of("--only", arguments.only, ": a video becomes overlays", "add --frames.")
+    jobs = name_outputs(pictures, arguments.to, products)
+    _say_numbered(pictures, jobs)
 
-    from mrm_jax.runs.checkpoint import load_run
-
-    loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
-    variables = chosen_networks(loaded, arguments.network)[arguments.network]
-    return _predict_all(jobs, loaded.config, variables, arguments)
-
-
-def _predict_all(
-    jobs: Sequence[NamedPicture], config: Config, variables: Any, arguments: argparse.Namespace
-) -> int:
     import jax
 
-    from mrm_jax.data.files import MEGAPIXELS, UnreadableError, read_image
-    from mrm_jax.evaluation.pictures import input_box
-    from mrm_jax.models.build import build_segmentor
-    from mrm_jax.report.table import cells
+    from mrm_jax import allocator
+    from mrm_jax.cli import segment
+    from mrm_jax.cli.results import Look, Results
+    from mrm_jax.data.files import MEGAPIXELS
+    from mrm_jax.opening import opened
+    from mrm_jax.runs.checkpoint import load_run
 
-    to: Path = arguments.to
+    allocator.keep_memory(jax.default_backend())
+    loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
+    nets = opened(loaded, arguments.network, lambda found: _protocol(found, arguments))
+    net = nets[arguments.network]
+    look = Look(products, arguments.opacity, arguments.legend, arguments.frames)
     megapixels = arguments.max_megapixels or MEGAPIXELS
-    model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
-    variables = jax.device_put(variables)
-    box = tuple(arguments.resize) if arguments.resize else input_box(config)
-    failed: dict[str, list[str]] = {"read": [], "written": []}
-    warned = 0
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        with replaced(to / TABLE) as new:  # rows go there as they come, under the right name
-            table = new.open("w", encoding="utf-8")
-    except OSError as error:
-        raise RunError.at(
-            "--to", f" cannot be written: {what_is_wrong(error)}.", value=to
-        ) from error
-    with table, progress_bar("pictures", len(jobs)) as advance:
-        rows = csv.writer(table)
-        rows.writerow(cells(["name", "picture", "height", "width", *config.data.classes.names]))
-        for done, job in enumerate(jobs, 1):
-            try:
-                image = read_image(job.path, upright=True, megapixels=megapixels)
-                ids, warning = _segment(config, model, variables, image, box)
-                _write(to, job.name, image, ids, config)
-            except UnreadableError as error:
-                failed["read"].append(shown(job.path))
-                print(f"unreadable: {shown(error)}", file=sys.stderr)
-            except RunError as error:
-                if not (isinstance(cause := error.__cause__, OSError) and cause.errno in _ITS_OWN):
-                    raise
-                failed["written"].append(shown(job.path))
-                print(f"not written: {shown(error)}", file=sys.stderr)
-            else:
-                rows.writerow(cells([job.name, job.path, *ids.shape, *_shares(ids, config)]))
-                warned += warning is not None
-                if warning is not None and warned <= WARNINGS_SHOWN:
-                    print(f"warning: {shown(job.path)} {warning}.", file=sys.stderr)
-            advance(done)
-    if warned > WARNINGS_SHOWN:
-        print(
-            f"warning: {warned} pictures in all are far from the training scale.", file=sys.stderr
+    with closing(Results(arguments.to, look, net.classes, _stamp(net, look))) as results:
+        outcome = segment.all_of(net, results, jobs, megapixels)
+    return _report(net, jobs, outcome, arguments.to)
+
+
+def _products(arguments: argparse.Namespace) -> tuple[str, ...]:
+    named = arguments.only.split(",") if arguments.only is not None else PRODUCTS
+    products = tuple(dict.fromkeys(word.strip() for word in named))
+    wrong = [word for word in products if word not in PRODUCTS]
+    if wrong:
+        raise UsageError.of(
+            "--only", arguments.only, "", f"give some of {', '.join(PRODUCTS)}, with commas."
         )
-    count = sum(map(len, failed.values()))
-    print(f"{len(jobs) - count} of {len(jobs)} pictures segmented into {to}")
-    for what, paths in failed.items():
+    return (*products, "confidence") if arguments.confidence else products
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if arguments.resize is not None and min(arguments.resize) < 1:
+        raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
+    if not 0 <= arguments.opacity <= 1:
+        raise UsageError.of("--opacity", arguments.opacity, "", "give a number from 0 to 1.")
+    if arguments.batch is not None and arguments.batch < 1:
+        raise UsageError.of("--batch", arguments.batch, "", "give a number from 1 on.")
+
+
+def _say_numbered(pictures: Sequence[NamedPicture], jobs: Sequence[NamedPicture]) -> None:
+    """Names the pictures whose name an earlier one has taken."""
+    numbered = [
+        f"{shown(job.path)} is {shown(job.name)}"
+        for picture, job in zip(pictures, jobs, strict=True)
+        if job.is_numbered(picture)
+    ]
+    if numbered:
+        more = f" and {len(numbered) - SHOWN} more" if len(numbered) > SHOWN else ""
+        print(f"numbered, as their names are taken: {'; '.join(numbered[:SHOWN])}{more}")
+
+
+def _protocol(config: Config, arguments: argparse.Namespace) -> Config:
+    """The run's config with what the command says about how pictures are looked at."""
+    config = with_protocol(config, arguments)
+    evaluation, domain = config.evaluation, config.data.evaluation
+    if arguments.batch is not None:
+        evaluation = replace(evaluation, batch=arguments.batch)
+    if arguments.resize is not None:
+        domain = replace(domain, resize=tuple(arguments.resize))
+    data = replace(config.data, evaluation=domain)
+    return replace(config, data=data, evaluation=evaluation)
+
+
+def _stamp(net: Network, look: Look) -> dict[str, Any]:
+    """What makes results: the same stamp, the same results."""
+    import hashlib
+    import json
+    from dataclasses import asdict
+
+    from mrm_jax.evaluation.network import input_box
+    from mrm_jax.runs.digest import digests
+
+    evaluation = net.config.evaluation
+    seen = ("mode", "window", "stride", "whole_pixels", "scales", "flip")
+    arrays = json.dumps(sorted(digests(net.variables).items())).encode()
+    return {
+        "checkpoint": hashlib.sha256(arrays).hexdigest(),
+        "network": net.name,
+        "step": net.step,
+        "classes": net.classes,
+        "colours": net.config.data.classes.colours,
+        **{name: getattr(evaluation, name) for name in seen},
+        "resize": input_box(net.config),
+        **asdict(look),
+    }
+
+
+def _report(net: Network, jobs: Sequence[NamedPicture], outcome: Outcome, to: Path) -> int:
+    """Prints what became of all, and how; the exit code."""
+    from mrm_jax.evaluation import protocols
+    from mrm_jax.evaluation.tiling import in_parts
+
+    if outcome.warned > SHOWN:
+        far = f"{outcome.warned} pictures in all are far from the training scale"
+        print(f"warning: {far}.", file=sys.stderr)
+    evaluation = net.config.evaluation
+    divided = any(in_parts(size, evaluation) for size in outcome.sizes)
+    parts = evaluation.whole_pixels if divided else None
+    how = protocols.manner(evaluation.mode, evaluation.window, evaluation.stride, parts)
+    versions = protocols.augmentation(evaluation)
+    print(f"{net.name}, {how}, {'no flips, one scale' if versions == 'none' else versions}")
+    count = sum(map(len, outcome.failed.values()))
+    what = "videos" if all(job.is_video for job in jobs) else "pictures"
+    print(f"{len(jobs) - count} of {len(jobs)} {what} segmented into {to}")
+    for verb, paths in outcome.failed.items():
         if paths:
-            print(f"{len(paths)} could not be {what}: {', '.join(paths)}", file=sys.stderr)
+            print(f"{len(paths)} could not be {verb}: {', '.join(paths)}", file=sys.stderr)
     return 1 if count else 0
-
-
-def _segment(
-    config: Config, model: Any, variables: Any, image: np.ndarray, box: tuple[int, int] | None
-) -> tuple[np.ndarray, str | None]:
-    """Train ids u8[H,W] at the picture's own size, and a warning about its scale or None."""
-    import numpy as np
-
-    from mrm_jax.evaluation.evaluator import class_ids, fit
-    from mrm_jax.evaluation.pictures import adapted, scale_warning
-
-    size = (image.shape[0], image.shape[1])
-    fitted = fit(image, box)
-    at = (fitted.shape[0], fitted.shape[1])
-    ids = class_ids(adapted(config, at), model, variables, fitted[None], size)
-    return np.asarray(ids)[0], scale_warning(size, at, config.data.crop)
-
-
-def _shares(ids: np.ndarray, config: Config) -> list[str]:
-    import numpy as np
-
-    pixels = np.bincount(ids.ravel(), minlength=len(config.data.classes.names))
-    return [f"{number / ids.size:.6f}" for number in pixels]
-
-
-def _write(to: Path, name: str, image: np.ndarray, ids: np.ndarray, config: Config) -> None:
-    import cv2
-
-    from mrm_jax.data.labels import colourise
-    from mrm_jax.evaluation.pictures import PRODUCTS, write_png
-
-    colour = colourise(ids, config.data.classes)
-    pictures = (ids, colour, cv2.addWeighted(image, 0.5, colour, 0.5, 0))
-    for product, picture in zip(PRODUCTS, pictures, strict=True):
-        write_png(below(to, f"{name}{product}.png"), picture)

@@ -129,6 +129,20 @@ class Evaluation:
         (1024, 1024), "slide: height and width of a window.", unit="px", low=1
     )
     stride: tuple[int, int] = option((512, 512), "slide: step between windows.", unit="px", low=1)
+    whole_pixels: int = option(
+        2**21,
+        "whole: a picture of more pixels goes through in overlapping parts with a smooth blend.",
+        source="1024 x 2048; MiT-B5 needs under 16 GB of memory for it",
+        unit="px",
+        low=2**12,
+    )
+    scales: tuple[float, ...] = option(
+        (1.0,),
+        "Sizes of the picture whose probabilities are averaged, over the size it is read at.",
+        low=0.1,
+        high=8,
+    )
+    flip: bool = option(False, "Average with the mirrored picture, too, at each scale.")
     classes: tuple[str, ...] = option((), "Classes counted in mIoU; empty: all of the table.")
     also: tuple[tuple[str, ...], ...] = option(
         (), "Further means: a name, such as mIoU13, and the classes counted in it."

@@ -1,10 +1,9 @@
 """Scores of networks on labelled pictures: every picture read once, counted on the device, added up
 exactly.
 
-A picture is fitted to `data.evaluation.resize` with OpenCV, as in training, and goes through the
-network at that size; the logits are brought to the size of its label, which is never resized.
-Pictures of equal sizes share a forward, the last one filled with rows that count nowhere, so that
-there is one compilation for every pair of sizes.
+A picture goes through the networks as `Network` reads it, and what they say is brought to the size
+of its label, which is never resized. Pictures of equal sizes share a forward, the last one filled
+with rows that count nowhere, so that there is one compilation for every size.
 """
 
 from __future__ import annotations
@@ -12,73 +11,35 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from mrm_jax import stop
-from mrm_jax.config import Config, evaluation_domain, input_stats, smallest_picture
-from mrm_jax.data.transforms import keep_ratio_size, resize_image
+from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import confusion as counting
-from mrm_jax.evaluation.inference import classify, predict
+from mrm_jax.evaluation.network import Network, on_device, place, stacked
+from mrm_jax.evaluation.reading import grouped, read_ahead
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.label_ids import IGNORE
-from mrm_jax.ops.normalise import normalise
-from mrm_jax.sharding import over_batch
 from mrm_jax.types import Tree
 
 if TYPE_CHECKING:
     from mrm_jax.data.pipeline import Example
 
-_T = TypeVar("_T")
-
-READERS = 2
-"""Threads that read pictures ahead of the device."""
-AHEAD = 8
-"""Pictures read ahead."""
-
-
-def fit(image: np.ndarray, box: tuple[int, int] | None) -> np.ndarray:
-    """The picture u8[H,W,3] as the network reads it: fitted into `box` = (long, short) px, or as it
-    is for None.
-    """
-    height, width = image.shape[:2]
-    return image if box is None else resize_image(image, keep_ratio_size(height, width, box))
-
-
-def class_ids(
-    config: Config, model: nn.Module, variables: Tree, image: Any, size: tuple[int, int]
-) -> jax.Array:
-    """Predicted train ids u8[B,h,w] at `size` of fitted pictures u8[B,H,W,3], under the protocol of
-    `config`.
-    """
-    protocol = config.evaluation
-    logits = predict(
-        model,
-        variables,
-        _normalise(image, input_stats(config.model)),
-        mode=protocol.mode,
-        window=protocol.window,
-        stride=protocol.stride,
-        smallest=smallest_picture(config.model),
-    )
-    return classify(logits, size=size)
-
-
-_normalise = jax.jit(normalise, static_argnames="stats")
 _count = jax.jit(counting.confusion_matrix, static_argnames="classes")
 
 
-class _Batch(NamedTuple):
-    names: tuple[str, ...]
-    image: np.ndarray
+class _Labelled(NamedTuple):
+    """A picture as the networks read it, see `Network.versions`, and its label u8[H,W]."""
+
+    name: str
+    versions: tuple[np.ndarray, ...]
     label: np.ndarray
 
 
@@ -136,74 +97,59 @@ def count_predictions(
     label's size, in no particular order. Raises UsageError for a label that is neither a class nor
     255, or of another size than its picture.
     """
-    classes = len(config.data.classes.names)
-    totals = {name: _Total(np.zeros((classes, classes), np.int64)) for name in networks}
-    inputs: set[tuple[int, int]] = set()
-    labels: set[tuple[int, int]] = set()
-    done = 0
     # Nothing here is a training step: reading results on the host is the purpose.
     with jax.transfer_guard("allow"):
-        networks = {name: on_device(variables) for name, variables in networks.items()}
-        for batch in _batches(examples, config, classes):
+        nets = [Network(config, model, on_device(v), name) for name, v in networks.items()]
+        totals = {net.name: _Total(np.zeros((len(net.classes),) * 2, np.int64)) for net in nets}
+        inputs: set[tuple[int, int]] = set()
+        labels: set[tuple[int, int]] = set()
+        done, rows = 0, config.evaluation.batch
+        for group in grouped(_pictures(nets[0], examples), _sizes, rows):
             stop.look()
-            size = (batch.label.shape[1], batch.label.shape[2])
-            inputs.add((batch.image.shape[1], batch.image.shape[2]))
-            labels.add(size)
-            for name, variables in networks.items():
-                image, label = spread_over_devices(variables, batch.image, batch.label)
-                ids = class_ids(config, model, variables, image, size)
-                totals[name].add(_count(ids, label, classes=classes), keep=2)
+            inputs.add(nets[0].reference(group[0].versions).shape[:2])
+            labels.add(group[0].label.shape)
+            for net in nets:
+                predicted = _predicted(net, group, rows, totals[net.name])
                 if on_prediction is not None:
-                    host = np.asarray(jax.device_get(ids))
-                    for row, example in enumerate(batch.names):
-                        on_prediction(name, example, host[row])
-            done += len(batch.names)
+                    for example, ids in zip(group, predicted(), strict=False):
+                        on_prediction(net.name, example.name, ids)
+            done += len(group)
             if progress is not None:
                 progress(done, len(examples))
         sums = {name: total.finish() for name, total in totals.items()}
     return Counts(sums, done, inputs, labels)
 
 
-def on_device(variables: Tree) -> Tree:
-    """`variables` on the device: numpy arrays, as a checkpoint gives them, are moved once."""
-    if isinstance(jax.tree.leaves(variables)[0], jax.Array):
-        return variables
-    return jax.device_put(variables)
+def _sizes(picture: _Labelled) -> tuple:
+    return *(version.shape for version in picture.versions), picture.label.shape
 
 
-def spread_over_devices(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
-    """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
-    first = jax.tree.leaves(variables)[0]
-    lying = first.sharding if isinstance(first, jax.Array) else None
-    mesh = lying.mesh if isinstance(lying, NamedSharding) else None
-    if not isinstance(mesh, Mesh) or len(arrays[0]) % mesh.size:
-        return arrays
-    rows = over_batch(mesh)
-    return tuple(jax.device_put(array, rows) for array in arrays)
+def _predicted(
+    net: Network, group: list[_Labelled], rows: int, total: _Total
+) -> Callable[[], np.ndarray]:
+    """Counts what `net` makes of pictures of equal size, filled up to `rows` with ones that count
+    nowhere; gives ids u8[rows,H,W] when they are asked for."""
+    versions = stacked([picture.versions for picture in group], rows)
+    (label,) = stacked([(picture.label,) for picture in group], rows)
+    label[len(group) :] = IGNORE
+    strips = []
+    for strip in net.strips(versions, label.shape[1:]):
+        ids = strip.value[0]
+        part = label[:, strip.top : strip.top + strip.rows]
+        missing = [(0, at - of) for at, of in zip(ids.shape, part.shape, strict=True)]
+        part = np.pad(part, missing, constant_values=IGNORE)
+        (part,) = place(net.variables, part)
+        total.add(_count(ids, part, classes=len(net.classes)), keep=2)
+        strips.append(strip._replace(value=ids))
+    return lambda: np.concatenate([strip.cut() for strip in strips], axis=1)
 
 
-def _batches(examples: Sequence[Example], config: Config, classes: int) -> Iterator[_Batch]:
-    """Batches of `evaluation.batch` pictures of equal sizes; rows that fill the last ones have the
-    label 255.
-    """
-    rows = config.evaluation.batch
-    box = evaluation_domain(config).resize
-    waiting: dict[tuple, list[tuple[str, np.ndarray, np.ndarray]]] = {}
-    for entry in _read_ahead(partial(_prepared, examples, box, classes), len(examples)):
-        group = waiting.setdefault((entry[1].shape, entry[2].shape), [])
-        group.append(entry)
-        if len(group) == rows:
-            yield _stack(group, rows)
-            group.clear()
-    for group in waiting.values():
-        if group:
-            yield _stack(group, rows)
+def _pictures(net: Network, examples: Sequence[Example]) -> Iterator[_Labelled]:
+    return read_ahead(partial(_prepared, examples, net), len(examples))
 
 
-def _prepared(
-    examples: Sequence[Example], box: tuple[int, int] | None, classes: int, index: int
-) -> tuple[str, np.ndarray, np.ndarray]:
-    example = examples[index]
+def _prepared(examples: Sequence[Example], net: Network, index: int) -> _Labelled:
+    example, classes = examples[index], len(net.classes)
     if example.image.shape[:2] != example.label.shape:
         raise UsageError.at(
             example.name,
@@ -217,29 +163,4 @@ def _prepared(
             f": its label holds {int(example.label[wrong][0])}, which is neither one of "
             f"{classes} classes nor {IGNORE}; check raw_ids and ignored_ids.",
         )
-    return example.name, fit(example.image, box), example.label
-
-
-def _stack(group: list[tuple[str, np.ndarray, np.ndarray]], rows: int) -> _Batch:
-    names, images, labels = zip(*group, strict=True)
-    missing = rows - len(group)
-    images += (np.zeros_like(images[0]),) * missing
-    labels += (np.full_like(labels[0], IGNORE),) * missing
-    return _Batch(names, np.stack(images), np.stack(labels))
-
-
-def _read_ahead(read: Callable[[int], _T], count: int) -> Iterator[_T]:
-    """`read(0)`, `read(1)`, ... in order, with up to `AHEAD` of them under way in threads."""
-    pool = ThreadPoolExecutor(READERS)
-    queue: deque[Future[_T]] = deque(pool.submit(read, i) for i in range(min(AHEAD, count)))
-    following = len(queue)
-    try:
-        while queue:
-            item = queue.popleft().result()
-            if following < count:
-                queue.append(pool.submit(read, following))
-                following += 1
-            yield item
-    finally:
-        # Whoever ends early, say for a stop, does not wait for a disk that hangs.
-        pool.shutdown(wait=False, cancel_futures=True)
+    return _Labelled(example.name, net.versions(example.image), example.label)

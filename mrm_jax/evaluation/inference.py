@@ -1,115 +1,217 @@
-"""Logits of whole pictures: one forward, or overlapping windows whose logits are averaged.
+"""What a network makes of pictures, in strips of rows: classes, probabilities or logits.
 
 Only the segmentor is run: nothing that exists for training alone (the Rebuilder, the objectives)
 appears here. Source: DAFormer sec. 4 and HRDA sec. 3.4; peer: mmseg `EncoderDecoder.inference`. The
 two-step bilinear resize, to the network's input size and from there to the label's, is part of the
-protocol. The parts are jitted here, one compilation a shape, so call `predict` as it is; it may
-also be traced inside another jit.
+protocol. Windows and parts are those of `tiling.py`; of what they give only the small maps of the
+window rows that the present strip needs are kept, so that memory follows neither the pictures'
+height nor their pixels times the classes.
+
+The parts are jitted here, one compilation a shape; all may also be traced inside another jit.
+Strips are padded to a few sizes, so that results of many sizes share a program.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.ops.resize import resize
-from mrm_jax.ops.windows import grid
+from mrm_jax.config import Evaluation
+from mrm_jax.evaluation.tiling import Taps, Tiling, taps, tiling
+from mrm_jax.ops.normalise import normalise
+from mrm_jax.ops.precision import at_least_float32
+from mrm_jax.registry import InputStats
 from mrm_jax.types import Array, Tree
 
-InferenceMode = Literal["whole", "slide"]
-
 WINDOWS_AT_ONCE = 4
-"""Windows that go through the network together. Bounds memory; the result does not depend on it."""
+PIXELS_AT_ONCE = 2**20
+"""Windows, and pixels of them, that go through the network together, at least one window. Bounds
+memory; the result does not depend on it."""
+NUMBERS_AT_ONCE = 2**24
+"""Logits of a strip: 64 MiB in float32."""
+PADDED = 64
+"""Strips are as wide as a multiple of this, px, and as high where one is all."""
+
+What = Literal["classes", "probabilities", "logits"]
+Forward = Callable[[Array], jax.Array]
+"""Maps of logits f[n,h,w,K] of pictures [n,H,W,3]."""
 
 
-@partial(jax.jit, static_argnames=("model", "smallest"))
-def whole_logits(
-    model: nn.Module, variables: Tree, image: Array, *, smallest: int = 1
-) -> jax.Array:
-    """Logits f[B,H,W,K] of `image` f[B,H,W,3] in one forward, resized to its size.
+class Strip(NamedTuple):
+    """Some rows of a result: of `value` [B,R,W,...], rows `top` to `top` + `rows` of the whole,
+    `[:, :rows, :width]` counts and the rest is padding. Of classes `value` is (ids u8[B,R,W],
+    probability of each f[B,R,W])."""
 
-    A side below `smallest` px, which the encoder could not reduce, is padded with 0 (the mean
-    colour) at the bottom and the right before the network and cut off after it. Larger pictures are
-    never padded: any size goes through as it is.
-    """
-    height, width = image.shape[1:3]
-    below, right = max(0, smallest - height), max(0, smallest - width)
-    image = jnp.pad(jnp.asarray(image), ((0, 0), (0, below), (0, right), (0, 0)))
-    output: Any = model.apply(variables, image, mode="eval")
-    return resize(output.logits["main"], (height + below, width + right))[:, :height, :width]
+    top: int
+    rows: int
+    width: int
+    value: Any
+
+    def cut(self) -> Any:
+        """`value` without its padding, on the host."""
+        part = (slice(None), slice(self.rows), slice(self.width))
+        return jax.tree.map(lambda array: np.asarray(array)[part], self.value)
 
 
-@partial(jax.jit, static_argnames=("model", "extent", "smallest"), donate_argnames="total")
-def _add_windows(
+@partial(jax.jit, static_argnames=("model", "stats", "smallest"))
+def maps(
     model: nn.Module,
     variables: Tree,
     image: Array,
-    total: jax.Array,
-    corners: Array,
-    used: Array,
     *,
-    extent: tuple[int, int],
-    smallest: int,
+    stats: InputStats | None = None,
+    smallest: int = 1,
 ) -> jax.Array:
-    """`total` f[B,H,W,K] plus the logits of the windows at `corners` i32[n,2]; `used` f[n] is 0 for
-    filling rows.
+    """Logits f[B,h,w,K], at the decoder's stride, of pictures u8[B,H,W,3], or f[B,H,W,3] that are
+    normalised already for `stats` None.
+
+    A side below `smallest` px, which the encoder could not reduce, is padded with 0 (the mean
+    colour) at the bottom and the right. Larger pictures are never padded: any size goes through as
+    it is. At least float32.
     """
-    batch, channels = image.shape[0], image.shape[-1]
-    size = (batch, *extent, channels)
-    zero = jnp.zeros((), corners.dtype)
-    image = jnp.asarray(image)
-    windows = [jax.lax.dynamic_slice(image, (zero, top, left, zero), size) for top, left in corners]
-    logits = whole_logits(model, variables, jnp.concatenate(windows), smallest=smallest)
-    for i, (top, left) in enumerate(corners):
-        at = (zero, top, left, zero)
-        part = logits[i * batch : (i + 1) * batch] * used[i].astype(logits.dtype)
-        before = jax.lax.dynamic_slice(total, at, part.shape)
-        total = jax.lax.dynamic_update_slice(total, before + part, at)
+    image = jnp.asarray(image) if stats is None else normalise(image, stats)
+    below, right = (max(0, smallest - side) for side in image.shape[1:3])
+    image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
+    output: Any = model.apply(variables, image, mode="eval")
+    logits = output.logits["main"]
+    return logits.astype(at_least_float32(logits))
+
+
+def strips(
+    forward: Forward,
+    versions: Sequence[Array],
+    *,
+    protocol: Evaluation,
+    size: tuple[int, int],
+    smallest: int = 1,
+    what: What = "classes",
+) -> Iterator[Strip]:
+    """The result for pictures at `size` = (height, width), from the top down.
+
+    versions: the pictures [B,H,W,3] at every one of `protocol.scales`. Several versions, or
+    mirrored ones besides, are averaged as probabilities; logits are those of the first alone.
+    smallest: as `forward` pads, see `maps`.
+    """
+    mirrors = (False, True) if protocol.flip and what != "logits" else (False,)
+    versions = versions[:1] if what == "logits" else versions
+    readers = [
+        _Reader(forward, image, tiling(image.shape[1:3], protocol), size, smallest, mirrored)
+        for image in versions
+        for mirrored in mirrors
+    ]
+    height, width = size
+    wide = -(-width // PADDED) * PADDED
+    batch, classes = versions[0].shape[0], readers[0].classes
+    rows = NUMBERS_AT_ONCE // (batch * wide * classes * len(readers))
+    rows = min(max(rows // 8 * 8, 1), -(-height // PADDED) * PADDED)
+    for top in range(0, height, rows):
+        given = tuple(reader.strip(top, rows, wide) for reader in readers)
+        yield Strip(top, min(rows, height - top), width, _made(given, what=what))
+
+
+class _Reader:
+    """One version of pictures, and the maps of its rows of windows for as long as a strip further
+    down needs them."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        image: Array,
+        grid: Tiling,
+        size: tuple[int, int],
+        smallest: int,
+        mirrored: bool,
+    ):
+        self._forward, self._grid = forward, grid
+        self._image = image[:, :, ::-1] if mirrored else image
+        self._maps = {0: self._row(0)}
+        _, cells, across, self.classes = self._maps[0].shape
+        count = len(grid.columns.starts)
+        padded = [max(extent, smallest) for extent in grid.extent]
+        self._down = taps(grid.rows, size[0], cells, padded[0], together=False)
+        (right,) = taps(grid.columns, size[1], across // count, padded[1], together=True)
+        self._right = Taps(*(part[::-1] for part in right)) if mirrored else right
+
+    def strip(self, top: int, rows: int, wide: int) -> tuple:
+        """What `_logits` makes `rows` rows from `top` of, at a width of `wide`."""
+        here = slice(top, top + rows)
+        needed = [i for i, down in enumerate(self._down) if down.share[here].any()]
+        self._maps = {i: self._maps[i] if i in self._maps else self._row(i) for i in needed}
+        dtype = next(iter(self._maps.values())).dtype
+        down = tuple(_filled(self._down[i], here, rows, dtype) for i in needed)
+        right = _filled(self._right, slice(None), wide, dtype)
+        return tuple(self._maps.values()), down, right
+
+    def _row(self, index: int) -> jax.Array:
+        """Maps f[B,h,n*w,K] of a row of n windows, side by side."""
+        image, (height, width) = self._image, self._grid.extent
+        top, lefts = self._grid.rows.starts[index], self._grid.columns.starts
+        batch, numpy = image.shape[0], jnp if isinstance(image, jax.Array) else np
+        at_once = PIXELS_AT_ONCE // (batch * height * width)
+        at_once = min(max(at_once, 1), WINDOWS_AT_ONCE, len(lefts))
+        found = []
+        for first in range(0, len(lefts), at_once):
+            chosen = lefts[first : first + at_once]
+            # Filled up with a window that exists, so that every call has one shape.
+            filled = (*chosen, *chosen[:1] * (at_once - len(chosen)))
+            windows = [image[:, top : top + height, left : left + width] for left in filled]
+            given = self._forward(numpy.concatenate(windows) if at_once > 1 else windows[0])
+            found += [given[i * batch : (i + 1) * batch] for i in range(len(chosen))]
+        return jnp.concatenate(found, axis=2) if len(found) > 1 else found[0]
+
+
+def _filled(given: Taps, part: slice, count: int, dtype: Any) -> Taps:
+    """A part of `taps`, with further positions that are made of nothing up to `count`."""
+    place, share = given.place[part], given.share[part].astype(dtype)
+    missing = ((0, count - len(place)), (0, 0))
+    return Taps(np.pad(place, missing), np.pad(share, missing))
+
+
+@partial(jax.jit, static_argnames="what")
+def _made(versions: tuple, *, what: What) -> Any:
+    """See `Strip.value`; versions: what `_logits` takes."""
+    if what == "logits":
+        return _logits(*versions[0])
+    if what == "classes" and len(versions) == 1:
+        logits = _logits(*versions[0])
+        above = logits - logits.max(-1, keepdims=True)
+        return jnp.argmax(logits, -1).astype(jnp.uint8), 1 / jnp.exp(above).sum(-1)
+    mean = jax.nn.softmax(_logits(*versions[0]), axis=-1)
+    for version in versions[1:]:
+        mean = mean + jax.nn.softmax(_logits(*version), axis=-1)
+    mean = mean / len(versions)
+    if what == "probabilities":
+        return mean
+    return jnp.argmax(mean, -1).astype(jnp.uint8), mean.max(-1)
+
+
+def _logits(rows: tuple[jax.Array, ...], down: tuple[Taps, ...], right: Taps) -> jax.Array:
+    """Logits f[B,R,W,K] from the maps f[B,h,w,K] of rows of windows."""
+    mixed: Any = 0
+    for row, part in zip(rows, down, strict=True):
+        mixed = mixed + _mixed(row, part, 1)
+    return _mixed(mixed, right, 2)
+
+
+def _mixed(array: jax.Array, made: Taps, axis: int) -> jax.Array:
+    """`array` with the positions along `axis` that are `made` of it."""
+    total: Any = 0
+    for i in range(made.place.shape[1]):
+        part = jnp.take(array, made.place[:, i], axis=axis, mode="clip")
+        total = total + part * jnp.expand_dims(made.share[:, i], range(1, array.ndim - axis))
     return total
 
 
-def _slide(
-    model: nn.Module,
-    variables: Tree,
-    image: Array,
-    *,
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    smallest: int,
-) -> jax.Array:
-    height, width = image.shape[1:3]
-    corners, extent = grid((height, width), window, stride)
-    shape = jax.eval_shape(partial(whole_logits, model, smallest=smallest), variables, image)
-    total = jnp.zeros(shape.shape, shape.dtype)
-    coverage = np.zeros((1, height, width, 1), shape.dtype)
-    for top, left in corners:
-        coverage[:, top : top + extent[0], left : left + extent[1]] += 1
-    at_once = min(WINDOWS_AT_ONCE, len(corners))
-    for first in range(0, len(corners), at_once):
-        chosen = corners[first : first + at_once]
-        used = np.arange(at_once) < len(chosen)
-        # Filling rows read a window that exists and count nothing, so that every call has one
-        # shape.
-        chosen = np.concatenate([chosen, np.repeat(chosen[:1], at_once - len(chosen), axis=0)])
-        total = _add_windows(
-            model, variables, image, total, chosen, used, extent=extent, smallest=smallest
-        )
-    return _divide(total, coverage)
-
-
-@partial(jax.jit, donate_argnames="total")
-def _divide(total: jax.Array, coverage: Array) -> jax.Array:
-    return total / coverage
-
-
-@partial(jax.jit, static_argnames="size")
-def _resized(logits: jax.Array, *, size: tuple[int, int]) -> jax.Array:
-    return resize(logits, size)
+def forget_programs() -> None:
+    """Gives back the memory of compiled forwards, of which there is one a size."""
+    forwards: Any = maps
+    forwards.clear_cache()
 
 
 def predict(
@@ -117,50 +219,24 @@ def predict(
     variables: Tree,
     image: Array,
     *,
-    mode: InferenceMode = "whole",
+    mode: Literal["whole", "slide"] = "whole",
     window: tuple[int, int] = (1024, 1024),
     stride: tuple[int, int] = (512, 512),
     size: tuple[int, int] | None = None,
     smallest: int = 1,
 ) -> jax.Array:
     """Logits f[B,H,W,K] of normalised pictures f[B,H,W,3] at their size, or resized once more to
-    `size` = (h, w).
+    `size` = (h, w); all at once, of any number of pixels.
 
     variables: {"params", "batch_stats"} of the segmentor. mode "slide": windows of `window` px
-    every `stride` px (`ops/windows.py`), logits summed and divided by how many windows cover a
-    pixel. `smallest`: see `whole_logits`. At least float32; a float64 picture gives float64.
+    every `stride` px (`ops/windows.py`), logits averaged over those that cover a pixel.
+    `smallest`: see `maps`. At least float32; a float64 picture gives float64.
     """
-    if mode == "whole":
-        logits = whole_logits(model, variables, image, smallest=smallest)
-    elif mode == "slide":
-        logits = _slide(model, variables, image, window=window, stride=stride, smallest=smallest)
-    else:
+    if mode not in ("whole", "slide"):
         raise ValueError(f"predict: mode is {mode!r}; use 'whole' or 'slide'.")
-    return logits if size is None else _resized(logits, size=size)
-
-
-@partial(jax.jit, static_argnames="size")
-def classify(logits: jax.Array, *, size: tuple[int, int]) -> jax.Array:
-    """The class with the largest logit, u8[B,h,w], after a bilinear resize of `logits` f[B,H,W,K]
-    to `size`.
-
-    Equals the argmax of `predict(..., size=size)`, the lowest class where some are equal, but holds
-    only one class at `size` in memory at a time: a photograph may be far larger than what the
-    network read.
-    """
-    if tuple(size) == logits.shape[1:3]:
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-    def compare(best: tuple[jax.Array, jax.Array], entry: tuple[jax.Array, jax.Array]) -> tuple:
-        scores, classes = best
-        channel, plane = entry
-        score = resize(plane[..., None], size)[..., 0]
-        better = score > scores
-        return (jnp.where(better, score, scores), jnp.where(better, channel, classes)), None
-
-    shape = (logits.shape[0], *size)
-    start = (jnp.full(shape, -jnp.inf, logits.dtype), jnp.zeros(shape, jnp.uint8))
-    planes = jnp.moveaxis(logits, -1, 0)
-    channels = jnp.arange(len(planes), dtype=jnp.uint8)
-    (_, classes), _ = jax.lax.scan(compare, start, (channels, planes))
-    return classes
+    height, width = image.shape[1:3]
+    protocol = Evaluation(mode=mode, window=window, stride=stride, whole_pixels=height * width)
+    forward = partial(maps, model, variables, smallest=smallest)
+    how: Any = {"protocol": protocol, "smallest": smallest, "what": "logits"}
+    found = strips(forward, [image], size=size or (height, width), **how)
+    return jnp.concatenate([s.value[:, : s.rows, : s.width] for s in found], axis=1)

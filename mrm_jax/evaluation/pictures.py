@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 
-from mrm_jax.config import Config, evaluation_domain
 from mrm_jax.data import finding
 from mrm_jax.data.files import SUFFIXES
 from mrm_jax.data.tree import passed_over, walk
@@ -29,27 +28,65 @@ from mrm_jax.paths import (
     write_bytes,
 )
 
-PRODUCTS = ("", "_colour", "_overlay")
-"""What is appended to a picture's name: train ids, colours, colours over the picture."""
+PRODUCTS = {"ids": "", "colour": "_colour", "overlay": "_overlay", "confidence": "_confidence"}
+"""What is made of a picture, and what is appended to its name: train ids, colours, colours over the
+picture, and the probability of each pixel's class."""
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+"""Endings of a file named by itself that is a video, in lower case."""
 LARGEST_FACTOR = 2.0
 SMALLEST_FACTOR = 0.25
 """Scales of a picture beyond which a warning says that the result may be poor."""
 
 
-def collect_pictures(paths: Sequence[str], to: Path) -> list[Path]:
-    """The picture files that the words on the command line mean, each once.
+class NamedPicture(NamedTuple):
+    """A picture, or a video, and the name of its results below the folder of results."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return self.path.suffix.lower() in VIDEOS
+
+    def is_numbered(self, before: NamedPicture) -> bool:
+        """Whether the name has a number that it had not `before`, as an earlier one took it."""
+        return self.name.startswith(f"{result_name(before.name)}_")
+
+
+def video_suffix(size: tuple[int, int]) -> str:
+    """The ending of an overlay video of `size` (height, width): H.264 halves the resolution of
+    colours, which takes even numbers."""
+    return ".webm" if size[0] % 2 or size[1] % 2 else ".mp4"
+
+
+def collect_pictures(paths: Sequence[str], to: Path) -> list[NamedPicture]:
+    """The picture files that the words on the command line mean, each once, by their path below
+    the folder that a word names, without ending.
 
     A folder or a pattern does not mean what lies in `to`, a folder below: results of an earlier
     call. Raises UsageError for a word that means nothing, and where `to` is a folder of pictures.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, NamedPicture] = {}
     for word in paths:
         try:
+            root = _root(word)
             for match in _meant(word, to):
-                found.setdefault(_whole(match), match)
+                name = os.fspath(match.with_suffix(""))[len(os.fspath(root)) :].lstrip("/")
+                if root == Path():
+                    name = os.fspath(match.with_suffix(""))
+                found.setdefault(_whole(match), NamedPicture(match, name))
         except OSError as error:
             raise UsageError(f"predict: {word} cannot be read: {what_is_wrong(error)}.") from error
     return list(found.values())
+
+
+def _root(word: str) -> Path:
+    """The folder whose layout the results of a word mirror."""
+    path = located(word)
+    if path.is_dir():
+        return path
+    return path.parent if is_remote(path) or path.exists() else _fixed_part(path)
 
 
 def _meant(word: str, to: Path) -> list[Path]:
@@ -105,56 +142,43 @@ def _earlier_results_left_out(paths: Sequence[Path], root: Path, to: Path) -> li
     return [p for p in files if not (inside and p.resolve().is_relative_to(results))]
 
 
-class NamedPicture(NamedTuple):
-    """A picture and the name of its results."""
+def name_outputs(
+    pictures: Sequence[NamedPicture], to: Path, products: Sequence[str] = tuple(PRODUCTS)
+) -> list[NamedPicture]:
+    """The pictures with names for their results, so that no two results, and no picture and result,
+    share a file, whichever of `PRODUCTS` are made.
 
-    path: Path
-    name: str
-
-
-def name_outputs(pictures: Sequence[Path], to: Path) -> list[NamedPicture]:
-    """A name for every picture, so that no two results, and no picture and result, share a file.
-
-    The stem where it is the only one; else as many folders before it as it takes, then the suffix,
-    then a number; as a name that every file system takes (`paths.result_name`). Names are compared
-    without case, as some file systems do. Raises UsageError where results would replace a picture.
+    The picture's own name, as one that every file system takes (`paths.result_name`), numbered
+    where an earlier one has taken it. Names are compared without case, as some file systems do.
+    Raises UsageError where `products` would replace a picture.
     """
-    stems = Counter(same_file(picture.stem) for picture in pictures)
-    spare, longest = max(len(f"{product}.png") for product in PRODUCTS), longest_name(to)
+    spare, longest = max(len(f"{PRODUCTS[p]}.png") for p in products), longest_name(to)
     taken: set[str] = set()
     jobs = []
-    for picture in pictures:
-        candidates = (
-            result_name(name, spare=spare, longest=longest)
-            for name in _candidates(picture, alone=stems[same_file(picture.stem)] == 1)
-        )
-        name = next(name for name in candidates if not _files(name) & taken)
+    for path, given in pictures:
+        candidates = chain([given], (f"{given}_{n}" for n in count(2)))
+        names = (result_name(name, spare=spare, longest=longest) for name in candidates)
+        name = next(name for name in names if not _files(name) & taken)
         taken |= _files(name)
-        jobs.append(NamedPicture(picture, name))
-    sources = {_whole(picture) for picture in pictures}
+        jobs.append(NamedPicture(path, name))
+    sources = {_whole(picture.path) for picture in pictures}
     for job in jobs:
-        for product in PRODUCTS:
-            if _whole(below(to, f"{job.name}{product}.png")) in sources:
+        files = [f"{job.name}{PRODUCTS[product]}.png" for product in products]
+        if job.is_video:
+            files += [f"{job.name}{PRODUCTS['overlay']}{end}" for end in (".mp4", ".webm")]
+        for file in files:
+            if _whole(below(to, file)) in sources:
                 raise UsageError.at(
                     "--to",
-                    f": {job.name}{product}.png there is one of the pictures",
+                    f": {file} there is one of the pictures",
                     "give another folder.",
                     value=to,
                 )
     return jobs
 
 
-def _candidates(picture: Path, *, alone: bool) -> Iterator[str]:
-    """Names to try in turn, without end."""
-    parts = _whole(picture).with_suffix("").parts[1:]
-    names = ["__".join(parts[-n:]) for n in range(1 if alone else 2, len(parts) + 1)]
-    yield from names
-    yield f"{parts[-1]}{picture.suffix.replace('.', '_')}"
-    yield from (f"{parts[-1]}_{n}" for n in count(2))
-
-
 def _files(name: str) -> set[str]:
-    return {same_file(f"{name}{product}") for product in PRODUCTS}
+    return {same_file(f"{name}{product}") for product in PRODUCTS.values()}
 
 
 def prediction_files(names: Sequence[str], folder: Path) -> dict[str, Path]:
@@ -176,14 +200,6 @@ def prediction_files(names: Sequence[str], folder: Path) -> dict[str, Path]:
     if len(set(found.values())) < len(found):
         raise UsageError.at(folder, ": two pictures would share a file there", "name them apart.")
     return found
-
-
-def input_box(config: Config) -> tuple[int, int] | None:
-    """(long, short) px that pictures are fitted into, as in evaluation, or None."""
-    domain = evaluation_domain(config)
-    if domain.resize is not None:
-        return domain.resize
-    return (max(domain.size), min(domain.size)) if domain.kind == "drawn" else None
 
 
 def scale_warning(
@@ -208,20 +224,9 @@ def scale_warning(
     return None
 
 
-def adapted(config: Config, fitted: tuple[int, int]) -> Config:
-    """`config`, with windows of the training crop where a picture is far larger than it."""
-    crop = config.data.crop
-    far = fitted[0] * fitted[1] > 8 * crop[0] * crop[1]
-    if config.evaluation.mode == "slide" or not far:
-        return config
-    stride = (max(1, crop[0] * 2 // 3), max(1, crop[1] * 2 // 3))
-    evaluation = dataclasses.replace(config.evaluation, mode="slide", window=crop, stride=stride)
-    return dataclasses.replace(config, evaluation=evaluation)
-
-
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Writes u8[H,W] or RGB u8[H,W,3] as PNG in one move, with its folders; RunError, caused by the
-    OSError, if that fails."""
+    """Writes u8[H,W], u16[H,W] or RGB u8[H,W,3] as PNG in one move, with its folders; RunError,
+    caused by the OSError, if that fails."""
     stored = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", stored)
     try:

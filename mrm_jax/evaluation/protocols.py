@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mrm_jax.config import Config, Domain, evaluation_domain
+from mrm_jax.config import Config, Domain, Evaluation, evaluation_domain
 from mrm_jax.data.prepared.reading import reads_prepared
+from mrm_jax.evaluation.tiling import in_parts
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Protocol:
     what occurred. `split`: of a prepared set or of drawn scenes, "" where a folder says it. `also`:
     further means by name, and the classes in each. `crop`, `margins` (top, bottom, left, right):
     what the network was trained on, and how much of a target picture got no pseudo-label, px.
+    `parts`: pixels above which pictures went through in parts, None where none did.
     """
 
     domain: str
@@ -34,6 +36,7 @@ class Protocol:
     crop: tuple[int, int] | None = None
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
     remark: str = ""
+    parts: int | None = None
     test_time_augmentation: str = "none"
 
     def sentence(self) -> str:
@@ -42,9 +45,7 @@ class Protocol:
         classes = f"{counted} classes"
         if counted != self.classes_predicted:
             classes = f"{counted} of {self.classes_predicted} classes"
-        how = "whole pictures"
-        if self.window and self.stride:
-            how = f"windows of {_size(self.window)} every {_size(self.stride)} px"
+        how = manner(self.mode, self.window, self.stride, self.parts)
         sizes = ", ".join(map(_size, self.input_sizes[:3])) or "no size"
         labels = ", ".join(map(_size, self.label_sizes[:3])) or "no size"
         more = " ..." if max(len(self.input_sizes), len(self.label_sizes)) > 3 else ""
@@ -52,15 +53,39 @@ class Protocol:
         if any(self.margins):
             trained += f", no pseudo-labels in margins of {', '.join(map(str, self.margins))} px"
         remark = f"; {self.remark}" if self.remark else ""
+        none = self.test_time_augmentation == "none"
+        versions = "no flips, one scale" if none else self.test_time_augmentation
         return (
             f"{self.network} on {self.pictures} pictures of {self.domain}: {classes}, {how} at "
-            f"{sizes}, scored at {labels} px{more} (height x width), no flips, one scale{trained}"
-            f"{remark}"
+            f"{sizes}, scored at {labels} px{more} (height x width), "
+            f"{versions}{trained}{remark}"
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The protocol as JSON values, with its sentence for people."""
         return {**dataclasses.asdict(self), "sentence": self.sentence()}
+
+
+def manner(
+    mode: str,
+    window: tuple[int, int] | None,
+    stride: tuple[int, int] | None,
+    parts: int | None,
+) -> str:
+    """How pictures go through the network, in a few words; see `Protocol`."""
+    if mode == "slide" and window and stride:
+        return f"windows of {_size(window)} every {_size(stride)} px"
+    blended = f", above {parts} px in overlapping parts with a smooth blend"
+    return f"whole pictures{blended if parts else ''}"
+
+
+def augmentation(evaluation: Evaluation) -> str:
+    """Which versions of a picture are averaged, in a few words, or "none"."""
+    if evaluation.scales == (1.0,) and not evaluation.flip:
+        return "none"
+    scales = ", ".join(f"{scale:g}" for scale in evaluation.scales)
+    flips = "mirrored too" if evaluation.flip else "no flips"
+    return f"{flips}, scales {scales}, mean of probabilities"
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -90,6 +115,7 @@ def protocol_of(
 ) -> Protocol:
     """The protocol of an evaluation under `config` that saw these many pictures and these sizes."""
     evaluation, domain = config.evaluation, evaluation_domain(config)
+    divided = any(in_parts(size, evaluation) for size in input_sizes)
     sliding = evaluation.mode == "slide"
     names = config.data.classes.names
     return Protocol(
@@ -109,6 +135,8 @@ def protocol_of(
         crop=config.data.crop,
         margins=config.data.target.margins,
         remark=domain.remark,
+        parts=evaluation.whole_pixels if divided else None,
+        test_time_augmentation=augmentation(evaluation),
     )
 
 

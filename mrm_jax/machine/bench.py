@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax import rngs, sharding
+from mrm_jax.allocator import keep_memory
 from mrm_jax.config import Config
-from mrm_jax.machine.allocator import keep_memory
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.objectives import weighted_cross_entropy

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 
+from mrm_jax import allocator
 from mrm_jax.config import Config
-from mrm_jax.machine import allocator, compile_cache, doctor
+from mrm_jax.machine import compile_cache, doctor
 
 
 def make_ready(config: Config, workdir: Path) -> None:

@@ -60,15 +60,21 @@ def resize(x: jax.Array, size: tuple[int, int], *, method: Interpolation = "bili
     return compute.astype(x.dtype)
 
 
+def interpolation(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What output i is mixed from: positions i64[target] low and high, and the share f64[target]
+    of high."""
+    centre = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.floor(centre).astype(np.int64)
+    return low, np.minimum(low + 1, source - 1), centre - low
+
+
 def interpolation_matrix(source: int, target: int) -> np.ndarray:
     """Weights f64[target, source]: row i holds the one or two source positions that output i is
     mixed from."""
-    centre = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    low = np.floor(centre).astype(np.int64)
-    high = np.minimum(low + 1, source - 1)
+    low, high, share = interpolation(source, target)
     weight = np.zeros((target, source))
-    np.add.at(weight, (np.arange(target), low), 1 - (centre - low))
-    np.add.at(weight, (np.arange(target), high), centre - low)
+    np.add.at(weight, (np.arange(target), low), 1 - share)
+    np.add.at(weight, (np.arange(target), high), share)
     return weight
 
 

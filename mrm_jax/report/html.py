@@ -209,9 +209,12 @@ def _protocol(run: RunRecord) -> str:
         how = f"windows of {_size(window)} every {_size(stride)} px"
     else:
         how = "whole pictures"
+    scales = ", ".join(map(str, run.option("evaluation.scales") or ()))
+    several = scales not in ("", "1.0")
     return (
         f"Protocol: mean IoU over {len(counted)}{of} classes on {where}, {how}, "
-        "labels at their own size, one scale, no flips."
+        f"labels at their own size, {f'scales {scales}' if several else 'one scale'}, "
+        f"{'mirrored too' if run.option('evaluation.flip') else 'no flips'}."
     )
 
 

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from mrm_jax.paths import write_text
 
 METRICS = "metrics.jsonl"
@@ -79,6 +82,12 @@ class Writer:
                 self._events.add_text(name, value, step)
             elif value is not None:
                 self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A picture that lies at `path`, for TensorBoard; nothing where there is none."""
+        if path.is_file():
+            with path.open("rb") as file, Image.open(file) as picture:
+                self._events.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Brings TensorBoard's events to disk; metrics.jsonl is there already."""

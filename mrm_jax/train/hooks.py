@@ -28,6 +28,11 @@ SHOWN = 4
 """Pictures on a sheet of predictions, spread over the evaluation set."""
 
 
+def sheet(workdir: Path, what: str, step: int) -> Path:
+    """Where the pictures of an "evaluation" or of "training" at a step are."""
+    return workdir / VIEWS / f"{what}_{step:07d}.png"
+
+
 def evaluated_networks(state: TrainState) -> dict[str, dict[str, Any]]:
     """The networks of a state that can be evaluated, by name: variables of the segmentor."""
     found = {"student": {"params": state.params["segmentor"], "batch_stats": state.batch_stats}}
@@ -75,7 +80,7 @@ def evaluate_on_hosts(
                 shown,
                 predictions["student"],
                 config.data.classes,
-                workdir / VIEWS / f"evaluation_{step:07d}.png",
+                sheet(workdir, "evaluation", step),
                 teacher=predictions.get("teacher"),
                 title=_title(f"Evaluation, step {step}", config.data.evaluation),
             )
@@ -146,14 +151,14 @@ def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax
     """Writes what a step looks at (`Program.inspect`) as one PNG, `views/training_<n>.png`."""
     from mrm_jax.report.panels import save_panels
 
-    sheet: dict[str, np.ndarray] = {}
+    shown: dict[str, np.ndarray] = {}
     for name, value in jax.device_get(dict(views)).items():
         value = np.asarray(value)
         weight = name.endswith("/weight")
-        sheet[sheet_name(name)] = value / 255 if weight else value
-    path = workdir / VIEWS / f"training_{step:07d}.png"
+        shown[sheet_name(name)] = value / 255 if weight else value
+    path = sheet(workdir, "training", step)
     title = _title(f"Training, step {step}", config.data.source, config.data.target)
-    return save_panels(sheet, config.data.classes, path, title=title)
+    return save_panels(shown, config.data.classes, path, title=title)
 
 
 def write_report(workdir: Path) -> Path:

@@ -152,7 +152,12 @@ def _panels(run: Run, batch: Batch) -> None:
         views = sharding.gathered(run.inspect(run.state, run.frozen, batch), run.mesh)
         if group.is_main():
             hooks.save_views(run.config, run.workdir, run.at, views)
+            _show(run, "training", run.at)
     _made(run, PANELS)
+
+
+def _show(run: Run, what: str, number: int) -> None:
+    run.writer.picture(number, f"views/{what}", hooks.sheet(run.workdir, what, number))
 
 
 def _made(run: Run, what: str) -> None:
@@ -202,6 +207,7 @@ def _tell(
     if found:
         folders.write_json(run.workdir / "evaluation.json", evaluation_document(found, step=number))
         run.screen.scores(number, found)
+        _show(run, "evaluation", number)
     if values := scores | hooks.score_metrics(found):
         run.writer.write(number, values)
     for network, evaluation in found.items():

@@ -51,6 +51,8 @@ def test_evaluation_json_holds_what_the_saved_predictions_score(workdir, dataset
     assert protocol["input_sizes"] == [[48, 64]]
     assert protocol["label_sizes"] == [[48, 64], [96, 128]]
     assert stored["teacher"]["confusion"] != stored["confusion"]
+    for network in ("student", "teacher"):
+        assert cv2.imread(str(tmp_path / f"confusion_{network}.png")) is not None
     shown = capsys.readouterr().out
     assert "student on 4 pictures" in shown
     assert "teacher" in shown

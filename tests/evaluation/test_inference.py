@@ -3,12 +3,11 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import Brightness, Pointwise, forward, network
 
-from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, classify, predict
+from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, predict
 from mrm_jax.ops.windows import grid
 
 
@@ -71,22 +70,6 @@ def test_a_picture_below_the_smallest_side_is_padded_with_the_mean_and_cut_again
     assert np.array_equal(ours, expected)
     with pytest.raises(ValueError, match="too small"):
         predict(model, variables, image)
-
-
-@pytest.mark.parametrize("size", [(41, 57), (80, 112), (20, 200), (40, 56)])
-def test_classify_is_the_argmax_of_resized_logits(size):
-    logits = jnp.asarray(picture(2, 40, 56))
-    expected = by_image(logits, *size)
-    found = classify(logits, size=size)
-    assert found.dtype == np.uint8
-    best = np.take_along_axis(np.asarray(expected), np.asarray(found)[..., None], -1)[..., 0]
-    # Rounding may decide between two classes that are equal to the last bits, nothing else.
-    assert (best >= np.asarray(expected).max(-1) - 1e-5).all()
-    assert (np.asarray(found) == np.asarray(expected).argmax(-1)).mean() > 0.999
-
-
-def test_classify_takes_the_lowest_of_equal_classes():
-    assert not np.asarray(classify(jnp.ones((1, 4, 4, 3)), size=(9, 9))).any()
 
 
 def test_float64_pictures_give_float64_logits():

@@ -9,8 +9,10 @@ import pytest
 from toys import CONFIG, examples
 
 from mrm_jax import config
-from mrm_jax.evaluation.evaluator import class_ids, evaluate_networks
+from mrm_jax.evaluation import inference
+from mrm_jax.evaluation.evaluator import evaluate_networks
 from mrm_jax.models.build import build_segmentor
+from mrm_jax.registry import IMAGENET
 from mrm_jax.train import hooks, state
 
 MRM = config.MRM(enabled=True, grid=(4, 4), dim=8, depth=1, heads=2)
@@ -41,8 +43,15 @@ def compiled(cfg, variables, mode):
     """What XLA says about the whole evaluation of two pictures: network, resizes and argmax."""
     cfg = replace(cfg, evaluation=config.Evaluation(mode=mode, window=(32, 32), stride=(16, 16)))
     model = build_segmentor(cfg.model, len(cfg.data.classes.names))
-    run = jax.jit(partial(class_ids, cfg, model, size=(96, 80)))
-    return run.lower(variables, np.zeros((2, 48, 40, 3), np.uint8)).compile().cost_analysis()
+
+    def run(variables, image):
+        forward = partial(inference.maps, model, variables, stats=IMAGENET)
+        how = {"protocol": cfg.evaluation, "size": (96, 80)}
+        return [strip.value for strip in inference.strips(forward, [image], **how)]
+
+    return (
+        jax.jit(run).lower(variables, np.zeros((2, 48, 40, 3), np.uint8)).compile().cost_analysis()
+    )
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])

@@ -78,3 +78,18 @@ def test_a_metrics_file_that_is_a_link_appends_to_no_other_file(tmp_path):
         assert not (tmp_path / "run" / METRICS).is_symlink()
     assert (tmp_path / "precious").read_text() == '{"step": 1}\n'
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_pictures_that_are_there_go_to_tensorboard(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (24, 16), (200, 30, 60)).save(tmp_path / "sheet.png")
+    writer = Writer(tmp_path, step=0)
+    writer.picture(3, "views/training", tmp_path / "sheet.png")
+    writer.picture(3, "views/evaluation", tmp_path / "nowhere.png")
+    writer.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert b"views/training" in content
+    assert b"\x89PNG" in content
+    assert b"views/evaluation" not in content

@@ -3,11 +3,11 @@ import sys
 
 import pytest
 
-from mrm_jax.machine.allocator import keep_memory
+from mrm_jax.allocator import keep_memory
 
 _FAULTS = """
 import resource, sys
-from mrm_jax.machine.allocator import keep_memory
+from mrm_jax.allocator import keep_memory
 assert keep_memory(sys.argv[1]) == (sys.argv[1] == "cpu")
 def work():
     for _ in range(10):
