@@ -66,7 +66,8 @@ OURS = {
     "runs/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
     "runs/items.py": {"item"},  # of a state
     "machine/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
-    "train/hooks.py": {"'/proc/self/statm'"},
+    "cli/evaluate.py": {"f'confusion_{name}.png'"},  # student or teacher
+    "train/hooks.py": {"'/proc/self/statm'", "f'{what}_{step:07d}.png'"},  # a word of ours
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
     "runs/mirror.py": {
         *("f'.probe-{uuid.uuid4().hex}'", "name"),  # what lies in the run's folder here

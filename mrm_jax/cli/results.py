@@ -8,12 +8,12 @@ every picture that is done, written when all of its files are.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +62,8 @@ class Results:
             self.done = {(row[0], row[1]): row for row in rows}
             # The stamp last: a table of before without one is of nobody.
             with replaced(to / TABLE) as new:  # rows go there as they come, under the right name
-                self._table: TextIO = new.open("w", encoding="utf-8", newline="")
+                # As bytes: fsspec's paths take no newline.
+                self._table = io.TextIOWrapper(new.open("wb"), encoding="utf-8", newline="")
             self._rows = csv.writer(self._table)
             self._rows.writerows([header, *self.done.values()])
             self._table.flush()
@@ -87,9 +88,11 @@ class Results:
                 "give another folder, or remove that one.",
                 value=self.to,
             )
-        rows: list[list[str]] = []
-        with suppress(FileNotFoundError), (self.to / TABLE).open(encoding="utf-8", newline="") as f:
-            rows = list(csv.reader(f))
+        try:
+            text = (self.to / TABLE).read_bytes().decode("utf-8")
+            rows = list(csv.reader(io.StringIO(text, newline="")))
+        except (FileNotFoundError, ValueError, csv.Error):  # gone or damaged
+            return []
         if not rows or rows[0] != header:
             return []
         return [r for r in rows[1:] if len(r) == len(header) and self._is_there(r)]

@@ -47,7 +47,7 @@ def test_evaluate_and_predict_read_from_a_bucket_and_write_there(gs, workdir, da
 
     run("predict", dataset / "images", "--checkpoint", workdir, "--to", tmp_path / "out")
     run("predict", f"{gs}/set/images", "--checkpoint", f"{gs}/a run", "--to", f"{gs}/out")
-    assert len(bucket.names(f"{gs}/out")) == 3 * 4 + 1
+    assert len(bucket.names(f"{gs}/out")) == 3 * 4 + 2
     for name in bucket.names(f"{gs}/out"):
         content = located(f"{gs}/out/{name}").read_bytes()
         content = content.replace(f"{gs}/set".encode(), str(dataset).encode())
