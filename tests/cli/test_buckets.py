@@ -54,7 +54,7 @@ def test_evaluate_and_predict_read_from_a_bucket_and_write_there(gs, workdir, da
         assert content == (tmp_path / "out" / name).read_bytes()
     picture = f"{gs}/set/images/town/1.png"
     run("predict", picture, "--checkpoint", f"{gs}/a run", "--to", tmp_path / "one")
-    assert (tmp_path / "one/1.png").read_bytes() == (tmp_path / "out/1.png").read_bytes()
+    assert (tmp_path / "one/1.png").read_bytes() == (tmp_path / "out/town/1.png").read_bytes()
     with pytest.raises(UsageError, match=f"predict: {gs}/none does not exist"):
         run("predict", f"{gs}/none", "--checkpoint", workdir, "--to", tmp_path / "two")
     with pytest.raises(UsageError, match="is the folder of the pictures"):
