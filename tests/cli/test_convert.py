@@ -149,17 +149,10 @@ def test_what_the_tensors_show_is_printed_with_the_published_size(
 
 
 def test_a_file_that_makes_no_network_of_ours_is_blamed_itself(folder, tmp_path) -> None:
-    wider = np.zeros((20, 8), np.float32)  # two and a half times the width
-    name = "backbone.block1.0.mlp"
-    odd = altered(
-        folder,
-        tmp_path / "odd.npz",
-        **{f"{name}.fc1.weight": wider, f"{name}.fc1.bias": np.zeros(20, np.float32)},
-        **{f"{name}.dwconv.dwconv.weight": np.zeros((20, 1, 3, 3), np.float32)},
-        **{f"{name}.dwconv.dwconv.bias": np.zeros(20, np.float32)},
-        **{f"{name}.fc2.weight": wider.T.copy()},
-    )
-    with pytest.raises(UsageError, match=r"odd\.npz does not fit kind segm.* 20 wide") as caught:
+    # Patches of 5x5 where ours are of 7x7.
+    kernel = np.zeros((8, 3, 5, 5), np.float32)
+    odd = altered(folder, tmp_path / "odd.npz", **{"backbone.patch_embed1.proj.weight": kernel})
+    with pytest.raises(UsageError, match=r"odd\.npz: these weights do not fit the netw") as caught:
         convert("--from", odd, "--to", tmp_path / "net")
     assert "init_from" not in str(caught.value)
 

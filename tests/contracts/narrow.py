@@ -80,11 +80,11 @@ ROWS = (
     Row("mit", "aspp", False, "off", False, remat="blocks"),
     Row("efficientnet_lite", "conv1", True, "auto", True),
     Row("mit", "segformer", False, "auto", True, remat="blocks", dtype="bfloat16"),
-    Row("resnet_v1c", "segformer", True, "off", False),
+    Row("resnet_7x7", "segformer", True, "off", False),
     Row("mit", "deeplabv2", True, "off", True),
     Row("mobilenet_v2", "deeplabv2", False, "auto", False, remat="blocks", dtype="bfloat16"),
     Row("mit", "deeplabv3plus", True, "multi", False),
-    Row("resnet_7x7", "deeplabv3plus_bn", False, "off", True, remat="full"),
+    Row("resnet_v1c", "deeplabv3plus_bn", False, "off", True, remat="full"),
 )
 
 

@@ -25,7 +25,6 @@ FAMILIES = {
     "deeplabv2": "encoder=resnet101,decoder=deeplabv2",
     "deeplabv3plus": "encoder=resnet101,decoder=deeplabv3plus",
     "efficientnet_lite": "encoder=efficientnet_lite0,decoder=daformer",
-    "hrda_mobilenet": "encoder=mobilenet_v2,decoder=daformer,hrda=true,crop=1024",
     "hrda_daformer": "encoder=mit_b5,decoder=daformer,hrda=true,crop=1024",
     "hrda_deeplabv2": "encoder=resnet101,decoder=deeplabv2,hrda=true,crop=1024",
 }
@@ -37,7 +36,6 @@ RUNS = (
     ("hrda", True, "hrda_daformer"),
     ("mic", True, "hrda_deeplabv2"),
     ("daformer", True, "efficientnet_lite"),
-    ("mic", True, "hrda_mobilenet"),
     ("dacs", False, "deeplabv2"),
     ("daformer", False, "deeplabv3plus"),
     ("hrda", False, "hrda_deeplabv2"),
