@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -73,7 +74,11 @@ def load_module(words: list[str]) -> tuple[ModuleType, str]:
     name, _, text = file.partition(":")
     path = Path(name)
     if not file:
-        raise UsageError(f"{words[0]} changes a config, but none is given:", "add --config FILE.")
+        raise UsageError(
+            f"{words[0]} changes a config, but none is given:",
+            "add --config FILE.",
+            field="--config",
+        )
     if not path.is_file() or path.suffix != ".py":
         there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UsageError.at("--config", f": there is no file '{path}'.{nearest(str(path), there)}")
@@ -107,7 +112,9 @@ def _override(config: config_dict.ConfigDict, words: list[str]) -> dict[str, Any
     try:
         values(arguments)
     except (flags.Error, ValueError, TypeError) as error:
-        raise UsageError(f"{str(error).splitlines()[0]}") from error
+        line = str(error).splitlines()[0]
+        flag = re.search(r"--[\w.]+", line)
+        raise UsageError(line, field=flag[0] if flag else "") from error
     return config.to_dict()
 
 

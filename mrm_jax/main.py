@@ -10,6 +10,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -40,7 +41,9 @@ VERBS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.partition(' ')[2]}: {message.rstrip('.')}.")
+        flag = re.search(r"--\w+", message)
+        line = f"{self.prog.partition(' ')[2]}: {message.rstrip('.')}."
+        raise UsageError(line, field=flag[0] if flag else "")
 
     def check_flags(self, words: list[str]) -> None:
         """Raises UsageError for an unknown flag, before argparse misses what it stood for."""
@@ -64,7 +67,9 @@ def run(words: list[str]) -> int:
     verb, words = (words[0], words[1:]) if words and words[0][:1] != "-" else ("train", words)
     if verb not in VERBS:
         raise UsageError(
-            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}"
+            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
+            field="mrm_jax",
+            value=verb,
         )
     config_words, others = split_config_flags(words)
     module = importlib.import_module(f"mrm_jax.cli.{verb}")

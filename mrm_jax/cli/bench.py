@@ -58,7 +58,11 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.data:
         return _data(arguments)
     if config is None:
-        raise UsageError("bench needs a config:", "add --config FILE, say configs/quickstart.py.")
+        raise UsageError(
+            "bench needs a config:",
+            "add --config FILE, say configs/quickstart.py.",
+            field="--config",
+        )
 
     from mrm_jax.machine.bench import measure
 

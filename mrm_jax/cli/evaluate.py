@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         raise UsageError(
             "There is nothing to score on: data.evaluation.labels of the run is empty.",
             "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER.",
+            field="config.data.evaluation.labels",
+            value="",
         )
     folder = _home(arguments)
     saver = _saver(arguments.save_predictions, next(iter(variables)), examples.names)
@@ -126,11 +128,13 @@ def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
         raise UsageError(
             "These weights are an encoder alone, which segments nothing",
             "train with them by --config.model.encoder.weights.",
+            field="config.model.encoder.weights",
         )
     if loaded.facts.get("converted") and (missing := loaded.facts["weights"].get("missing")):
         raise UsageError(
             f"These weights lack {len(missing)} leaves, {missing[0]} the first",
             "train with them by --config.train.init_from.",
+            field=missing[0],
         )
     found = {"student": loaded.student}
     if loaded.teacher is not None:
@@ -141,6 +145,8 @@ def chosen_networks(loaded: LoadedRun, which: str) -> dict[str, dict]:
         raise UsageError(
             f"--network teacher: this checkpoint ({loaded.config.method.kind}) holds no teacher",
             "use --network student.",
+            field="--network",
+            value=which,
         )
     return {which: found[which]}
 
@@ -164,6 +170,8 @@ def _protocol(trained: Config, given: Config | None, path: Path | None) -> Confi
             raise UsageError(
                 f"--path {path}: the evaluation pictures of this config are drawn.",
                 "Give --config with a folder's layout as data.evaluation.",
+                field="--path",
+                value=path,
             )
         domain = dataclasses.replace(domain, path=str(path))
     data = dataclasses.replace(data, evaluation=domain)

@@ -60,9 +60,15 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     that cannot be written.
     """
     if config is not None:
-        raise UsageError("predict takes its config from the checkpoint", "leave --config out.")
+        raise UsageError(
+            "predict takes its config from the checkpoint", "leave --config out.", field="--config"
+        )
     if arguments.resize is not None and min(arguments.resize) < 1:
-        raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
+        raise UsageError(
+            f"--resize {arguments.resize}: both sides have to be positive.",
+            field="--resize",
+            value=arguments.resize,
+        )
 
     from mrm_jax.evaluation.pictures import collect, name_outputs
 

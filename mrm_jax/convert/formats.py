@@ -251,7 +251,9 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         torch: Any = importlib.import_module("torch")
     except ImportError as error:
         raise UsageError(
-            "Writing .pth needs torch: pip install 'mrm-jax[torch]', or write .safetensors or .npz."
+            "Writing .pth needs torch:",
+            "pip install 'mrm-jax[torch]', or write .safetensors or .npz.",
+            field="torch",
         ) from error
     state = {k: torch.from_numpy(np.array(v, order="C")) for k, v in tensors.items()}
     try:

@@ -47,7 +47,9 @@ def collect(paths: Sequence[str], to: Path) -> list[Path]:
             for match in _meant(word, to):
                 found.setdefault(_whole(match), match)
         except OSError as error:
-            raise UsageError(f"predict: {word} cannot be read: {what_is_wrong(error)}.") from error
+            raise UsageError(
+                f"predict: {word} cannot be read: {what_is_wrong(error)}.", field=word
+            ) from error
     return list(found.values())
 
 
@@ -68,7 +70,7 @@ def _meant(word: str, to: Path) -> list[Path]:
         matches = _earlier_results_left_out(matched, _fixed_part(path), to)
     if not matches:
         kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
-        raise UsageError(f"predict: {word} {kind}.")
+        raise UsageError(f"predict: {word} {kind}.", field=word)
     return matches
 
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts.meeting import meet
-from mrm_jax.hosts.watch import AGAIN, HostWatch, LastWords, is_loss, line_of
+from mrm_jax.hosts.watch import AGAIN, HostWatch, LastWords, is_loss, line_of, parts_of
 from mrm_jax.paths import is_remote
 from mrm_jax.stop import Stopped, before_end
 
@@ -182,8 +182,10 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
     except Exception as error:  # sockets, metadata servers and JAX raise unrelated types
         words.close()
         raise RunError(
-            f"The hosts could not be joined: {line_of(error)} Set config.mesh.coordinator, "
-            "process_count and process_index, or config.mesh.hosts=off for this machine alone."
+            f"The hosts could not be joined: {line_of(error)}",
+            "Set config.mesh.coordinator, process_count and process_index, or "
+            "config.mesh.hosts=off for this machine alone.",
+            field="config.mesh",
         ) from error
     several = (global_state.num_processes or 1) > 1
     if not several:
@@ -225,8 +227,8 @@ _rounds = itertools.count()
 def together(make: Callable[[], _T]) -> list[_T]:
     """`make()` (JSON) of every host, in their order; to be called by all of them.
 
-    Where one raises all raise: that host its error, the others a RunError that tells it, or all
-    Stopped. So they stay in step.
+    Where one raises all raise: that host its error, the others a RunError of the same parts, or
+    all Stopped. So they stay in step.
     """
     watch = HostWatch.running
     if watch is None:
@@ -239,7 +241,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
         error = raised
     number = next(_rounds)
     stopped = isinstance(error, Stopped)
-    said = json.dumps([value, None if error is None or stopped else line_of(error), stopped])
+    said = json.dumps([value, None if error is None or stopped else parts_of(error), stopped])
     watch.client.key_value_set(f"mrm_jax_round/{number}/{watch.index}", said)
     told = [
         json.loads(watch.client.blocking_key_value_get(f"mrm_jax_round/{number}/{h}", _FOREVER_MS))
@@ -249,9 +251,9 @@ def together(make: Callable[[], _T]) -> list[_T]:
         watch.client.key_value_delete(f"mrm_jax_round/{number - 1}/{watch.index}")
     if error is not None:
         raise error
-    for host, (_, text, _) in enumerate(told):
-        if text is not None:
-            raise RunError(f"Host {host}: {text}")
+    for host, (_, parts, _) in enumerate(told):
+        if parts is not None:
+            raise RunError.told(parts, f"Host {host}: ")
     if any(stopped for *_, stopped in told):
         raise Stopped
     return [value for value, *_ in told]

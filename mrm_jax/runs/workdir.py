@@ -175,16 +175,16 @@ def check(path: Path, config: Config) -> None:
         )
     stored = read_config(path)
     if stored.remark:
-        raise UsageError(stored.remark)
+        raise UsageError(stored.remark, field=path / CONFIG)
     there = fixed(stored.config)
     for name, value in fixed(config).items():
         if value != there[name]:
-            raise UsageError.at(
-                "--workdir",
-                f" belongs to another run: config.{name} is {value!r} here and was "
-                f"{there[name]!r} there.",
+            raise UsageError(
+                f"--workdir {path} belongs to another run: config.{name} is {value!r} here and "
+                f"was {there[name]!r} there.",
                 "Use the same config to go on, or a new folder.",
-                value=path,
+                field=f"config.{name}",
+                value=value,
             )
 
 

@@ -81,7 +81,9 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
             return 0
         except OSError as error:
             name = f" ({error.filename})" if error.filename else ""
-            raise RunError(f"The run stopped: {error.strerror or error}{name}.") from error
+            raise RunError(
+                f"The run stopped: {error.strerror or error}{name}.", field=error.filename or ""
+            ) from error
 
 
 def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen, stop: Stop) -> int:
@@ -191,7 +193,11 @@ def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
     if line is None:
         raise error
     if group.count() > 1:
-        raise RunError(f"On host {group.index()} {line} Give the same command again.") from error
+        raise RunError(
+            f"On host {group.index()} {line}",
+            "Give the same command again.",
+            field=f"host {group.index()}",
+        ) from error
     return line
 
 
