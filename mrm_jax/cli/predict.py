@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             value=arguments.resize,
         )
 
-    from mrm_jax.evaluation.pictures import collect, name_outputs
+    from mrm_jax.evaluation.pictures import collect_pictures, name_outputs
 
-    pictures = collect(arguments.paths, arguments.to)
+    pictures = collect_pictures(arguments.paths, arguments.to)
     jobs = name_outputs(pictures, arguments.to)
 
     from mrm_jax.runs.checkpoint import load_run

@@ -11,7 +11,7 @@ import numpy as np
 
 from mrm_jax.config import Decoder, Encoder, Model, MultiRes
 from mrm_jax.convert import KINDS, Misfit, detect, import_torch, leaves, trace
-from mrm_jax.convert.reader import WeightFile, read
+from mrm_jax.convert.reader import WeightFile, read_weights
 from mrm_jax.convert.tables import decoder_files, encoder_files
 from mrm_jax.errors import UsageError
 
@@ -39,7 +39,7 @@ class ConvertedNetwork:
     assumed: tuple[str, ...]
 
 
-def load(
+def load_network(
     path: str | Path,
     kind: str | None = None,
     *,
@@ -51,7 +51,7 @@ def load(
     copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
     bad tensor, how many there are, the way out.
     """
-    file = read(path)
+    file = read_weights(path)
     kind = kind_of(file, kind)
     variant: dict[str, Any] = {"allow_missing": tuple(allow_missing)}
     if copy is not None:
@@ -60,7 +60,7 @@ def load(
         shown = trace(file.tensors, kind, **variant)
         tree = import_torch(file.tensors, kind, **variant)
     except Misfit as error:
-        raise UsageError(refusal(file, kind, error.problems), field=file.path) from error
+        raise UsageError(misfit_line(file, kind, error.problems), field=file.path) from error
     except ValueError as error:
         raise UsageError.at(file.path, f": {error}.") from error
     part = KINDS[kind].parts[0]
@@ -94,7 +94,7 @@ def kind_of(file: WeightFile, kind: str | None) -> str:
         raise UsageError.at(file.path, f": {error}.") from error
 
 
-def refusal(file: WeightFile, kind: str, problems: Sequence[str]) -> str:
+def misfit_line(file: WeightFile, kind: str, problems: Sequence[str]) -> str:
     """One line about a file that does not fit."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     start = f"{file.path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
@@ -161,7 +161,7 @@ def _decoder(shown: Mapping[str, Any]) -> Decoder:
     )
 
 
-def count(tree: Mapping[str, Any]) -> tuple[int, int]:
+def count_parameters(tree: Mapping[str, Any]) -> tuple[int, int]:
     """(arrays, parameters) of variables; running statistics are arrays and no parameters."""
     sizes = [int(np.prod(leaf.shape)) for leaf in leaves(tree["params"]).values()]
     return len(leaves(tree)), sum(sizes)
