@@ -54,14 +54,23 @@ def parse_arm(words: str) -> Arm:
     try:
         text, *flags = shlex.split(rest) or [""]
     except ValueError as error:
-        raise UsageError(f"--arm '{words}' cannot be read: {error}.") from error
+        raise UsageError(
+            f"--arm '{words}' cannot be read: {error}.", field="--arm", value=words
+        ) from error
     if text.startswith("--"):
-        raise UsageError(f"--arm '{words}' starts with a flag", "name a recipe first, say dacs.")
+        raise UsageError(
+            f"--arm '{words}' starts with a flag",
+            "name a recipe first, say dacs.",
+            field="--arm",
+            value=words,
+        )
     wrong = [flag for flag in flags if not flag.startswith(("--config.", "--noconfig."))]
     if wrong:
         raise UsageError(
             f"--arm '{words}': '{wrong[0]}' is no config flag",
             "write --config.a.b=c after the recipe.",
+            field="--arm",
+            value=words,
         )
     return Arm(name.strip(), text, tuple(flags))
 
@@ -82,7 +91,10 @@ def sweep(arms: Iterable[Arm], words: str, *, but: str | None = None) -> list[Ar
     field = field.removeprefix("--config.")
     if not equals or not field or not text:
         raise UsageError(
-            f"--sweep '{words}':", "write FIELD=VALUE,VALUE, say method.mrm.ratio=0.2,0.4."
+            f"--sweep '{words}':",
+            "write FIELD=VALUE,VALUE, say method.mrm.ratio=0.2,0.4.",
+            field="--sweep",
+            value=words,
         )
     short = field.rpartition(".")[2]
     values = re.split(r",(?![^()]*\))", text)
@@ -117,11 +129,18 @@ def check_arms(arms: Iterable[Arm]) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
         if not arm.folder.strip("."):
-            raise UsageError(f"An arm is called '{arm.name}'; its folder needs letters or digits.")
+            raise UsageError(
+                f"An arm is called '{arm.name}'; its folder",
+                "needs letters or digits.",
+                field="--arm",
+                value=arm.name,
+            )
         if arm.folder in seen:
             raise UsageError(
                 f"The arms '{seen[arm.folder]}' and '{arm.name}' would share a folder",
                 "name them apart: --arm 'NAME: RECIPE'.",
+                field="--arm",
+                value=arm.name,
             )
         seen[arm.folder] = arm.name
 

@@ -143,7 +143,11 @@ def load_module(words: list[str]) -> tuple[ModuleType, str]:
     """
     name, text = _given(words)
     if not name:
-        raise UsageError(f"{words[0]} changes a config, but none is given:", "add --config FILE.")
+        raise UsageError(
+            f"{words[0]} changes a config, but none is given:",
+            "add --config FILE.",
+            field="--config",
+        )
     path = _found(name)
     spec = importlib.util.spec_from_file_location("mrm_jax_config", path)
     if spec is None or spec.loader is None:

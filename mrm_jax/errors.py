@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Self
 
 
@@ -33,6 +35,18 @@ class _ForPeople(Exception):
         """About a file, or a flag with its value: "FIELD VALUE" and on with `fault`."""
         place = field if value is None else f"{field} {value}"
         return cls(f"{place}{fault}", way_out, field=field, value=value)
+
+    def parts(self) -> dict[str, Any]:
+        """The line and what it is made of, as JSON: what `told` on another host makes again."""
+        value = json.loads(json.dumps(self.value, default=str))
+        return {"line": str(self), "field": self.field, "value": value, "way_out": self.way_out}
+
+    @classmethod
+    def told(cls, parts: Mapping[str, Any], before: str = "") -> Self:
+        """An error of another host, with `before` in front of its line."""
+        error = cls(before + parts["line"], field=parts["field"], value=parts["value"])
+        error.way_out = parts["way_out"]
+        return error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By its parts, whatever a subclass is made from: it crosses to other processes."""

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 import textwrap
 from typing import Any, NoReturn
@@ -50,8 +51,10 @@ class _Parser(argparse.ArgumentParser):
         self.color = False  # from Python 3.14 on FORCE_COLOR would colour its help in files too
 
     def error(self, message: str) -> NoReturn:
+        flag = re.search(r"--\w+", message)
         end = "" if message.endswith(("?", ".")) else "."
-        raise UsageError(f"{self.prog.partition(' ')[2]}: {message}{end}")
+        line = f"{self.prog.partition(' ')[2]}: {message}{end}"
+        raise UsageError(line, field=flag[0] if flag else "")
 
     def check_flags(self, words: list[str]) -> None:
         """Raises UsageError for an unknown flag, before argparse misses what it stood for."""
@@ -118,9 +121,13 @@ def run(words: list[str]) -> int:
     verb, words = (words[0], words[1:]) if words[0][:1] != "-" else ("train", words)
     if verb not in VERBS:
         if is_config(verb):
-            raise UsageError(f"'{verb}' is no verb; a config is given by --config {verb}.")
+            raise UsageError(
+                f"'{verb}' is no verb; a config is given by --config {verb}.", field="--config"
+            )
         raise UsageError(
-            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}"
+            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
+            field="mrm_jax",
+            value=verb,
         )
     config_words, others = split_config_flags(words)
     module = importlib.import_module(f"mrm_jax.cli.{verb}")

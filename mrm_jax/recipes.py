@@ -112,7 +112,9 @@ class _Variants(Mapping[str, T]):
         if unknown := values.keys() - {field.name for field in fields(self._make)}:
             raise UsageError(
                 f"{type(row).__name__} '{row.name}': its variant {name} has {min(unknown)}, which "
-                f"is no option of {self._make.__name__}."
+                f"is no option of {self._make.__name__}.",
+                field=f"{type(row).__name__} '{row.name}'",
+                value=min(unknown),
             )
         return self._make(kind=row.name, **values)
 
@@ -157,13 +159,18 @@ def with_mic(config: Config, value: str) -> Config:
     if not _switch("mic", value):
         if config.method.kind == "mic":
             raise UsageError(
-                "mic=false in --config takes back the recipe mic", "name hrda instead."
+                "mic=false in --config takes back the recipe mic",
+                "name hrda instead.",
+                field="--config",
+                value="mic=false",
             )
         return config
     if config.method.kind not in TEACHER_METHODS:
         raise UsageError(
             f"mic=true in --config needs a teacher, and {config.method.kind} has none.",
             f"Use one of {', '.join(TEACHER_METHODS)}.",
+            field="--config",
+            value="mic=true",
         )
     return replace(config, method=replace(config.method, kind="mic"))
 
@@ -172,7 +179,12 @@ def with_crop(config: Config, value: str) -> Config:
     """Sets the training crop: `512` or `512x1024` (height x width, px)."""
     sides = value.split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise UsageError(f"crop={value} in --config:", "write crop=512 or crop=512x1024.")
+        raise UsageError(
+            f"crop={value} in --config:",
+            "write crop=512 or crop=512x1024.",
+            field="--config",
+            value=f"crop={value}",
+        )
     crop, evaluation = (int(sides[0]), int(sides[-1])), config.evaluation
     if evaluation.mode == "slide" and evaluation.window == config.data.crop:
         # HRDA evaluates on windows of the size it is trained on.
@@ -193,14 +205,23 @@ KEYS: dict[str, Callable[[Config, str], Config]] = {
 
 def _switch(name: str, value: str) -> bool:
     if value not in ("true", "false"):
-        raise UsageError(f"{name}={value} in --config:", f"write {name}=true or {name}=false.")
+        raise UsageError(
+            f"{name}={value} in --config:",
+            f"write {name}=true or {name}=false.",
+            field="--config",
+            value=f"{name}={value}",
+        )
     return value == "true"
 
 
 def _named(name: str, table: Mapping[str, T], what: str) -> T:
     if name not in table:
         hint = nearest(name, table)
-        raise UsageError(f"'{name}' is no {what}; there are {', '.join(table)}.{hint}")
+        raise UsageError(
+            f"'{name}' is no {what}; there are {', '.join(table)}.{hint}",
+            field="--config",
+            value=name,
+        )
     return table[name]
 
 
@@ -217,5 +238,9 @@ def apply(config: Config, text: str | None, default: str = "") -> Config:
         elif position == 0:
             config = _named(word, RECIPES, "recipe")(config)
         else:
-            raise UsageError(f"'{word}' in --config: after the recipe come key=value pairs.")
+            raise UsageError(
+                f"'{word}' in --config: after the recipe come key=value pairs.",
+                field="--config",
+                value=word,
+            )
     return config

@@ -26,6 +26,8 @@ def root(seed: int) -> jax.Array:
             "JAX_THREEFRY_PARTITIONABLE is off: every draw would be another one than in "
             "other runs, and depend on the number of devices",
             "unset it.",
+            field="JAX_THREEFRY_PARTITIONABLE",
+            value=False,
         )
     return typed(np.array([0, seed], np.uint32))  # as jax.random.key has it
 

@@ -16,3 +16,31 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# What takes longest begins first: --dist loadfile gives a file to one core, and one that begins
+# last leaves the others idle.
+LONG = (
+    "test_readme.py",
+    "train/test_many_devices.py",
+    "contracts/test_numerics.py",
+    "train/test_alternatives.py",
+    "train/test_step.py",
+    "train/test_ablate.py",
+    "contracts/test_runs.py",
+    "train/test_methods.py",
+    "e2e/test_data_sets.py",
+    "train/test_several.py",
+    "test_notebook.py",
+    "cli/test_convert.py",
+    "train/test_checkpoint.py",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's own order is by numbers of tests
+
+
+def pytest_collection_modifyitems(items):
+    root = Path(__file__).parent
+    rank = {root / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))

@@ -1,6 +1,7 @@
 """Arms of a comparison: from what a user writes to recipes, flags and folders."""
 
 import pytest
+from refusals import refused
 
 from mrm_jax import arms
 from mrm_jax.arms import Arm
@@ -39,7 +40,7 @@ def test_a_sweep_gives_every_arm_every_value_of_the_field():
 
 def test_names_become_folders_of_their_own():
     assert Arm("dacs + mrm").folder == "dacs_mrm"
-    with pytest.raises(UsageError, match="name them apart"):
+    with refused("--arm", "a+b", way_out="name them apart: --arm 'NAME: RECIPE'"):
         arms.check_arms([Arm("a b"), Arm("a+b")])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrm_jax.checks.require import require, require_at, require_value
+from mrm_jax.checks.require import require_at, require_value
 from mrm_jax.config import Config, source_domain
 from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
@@ -32,9 +32,10 @@ def check_data(config: Config) -> None:
             "give one row a class or none.",
         )
     where = "target" if config.method.kind == "target_only" else "source"
-    require(
+    require_at(
         source_domain(config).kind == "drawn" or source_domain(config).labels is not None,
-        f"{config.method.kind} trains on labels, but config.data.{where}.labels is empty:",
+        f"config.data.{where}.labels",
+        f" is empty, but {config.method.kind} trains on labels",
         "name their folder.",
     )
     for name in ("source", "target", "evaluation"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrm_jax.checks.require import require, require_at, require_value
+from mrm_jax.checks.require import require_at, require_value
 from mrm_jax.config import Config, crop_multiple, detail_crop, map_sizes, smallest_side, strides
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 
@@ -15,10 +15,10 @@ def check_model(config: Config) -> None:
     kind = ENCODER_KINDS[encoder.kind]
     for piece in ("per_stage", "shown", "implied", "unshown"):
         unknown = [name for name in getattr(kind, piece) if not hasattr(encoder, name)]
-        require(
+        require_at(
             not unknown,
-            f"EncoderKind '{kind.name}' has {', '.join(unknown)} in {piece}, which config.Encoder "
-            "has not.",
+            f"EncoderKind '{kind.name}'",
+            f" has {', '.join(unknown)} in {piece}, which config.Encoder has not.",
         )
     for name in kind.per_stage:
         value = getattr(encoder, name)
@@ -28,14 +28,15 @@ def check_model(config: Config) -> None:
             value,
             f"; dims has {len(encoder.dims)} stages, give as many entries.",
         )
-    problem = kind.problem(encoder)
-    require(problem is None, f"config.model.encoder.{problem}")
+    field, _, fault = (kind.problem(encoder) or "").partition(" ")
+    require_at(not field, f"config.model.encoder.{field}", f" {fault}")
     side, channels = crop_multiple(encoder), kind.channels(encoder)
     sizes = map_sizes(encoder, side, side)
-    require(
+    require_at(
         len(sizes) == len(channels) and all(min(size) >= 1 for size in sizes),
-        f"EncoderKind '{kind.name}': map_sizes of {side} x {side} px is {sizes} and channels is "
-        f"{channels}; both have one entry a map, of 1 and more.",
+        f"EncoderKind '{kind.name}'",
+        f": map_sizes of {side} x {side} px is {sizes} and channels is {channels}",
+        "both have one entry a map, of 1 and more.",
     )
 
 

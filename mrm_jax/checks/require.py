@@ -7,12 +7,6 @@ from typing import Any
 from mrm_jax.errors import UsageError
 
 
-def require(condition: bool, message: str, way_out: str = "") -> None:
-    """Raises UsageError unless the condition holds."""
-    if not condition:
-        raise UsageError(message, way_out)
-
-
 def require_at(condition: bool, field: str, fault: str, way_out: str = "") -> None:
     """Raises `UsageError.at` the field unless the condition holds."""
     if not condition:

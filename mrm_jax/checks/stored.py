@@ -64,7 +64,7 @@ def open_config(values: Any, where: str, writer: str | None = None) -> StoredCon
         elif path not in REMOVED or value != REMOVED[path]:
             strange[path] = value
     if not given and not strange:
-        raise UsageError(f"{where} holds no config: none of its keys is an option.")
+        raise UsageError(f"{where} holds no config: none of its keys is an option.", field=where)
     for path, option in known.items():
         before = option.default if option.since is None else option.since.value
         value = given.get(path, before)
@@ -80,7 +80,9 @@ def open_config(values: Any, where: str, writer: str | None = None) -> StoredCon
             what = (
                 f"a group, and config.{inside} is one option" if inside else "no group of options"
             )
-            raise UsageError(f"{where}, written by {by}: config.{path} is {what}.")
+            raise UsageError(
+                f"{where}, written by {by}: config.{path} is {what}.", field=f"config.{path}"
+            )
     return StoredConfig(edited(Config(), given), _remark(where, by, strange))
 
 

@@ -72,7 +72,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.tables:
         return _tables(workdir)
     if config is None:
-        raise UsageError("ablate needs a config:", "add --config FILE, say --config benchmark.")
+        raise UsageError(
+            "ablate needs a config:", "add --config FILE, say --config benchmark.", field="--config"
+        )
     if arguments.jobs < 1:
         raise UsageError.of("--jobs", arguments.jobs, "; at least one process has to train.")
     arms, seeds = _arms(arguments), _seeds(arguments.seeds)
@@ -118,9 +120,16 @@ def _arms(arguments: argparse.Namespace) -> list[Arm]:
     listed = [arm for words in arguments.arms for arm in armed.named_arms(table, words)]
     own = [armed.parse_arm(words) for words in arguments.arm]
     if text and (listed or own):
-        raise UsageError(f"The recipe '{text}' after --config is not used:", "name it by --arm.")
+        raise UsageError(
+            f"The recipe '{text}' after --config is not used:",
+            "name it by --arm.",
+            field="--config",
+            value=text,
+        )
     if arguments.sweep and listed:
-        raise UsageError("--sweep goes with --arm; sets of --arms are taken as they are.")
+        raise UsageError(
+            "--sweep goes with --arm; sets of --arms are taken as they are.", field="--sweep"
+        )
     if arguments.sweep and not own:
         own = [Arm(text or armed.DEFAULT, text)]
     own = [
@@ -133,13 +142,19 @@ def _arms(arguments: argparse.Namespace) -> list[Arm]:
     if not found:
         known = f" (sets of this config: {', '.join(table)})" if table else ""
         raise UsageError(
-            "ablate has no arms:", f"add --arms SET{known}, --arm 'RECIPE' or --sweep."
+            "ablate has no arms:",
+            f"add --arms SET{known}, --arm 'RECIPE' or --sweep.",
+            field="--arm",
         )
     armed.check_arms(found)
     names = [arm.name for arm in (*found, *armed.read_arms(arguments.workdir))]
     if arguments.against and (arguments.against not in names or not own):
         hint = nearest(arguments.against, names) if own else " Add --arm."
-        raise UsageError(f"--against '{arguments.against}': there is no such arm.{hint}")
+        raise UsageError(
+            f"--against '{arguments.against}': there is no such arm.{hint}",
+            field="--against",
+            value=arguments.against,
+        )
     return found
 
 
@@ -171,7 +186,7 @@ def _job(arguments: argparse.Namespace, arm: Arm, seed: int) -> Job:
     try:
         config = load_config(list(words))
     except UsageError as error:
-        raise UsageError(f"arm '{arm.name}': {error}") from error
+        raise UsageError.told(error.parts(), f"arm '{arm.name}': ") from error
     assert config is not None
     run = rf"{re.escape(str(arguments.workdir))}/[^/\s]+/seed\d+"
     needs = tuple(Path(path) for flag in own for path in re.findall(run, flag))
@@ -194,6 +209,8 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                         f"{workdir / armed.FILE} knows another arm '{arm.name}' ({old.recipe} "
                         f"{pasteable(old.flags)})",
                         "give it another name or use a new --workdir.",
+                        field=workdir / armed.FILE,
+                        value=arm.name,
                     )
                 known[arm.name] = arm
             armed.check_arms(known.values())

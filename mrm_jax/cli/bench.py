@@ -58,7 +58,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.data:
         return _data(arguments)
     if config is None:
-        raise UsageError("bench needs a config:", "add --config FILE, say --config quickstart.")
+        raise UsageError(
+            "bench needs a config:", "add --config FILE, say --config quickstart.", field="--config"
+        )
 
     from mrm_jax.machine.bench import measure_compute
 

@@ -52,7 +52,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
         made, found = check_prepared(root, fast=arguments.fast, progress=progress)
         if made.name != arguments.data_set:
-            raise UsageError(f"--from {root} is a prepared set of {made.name}: check {made.name}.")
+            raise UsageError(
+                f"--from {root} is a prepared set of {made.name}:",
+                f"check {made.name}.",
+                field="--from",
+                value=root,
+            )
         title, classes = f"{made.title}, prepared", made.classes
         facts = [f"{root}: stored as {made.codec}; licence: {made.licence}"]
     else:

@@ -86,15 +86,19 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.to_torch is not None:
         for name in ("to", "dry_run", "allow_missing", "copy"):
             if getattr(arguments, name):
-                raise UsageError(f"convert: --to_torch FILE and --{name} do not go together.")
+                raise UsageError(
+                    f"convert: --to_torch FILE and --{name} do not go together.", field=f"--{name}"
+                )
         return _export(arguments)
     for name in ("which", "network"):
         if getattr(arguments, name) is not None:
-            raise UsageError(f"convert: --{name} goes with --to_torch FILE alone.")
+            raise UsageError(
+                f"convert: --{name} goes with --to_torch FILE alone.", field=f"--{name}"
+            )
     if arguments.dry_run:
         return _show(arguments)
     if arguments.to is None:
-        raise UsageError("convert:", "give --to DIR, --to_torch FILE or --dry_run.")
+        raise UsageError("convert:", "give --to DIR, --to_torch FILE or --dry_run.", field="--to")
     if arguments.to.exists():
         raise UsageError.at("--to", " exists already", "give a new folder.", value=arguments.to)
     return _import(arguments, config)
@@ -251,14 +255,23 @@ def _export(arguments: argparse.Namespace) -> int:
             "--from", arguments.source, "; --to_torch takes a run or a checkpoint of ours."
         )
     if target.suffix not in FORMATS:
-        raise UsageError(f"--to_torch {target} must end in one of {', '.join(FORMATS)}.")
+        raise UsageError(
+            f"--to_torch {target} must end in one of {', '.join(FORMATS)}.",
+            field="--to_torch",
+            value=target,
+        )
     if target.exists():
         raise UsageError.at("--to_torch", " exists already", "give a new file.", value=target)
     which = arguments.which or "last"
     loaded = load_run(arguments.source, which)
     variables = loaded.teacher if arguments.network == "teacher" else loaded.student
     if variables is None:
-        raise UsageError("--network teacher: this checkpoint holds none", "use --network student.")
+        raise UsageError(
+            "--network teacher: this checkpoint holds none",
+            "use --network student.",
+            field="--network",
+            value="teacher",
+        )
     model = loaded.config.model
     kind = arguments.kind or _natural_kind(model, variables)
     grid = loaded.config.method.mrm.grid
@@ -266,16 +279,22 @@ def _export(arguments: argparse.Namespace) -> int:
     if kind == "rebuilder":
         variables = load_rebuilder(arguments.source, which)
         if grid[0] != grid[1]:
-            raise UsageError(f"the released Rebuilder has a square grid, this one is {grid}.")
+            raise UsageError(
+                f"the released Rebuilder has a square grid, this one is {grid}.",
+                field="config.method.mrm.grid",
+                value=grid,
+            )
         variant["grid"] = grid[0]
     try:
         tree = _part(variables, kind)
         state = export_torch(tree, kind, **variant, **_order(kind, model))
     except Misfit as error:
         more = f" and {len(error.problems) - 1} more" if len(error.problems) > 1 else ""
-        raise UsageError(f"kind {kind}: {error.problems[0]}{more}.") from error
+        raise UsageError(
+            f"kind {kind}: {error.problems[0]}{more}.", field="--kind", value=kind
+        ) from error
     except ValueError as error:
-        raise UsageError(f"kind {kind}: {error}.") from error
+        raise UsageError(f"kind {kind}: {error}.", field="--kind", value=kind) from error
     added = synthesise(state, **variant)
     meta = {"mrm_jax": json.dumps({"kind": kind, "model": asdict(model)})}
     write_weights(target, {**state, **added}, meta)
@@ -293,7 +312,11 @@ def _natural_kind(model: Model, variables: Mapping[str, Any]) -> str:
     kind = model.encoder.kind
     files = encoder_files().get(kind)
     if files is None:
-        raise UsageError(f"encoder kind {kind} is registered without names of a weight file.")
+        raise UsageError(
+            f"encoder kind {kind} is registered without names of a weight file.",
+            field="config.model.encoder.kind",
+            value=kind,
+        )
     return files.natural(model.encoder)
 
 

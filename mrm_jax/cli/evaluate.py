@@ -133,6 +133,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         raise UsageError(
             "There is nothing to score on: data.evaluation.labels of the run is empty.",
             "Name labelled pictures by --config FILE --config.data.evaluation.labels=FOLDER.",
+            field="config.data.evaluation.labels",
+            value="",
         )
     folder = _home(arguments)
     saver = _saver(arguments.save_predictions, next(iter(nets)), examples.names)
@@ -173,6 +175,8 @@ def _protocol(trained: Config, given: Config | None, path: Path | None) -> Confi
             raise UsageError(
                 f"--path {path}: the evaluation pictures of this config are drawn.",
                 "Give --config with a folder's layout as data.evaluation.",
+                field="--path",
+                value=path,
             )
         domain = dataclasses.replace(domain, path=str(path))
     data = dataclasses.replace(data, evaluation=domain)

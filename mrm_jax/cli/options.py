@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         asked = " ".join(arguments.words)
         names = [part for path in known for part in (path, path.rpartition(".")[2])]
         raise UsageError(
-            f"options: no option's name or meaning holds '{asked}'.{nearest(asked, names)}"
+            f"options: no option's name or meaning holds '{asked}'.{nearest(asked, names)}",
+            field="options",
+            value=asked,
         )
     rows = [
         (

@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Prints the report; exit code 0 whether it fits or not. Raises UsageError."""
     if config is None:
-        raise UsageError("plan needs a config:", "add --config FILE, say --config quickstart.")
+        raise UsageError(
+            "plan needs a config:", "add --config FILE, say --config quickstart.", field="--config"
+        )
     os.environ.update(QUIET)  # before jax
     from mrm_jax.machine import chips, plan
 

@@ -90,7 +90,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     cannot be written.
     """
     if config is not None:
-        raise UsageError("predict takes its config from the checkpoint", "leave --config out.")
+        raise UsageError(
+            "predict takes its config from the checkpoint", "leave --config out.", field="--config"
+        )
     products = _products(arguments)
     _check_numbers(arguments)
 

@@ -72,11 +72,15 @@ def data_set(name: str, config: Config | None) -> DataSet:
 
     if name not in names():
         raise UsageError(
-            f"'{name}' is no data set; there are {', '.join(names())}.{nearest(name, names())}"
+            f"'{name}' is no data set; there are {', '.join(names())}.{nearest(name, names())}",
+            field="prepare",
+            value=name,
         )
     if name != "folder":
         if config is not None:
-            raise UsageError(f"--config says how a folder is stored; {name} needs none.")
+            raise UsageError(
+                f"--config says how a folder is stored; {name} needs none.", field="--config"
+            )
         return datasets.DATA_SETS[name]
     if config is None:
         return datasets.folder(labels.CITYSCAPES, Domain(images="images", labels="labels"))
@@ -112,6 +116,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         raise RunError(
             "A process that wrote records was ended, say for lack of memory",
             "give the same command with fewer --workers.",
+            field="--workers",
         ) from error
     except OSError as error:
         where = error.filename or arguments.to

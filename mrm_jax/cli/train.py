@@ -34,7 +34,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     Raises UsageError (a mistake in the command, a folder of another run) or RunError.
     """
     if config is None:
-        raise UsageError("train needs a config:", "add --config FILE, say --config quickstart.")
+        raise UsageError(
+            "train needs a config:", "add --config FILE, say --config quickstart.", field="--config"
+        )
     with heard() as stop:
         stop.doing = "opening the folder"
         try:

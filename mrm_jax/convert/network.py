@@ -61,7 +61,7 @@ def load_network(
         shown = trace(file.tensors, kind, **variant)
         tree = import_torch(file.tensors, kind, **variant)
     except Misfit as error:
-        raise UsageError(misfit_line(file, kind, error.problems)) from error
+        raise UsageError(misfit_line(file, kind, error.problems), field=file.path) from error
     except ValueError as error:
         raise UsageError.at(file.path, f": {error}.") from error
     part = KINDS[kind].parts[0]
@@ -138,19 +138,28 @@ def _encoder(shown: Mapping[str, Any]) -> tuple[Encoder, tuple[str, ...]]:
     layout, dims, depths = shown["layout"], shown["dims"], shown["depths"]
     unknown = any(size is None for size in (*dims, *depths))
     if unknown:
-        raise UsageError(f"the tensors show widths {dims} and depths {depths}: too many missing.")
+        raise UsageError(
+            f"the tensors show widths {dims} and depths {depths}: too many missing.",
+            field="tensors",
+        )
     for kind, files in encoder_files().items():
         if layout in {row.name for row in (*files.layouts, *files.alone, *files.others)}:
             fields, assumed = files.fields(shown)
             return Encoder(kind=kind, **fields), assumed
-    raise UsageError(f"no registered encoder has the layout {layout}.")
+    raise UsageError(
+        f"no registered encoder has the layout {layout}.", field="layout", value=layout
+    )
 
 
 def _decoder(shown: Mapping[str, Any]) -> Decoder:
     for kind, files in decoder_files().items():
         if shown["layout"] in {row.name for row in (*files.layouts, *files.others)}:
             return Decoder(kind=kind, **files.fields(shown))
-    raise UsageError(f"no registered decoder has the layout {shown['layout']}.")
+    raise UsageError(
+        f"no registered decoder has the layout {shown['layout']}.",
+        field="layout",
+        value=shown["layout"],
+    )
 
 
 def count_parameters(tree: Mapping[str, Any]) -> tuple[int, int]:

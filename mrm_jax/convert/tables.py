@@ -85,7 +85,11 @@ def _kinds(changes: int) -> dict[str, LayoutKind]:
     for files in encoder_files().values():
         for layout in (*files.layouts, *files.alone):
             if layout.name in alone:
-                raise UsageError(f"two registered encoders have a layout called {layout.name}.")
+                raise UsageError(
+                    f"two registered encoders have a layout called {layout.name}.",
+                    field="EncoderKind.layouts",
+                    value=layout.name,
+                )
             part = Part("encoder", (layout,))
             alone[layout.name] = LayoutKind((part,), (_OTHER_HEADS,), spare="backbone.")
         for name, (layout, facts) in files.sizes.items():

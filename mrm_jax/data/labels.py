@@ -197,11 +197,16 @@ def lookup(raw_ids: RawIds, ignored_ids: tuple[int, ...], classes: int) -> np.nd
         for raw in row:
             if not 0 <= raw <= 65535:
                 raise UsageError(
-                    f"raw label id {raw} cannot occur in a picture; ids lie in 0..65535."
+                    f"raw label id {raw} cannot occur in a picture; ids lie in 0..65535.",
+                    field="raw_ids",
+                    value=raw,
                 )
             if table[raw] != -1:
                 raise UsageError(
-                    f"raw label id {raw} stands twice in raw_ids and ignored_ids", "keep one."
+                    f"raw label id {raw} stands twice in raw_ids and ignored_ids",
+                    "keep one.",
+                    field="raw_ids",
+                    value=raw,
                 )
             table[raw] = IGNORE if train_id == len(rows) else train_id
     table.flags.writeable = False

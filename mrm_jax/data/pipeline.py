@@ -212,8 +212,10 @@ def train_batches(
     batch = config.train.batch
     if batch % process_count:
         raise UsageError(
-            f"config.train.batch is {batch}, not a multiple of {process_count} hosts; "
-            f"change one of them."
+            f"config.train.batch is {batch}, not a multiple of {process_count} hosts",
+            "change one of them.",
+            field="config.train.batch",
+            value=batch,
         )
     block = batch // process_count
     samples = TrainingSamples(config, sampler, target=target)

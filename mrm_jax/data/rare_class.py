@@ -189,7 +189,8 @@ def _report_missing(
             text,
             f"lower {lower}{small}, or leave such classes out of the draw by "
             f"{FIELD}.on_missing=warn.",
+            field=FIELD,
         )
     if not usable.any():
-        raise UsageError(f"{text}: nothing is left to draw", f"lower {lower}{small}.")
+        raise UsageError(f"{text}: nothing is left to draw", f"lower {lower}{small}.", field=FIELD)
     warn(f"warning: {text}; left out of the draw.")

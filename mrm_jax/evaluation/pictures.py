@@ -77,7 +77,9 @@ def collect_pictures(paths: Sequence[str], to: Path) -> list[NamedPicture]:
                     name = os.fspath(match.with_suffix(""))
                 found.setdefault(_whole(match), NamedPicture(match, name))
         except OSError as error:
-            raise UsageError(f"predict: {word} cannot be read: {what_is_wrong(error)}.") from error
+            raise UsageError(
+                f"predict: {word} cannot be read: {what_is_wrong(error)}.", field=word
+            ) from error
     return list(found.values())
 
 
@@ -107,7 +109,7 @@ def _meant(word: str, to: Path) -> list[Path]:
         matches = _earlier_results_left_out(matched, start, to)
     if not matches:
         kind = f"holds no picture ({' '.join(SUFFIXES)})" if path.is_dir() else "does not exist"
-        raise UsageError(f"predict: {word} {kind}.")
+        raise UsageError(f"predict: {word} {kind}.", field=word)
     return matches
 
 

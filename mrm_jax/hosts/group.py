@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts.meeting import meet
-from mrm_jax.hosts.watch import AGAIN, HostWatch, LastWords, is_loss, line_of
+from mrm_jax.hosts.watch import AGAIN, HostWatch, LastWords, is_loss, line_of, parts_of
 from mrm_jax.paths import is_remote
 from mrm_jax.stop import Stopped, before_end
 
@@ -182,8 +182,10 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
     except Exception as error:  # sockets, metadata servers and JAX raise unrelated types
         words.close()
         raise RunError(
-            f"The hosts could not be joined: {line_of(error)} Set config.mesh.coordinator, "
-            "process_count and process_index, or config.mesh.hosts=off for this machine alone."
+            f"The hosts could not be joined: {line_of(error)}",
+            "Set config.mesh.coordinator, process_count and process_index, or "
+            "config.mesh.hosts=off for this machine alone.",
+            field="config.mesh",
         ) from error
     several = (global_state.num_processes or 1) > 1
     if not several:
@@ -227,7 +229,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
 
     Every host has to call it at the same point of the program, and waits there for the others.
     `make` returns what JSON can hold. Where it raises on one host, that host raises its error and
-    the others a RunError that quotes it, so that none goes on alone; after a Stopped on any host
+    the others a RunError of the same parts, so that none goes on alone; after a Stopped on any host
     those without an error raise Stopped. With one host it is `[make()]`.
     """
     watch = HostWatch.running
@@ -241,7 +243,7 @@ def together(make: Callable[[], _T]) -> list[_T]:
         error = raised
     number = next(_rounds)
     stopped = isinstance(error, Stopped)
-    said = json.dumps([value, None if error is None or stopped else line_of(error), stopped])
+    said = json.dumps([value, None if error is None or stopped else parts_of(error), stopped])
     watch.client.key_value_set(f"mrm_jax_round/{number}/{watch.index}", said)
     told = [
         json.loads(watch.client.blocking_key_value_get(f"mrm_jax_round/{number}/{h}", _FOREVER_MS))
@@ -251,9 +253,9 @@ def together(make: Callable[[], _T]) -> list[_T]:
         watch.client.key_value_delete(f"mrm_jax_round/{number - 1}/{watch.index}")
     if error is not None:
         raise error
-    for host, (_, text, _) in enumerate(told):
-        if text is not None:
-            raise RunError(f"Host {host}: {text}")
+    for host, (_, parts, _) in enumerate(told):
+        if parts is not None:
+            raise RunError.told(parts, f"Host {host}: ")
     if any(stopped for *_, stopped in told):
         raise Stopped
     return [value for value, *_ in told]

@@ -2,8 +2,8 @@
 before the coordinator is there, so that a wrong start is told in one line and in seconds.
 
 JAX itself waits for minutes whatever is wrong, and crashes where the port is taken. What passes is
-lines: host 0 sends `GREETING`; the other sends {"index", "count", "name"}; host 0 sends what is
-wrong, "" for nothing, once all are there or something is.
+lines: host 0 sends `GREETING`; the other sends {"index", "count", "name"}; host 0 sends the parts
+of the error that says what is wrong, null for nothing, once all are there or something is.
 """
 
 from __future__ import annotations
@@ -96,23 +96,27 @@ def _me() -> str:
 
 
 def _host(place: _Place) -> None:
-    me, trouble, done = uuid.uuid4().hex, [], threading.Event()
+    me, done = uuid.uuid4().hex, threading.Event()
+    trouble: list[UsageError] = []
     with closing(_listener(place)) as listener, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         threading.Thread(target=_reach_myself, args=(place, me, trouble, done), daemon=True).start()
         callers: list[_Caller] = []
-        wrong, told = "", False
-        while not wrong and len(_present(callers)) < place.count - 1:
+        wrong: UsageError | None = None
+        told = False
+        while wrong is None and len(_present(callers)) < place.count - 1:
             for key, _ in selector.select(POLL_SECONDS):
                 wrong = wrong or _hear(key, listener, selector, callers, place, me)
             missing = sorted(set(range(1, place.count)) - _present(callers))
             if trouble and not _present(callers):
                 wrong = wrong or trouble[0]
             elif place.over() and missing:
-                wrong = wrong or (
+                wrong = wrong or UsageError(
                     f"Host {_listed(missing)} of {place.count} did not come to {place.address} "
-                    f"within {place.seconds:g} s: start the same command on all of them, or set "
-                    "config.mesh.hosts=off."
+                    f"within {place.seconds:g} s:",
+                    "start the same command on all of them, or set config.mesh.hosts=off.",
+                    field="config.mesh.coordinator",
+                    value=place.address,
                 )
             elif missing and not told and time.monotonic() - place.began > TELL_SECONDS:
                 told = True
@@ -120,10 +124,10 @@ def _host(place: _Place) -> None:
         done.set()
         for caller in callers:
             with suppress(OSError):
-                caller.link.sendall((json.dumps(wrong) + "\n").encode())
+                caller.link.sendall((json.dumps(wrong and wrong.parts()) + "\n").encode())
             caller.link.close()
     if wrong:
-        raise UsageError(wrong)
+        raise wrong
 
 
 def _listener(place: _Place) -> socket.socket:
@@ -162,8 +166,8 @@ def _hear(
     callers: list[_Caller],
     place: _Place,
     me: str,
-) -> str:
-    """Takes in what came; what is wrong with it, or ""."""
+) -> UsageError | None:
+    """Takes in what came; what is wrong with it, if anything."""
     if key.fileobj is listener:
         with suppress(OSError):
             link, _ = listener.accept()
@@ -171,20 +175,20 @@ def _hear(
             link.sendall((GREETING + "\n").encode())
             callers.append(_Caller(link))
             selector.register(link, selectors.EVENT_READ, callers[-1])
-        return ""
+        return None
     caller: _Caller = key.data
     content = b""
     with suppress(OSError):
         content = caller.link.recv(_LINE_BYTES)
     caller.said += content
     if content and b"\n" not in caller.said and len(caller.said) < _LINE_BYTES:
-        return ""
+        return None
     hello = _hello(caller.said) if content and caller.index is None else None
     if hello is None or hello["name"] == me:  # gone, a stranger, or this process itself
         selector.unregister(caller.link)
         caller.link.close()
         callers.remove(caller)
-        return ""
+        return None
     wrong = _wrong(hello, callers, place)
     caller.index, caller.name, caller.said = hello["index"], hello["name"], b""
     return wrong
@@ -199,20 +203,24 @@ def _hello(said: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _wrong(hello: dict[str, Any], callers: Sequence[_Caller], place: _Place) -> str:
+def _wrong(hello: dict[str, Any], callers: Sequence[_Caller], place: _Place) -> UsageError | None:
     index, count, name = hello["index"], hello["count"], hello["name"]
     if count != place.count:
-        return (
-            f"config.mesh.process_count is {place.count} on host 0 and {count} on host {index} "
-            f"({name}); it must be the same."
+        return UsageError.of(
+            "config.mesh.process_count",
+            place.count,
+            f" on host 0 and {count} on host {index} ({name})",
+            "it must be the same.",
         )
     other = _me() if index == 0 else next((c.name for c in callers if c.index == index), None)
     if other is not None:
-        return (
-            f"config.mesh.process_index is {index} on two processes: {other}, and {name}. Give "
-            f"each its own, from 0 to {count - 1}."
+        return UsageError.of(
+            "config.mesh.process_index",
+            index,
+            f" on two processes: {other}, and {name}.",
+            f"Give each its own, from 0 to {count - 1}.",
         )
-    return ""
+    return None
 
 
 def _present(callers: Sequence[_Caller]) -> set[int]:
@@ -223,7 +231,7 @@ def _listed(hosts: Sequence[int]) -> str:
     return ", ".join(map(str, hosts[:8])) + (" ..." if len(hosts) > 8 else "")
 
 
-def _reach_myself(place: _Place, me: str, trouble: list[str], done: threading.Event) -> None:
+def _reach_myself(place: _Place, me: str, trouble: list[UsageError], done: threading.Event) -> None:
     """Notes in `trouble` what keeps this host from reaching itself at the coordinator's address."""
     why = ""
     while not done.is_set() and not (why and place.soon_over()):
@@ -233,15 +241,19 @@ def _reach_myself(place: _Place, me: str, trouble: list[str], done: threading.Ev
                 link.sendall((json.dumps(hello) + "\n").encode())
                 link.settimeout(place.seconds)
                 if answer := _line(link):  # from another host 0; this one just closes
-                    trouble.append(json.loads(answer))
+                    trouble.append(UsageError.told(json.loads(answer)))
             return
         except (OSError, ValueError, _StrangerError) as error:
             why = _why(error)
         done.wait(5 * POLL_SECONDS)
     trouble.append(
-        f"config.mesh.coordinator is {place.address}, at which host 0 (this process) does not "
-        f"reach itself: {why}. Give an address of this machine that the others reach, or start "
-        "host 0 on the other."
+        UsageError(
+            f"config.mesh.coordinator is {place.address}, at which host 0 (this process) does not "
+            f"reach itself: {why}.",
+            "Give an address of this machine that the others reach, or start host 0 on the other.",
+            field="config.mesh.coordinator",
+            value=place.address,
+        )
     )
 
 
@@ -276,13 +288,15 @@ def _visit(place: _Place, index: int) -> None:
                 f"Host 0 did not answer at config.mesh.coordinator={place.address} within "
                 f"{place.seconds:g} s: {why}.",
                 "Start the same command on all hosts, or set config.mesh.hosts=off.",
+                field="config.mesh.coordinator",
+                value=place.address,
             )
         if not told and time.monotonic() - place.began > TELL_SECONDS:
             told = True
             place.say(f"waiting for host 0 at {place.address}: {why} ...")
         time.sleep(5 * POLL_SECONDS)
     if wrong := json.loads(answer):
-        raise UsageError(wrong)
+        raise UsageError.told(wrong)
     _wait_for_service(place)
 
 

@@ -197,7 +197,16 @@ def is_loss(error: BaseException) -> bool:
     return _LOST.search(str(error)) is not None
 
 
+def parts_of(error: BaseException) -> dict[str, Any]:
+    """What other hosts are told of an error, as `UsageError.parts`."""
+    known = error if isinstance(error, UsageError | RunError) else RunError("", field="")
+    return {**known.parts(), "line": line_of(error)}
+
+
 def line_of(error: BaseException) -> str:
-    """What an error says, on one line that ends in a full stop."""
+    """What an error says, on one line that ends in a full stop; of other programs' errors the
+    beginning."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UsageError | RunError):
+        return text.rstrip(".") + "."
     return (text if len(text) < 300 else text[:297] + "...").rstrip(".") + "."

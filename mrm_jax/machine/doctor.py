@@ -83,7 +83,7 @@ def require_platform(config: Config) -> None:
         os.environ.get("JAX_PLATFORMS", ""),
     )
     if found.status == "error":
-        raise UsageError(f"{found.found}; {found.fix}.")
+        raise UsageError(found.found, f"{found.fix}.", field="config.mesh.platform")
 
 
 def examine(

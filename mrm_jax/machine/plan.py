@@ -247,7 +247,7 @@ def too_large(error: Exception) -> int:
     found = _TEMPORARIES.search(str(error))
     if found is None:
         raise RunError(
-            f"The step does not compile: {' '.join(str(error).split())[:300]}"
+            f"The step does not compile: {' '.join(str(error).split())[:300]}", field="XLA"
         ) from error
     return int(float(found[1]) * 1024 ** ("KMG".index(found[2]) + 1))
 

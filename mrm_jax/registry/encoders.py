@@ -98,7 +98,9 @@ class EncoderKind(Registered):
         ):
             raise UsageError(
                 f"EncoderKind '{self.name}' has input {stats!r}; it takes InputStats with three "
-                "means and three deviations above 0."
+                "means and three deviations above 0.",
+                field=f"EncoderKind '{self.name}'",
+                value=stats,
             )
 
 

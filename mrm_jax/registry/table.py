@@ -37,7 +37,9 @@ class Registered:
             if getattr(self, field.name) is _MISSING:
                 called = "" if self.name is _MISSING else f" '{self.name}'"
                 raise UsageError(
-                    f"{type(self).__name__}{called} lacks {field.name}: {field.metadata['doc']}."
+                    f"{type(self).__name__}{called} lacks {field.name}: {field.metadata['doc']}.",
+                    field=type(self).__name__,
+                    value=field.name,
                 )
 
 
@@ -57,15 +59,25 @@ class Table(Generic[T]):
         """Adds a registration. Raises UsageError for another sort and for a name, its own or a
         variant's, that is taken."""
         if not isinstance(row, self._sort):
-            raise UsageError(f"{row!r} is no {self._sort.__name__}; it cannot be registered here.")
+            raise UsageError(
+                f"{row!r} is no {self._sort.__name__}; it cannot be registered here.",
+                field=self._sort.__name__,
+                value=row,
+            )
         if row.name in self._rows:
-            raise UsageError(f"{self._sort.__name__} '{row.name}' is registered already.")
+            raise UsageError(
+                f"{self._sort.__name__} '{row.name}' is registered already.",
+                field=self._sort.__name__,
+                value=row.name,
+            )
         mine = getattr(row, "variants", {})
         for other in self._rows.values():
             if taken := mine.keys() & getattr(other, "variants", {}).keys():
                 raise UsageError(
                     f"{self._sort.__name__} '{row.name}': its variant {min(taken)} is one of "
-                    f"'{other.name}' already."
+                    f"'{other.name}' already.",
+                    field=f"{self._sort.__name__} '{row.name}'",
+                    value=min(taken),
                 )
         self._rows[row.name] = row
         self.changes += 1

@@ -212,7 +212,9 @@ class Checkpoints:
         rest = f"The last good one is step {good[-1]}." if good else "There is none before it."
         return RunError(
             f"The checkpoint of step {step} could not be saved in {self.directory}: "
-            f"{one_line(error)} {rest} Free some space, then give the same command again."
+            f"{one_line(error)} {rest}",
+            "Free some space, then give the same command again.",
+            field=self.directory / str(step),
         )
 
 
@@ -286,7 +288,7 @@ def save_network(path: Path, student: Mapping[str, Any], facts: Mapping[str, Any
         (temporary / "weights.json").write_text(json.dumps(facts["weights"], indent=2) + "\n")
         temporary.rename(path)
     except Exception as error:  # as in save
-        raise RunError(f"{path} could not be written: {one_line(error)}") from error
+        raise RunError(f"{path} could not be written: {one_line(error)}", field=path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -313,11 +315,13 @@ def _find(path: Path, which: str | int) -> Path:
         scores = {step: scores_of(read_facts(folder / str(step))) for step in steps}
         top = top_of(scores, which)
         if top is None:
-            raise UsageError(_UNSCORED[which].format(folder=folder))
+            raise UsageError(_UNSCORED[which].format(folder=folder), field=folder, value=which)
         return folder / str(top)
     if str(which).isdigit() and int(which) in steps:
         return folder / str(int(which))
     raise UsageError(
         f"There is no checkpoint '{which}' in {folder}",
         f"use last, best, picked or one of {', '.join(map(str, steps))}.",
+        field=folder,
+        value=which,
     )

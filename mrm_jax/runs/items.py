@@ -75,6 +75,7 @@ def check_items(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any
                 f"The checkpoint {folder} evaluates and predicts, but no run goes on from it: its "
                 f"folder '{item}' is not there.",
                 f"Put it back, or move {folder} away to go on from the one before it.",
+                field=folder / item,
             )
         if "digests" not in facts:
             continue
@@ -84,6 +85,7 @@ def check_items(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any
         if path is not None:
             raise RunError(
                 f"The checkpoint {folder} is of another state than this run's: {item}/{path} is "
-                f"{theirs.get(path, 'not there')} in it and {ours.get(path, 'not there')} here. "
-                "Go on with the version of mrm_jax that wrote it, or train again in a new folder."
+                f"{theirs.get(path, 'not there')} in it and {ours.get(path, 'not there')} here.",
+                "Go on with the version of mrm_jax that wrote it, or train again in a new folder.",
+                field=f"{item}/{path}",
             )

@@ -141,4 +141,9 @@ def _last_push(mirror: Mirror, place: Path, keep: Callable[[], None]) -> None:
         mirror.push()
     except RunError as error:
         keep()
-        raise RunError(f"{error} What the bucket lacks is in {place}.") from error
+        raise RunError(
+            f"{error}",
+            f"What the bucket lacks is in {place}.",
+            field=error.field,
+            value=error.value,
+        ) from error

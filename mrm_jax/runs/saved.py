@@ -264,6 +264,7 @@ def unrestored(
         f"The checkpoint {folder} could not be restored, though its files are whole: "
         f"{one_line(error)} Nothing was changed",
         "give the same command again.",
+        field=folder,
     )
 
 
@@ -313,6 +314,7 @@ def _unreadable(path: Path, error: Exception) -> RunError:
     return RunError(
         f"{path} could not be read: {what_is_wrong(error)}. Nothing was changed",
         "give the same command again when it can.",
+        field=path,
     )
 
 

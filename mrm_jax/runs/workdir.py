@@ -192,7 +192,7 @@ def check_workdir(path: Path, config: Config, identify: Identify = _unknown) -> 
         )
     stored = read_config(path)
     if stored.remark:
-        raise UsageError(stored.remark)
+        raise UsageError(stored.remark, field=path / CONFIG)
     here, there = fixed(config), fixed(stored.config)
     different = [name for name, value in here.items() if value != there[name]]
     if different == ["train.steps"]:
@@ -204,12 +204,12 @@ def check_workdir(path: Path, config: Config, identify: Identify = _unknown) -> 
         why = ", and the two do not hold the same data, or one of them is not there to compare"
     different.sort(key=_PATHS.__contains__)
     for name in different[:1]:
-        raise UsageError.at(
-            "--workdir",
-            f" belongs to another run: config.{name} is {here[name]!r} here and was "
-            f"{there[name]!r} there{why}.",
+        raise UsageError(
+            f"--workdir {path} belongs to another run: config.{name} is {here[name]!r} here and "
+            f"was {there[name]!r} there{why}.",
             "Use the same config to go on, or a new folder.",
-            value=path,
+            field=f"config.{name}",
+            value=here[name],
         )
 
 

@@ -83,7 +83,9 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
             return 0
         except OSError as error:
             name = f" ({error.filename})" if error.filename else ""
-            raise RunError(f"The run stopped: {error.strerror or error}{name}.") from error
+            raise RunError(
+                f"The run stopped: {error.strerror or error}{name}.", field=error.filename or ""
+            ) from error
 
 
 def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen, stop: Stop) -> int:
@@ -206,7 +208,9 @@ def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
         raise error
     if group.host_count() > 1:
         raise RunError(
-            f"On host {group.host_index()} {line} Give the same command again."
+            f"On host {group.host_index()} {line}",
+            "Give the same command again.",
+            field=f"host {group.host_index()}",
         ) from error
     return line
 

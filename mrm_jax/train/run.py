@@ -261,7 +261,9 @@ def stop_at_failure(run: Run) -> None:
     """Saves what was reached before a host could not read its pictures. Raises its error there."""
     if good := int(run.state.step):
         save_checkpoint(run, good)
-    raise run.failure or RunError("Another host could not read its pictures; it says which.")
+    raise run.failure or RunError(
+        "Another host could not read its pictures; it says which.", field="host"
+    )
 
 
 def stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
@@ -277,7 +279,10 @@ def stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
     names = ", ".join(not_finite(values)) or "a gradient"
     raise RunError(
         f"Step {done.number} is not finite ({names}) and was not applied; the state after step "
-        f"{good} is kept. Its pictures, labels and draws are in {path}: look whether one of them "
-        f"is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
-        f"model.dtype=float32 in a new workdir."
+        f"{good} is kept. Its pictures, labels and draws are in {path}:",
+        "look whether one of them "
+        "is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
+        "model.dtype=float32 in a new workdir.",
+        field=names,
+        value=done.number,
     )

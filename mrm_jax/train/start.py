@@ -95,7 +95,10 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
         if missing := start.fingerprint.get("missing"):
             raise UsageError(
                 f"config.{ANCHOR if of_run else ENCODER_WEIGHTS} is {path}, which lacks "
-                f"{missing[0]}; the frozen encoder of the feature distance has to be whole."
+                f"{missing[0]}",
+                "the frozen encoder of the feature distance has to be whole.",
+                field=f"config.{ANCHOR if of_run else ENCODER_WEIGHTS}",
+                value=path,
             )
         tree = start.variables
         group.same("the frozen encoder's ", start.fingerprint)
@@ -150,7 +153,10 @@ def opened(
         tree = {name: {"encoder": found.get("encoder", {})} for name, found in tree.items()}
     elif not opened.whole:
         raise UsageError(
-            f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
+            f"config.{field} is {path}, an encoder alone",
+            f"give it as config.{ENCODER_WEIGHTS}.",
+            field=f"config.{field}",
+            value=path,
         )
     name, whole = f"config.{field}", field == INIT_FROM
     check_fits_model(config, opened, name, whole=whole)

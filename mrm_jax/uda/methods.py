@@ -92,7 +92,9 @@ def passes(method: Method, classes: tuple[str, ...] = ()) -> tuple[Pass, ...]:
             raise UsageError(
                 f"config.method.objectives has '{kind.name}', which judges "
                 f"{', '.join(kind.passes)}; the passes of this run are "
-                f"{', '.join(row.name for row in rows)}."
+                f"{', '.join(row.name for row in rows)}.",
+                field="config.method.objectives",
+                value=kind.name,
             )
         rows = tuple(
             replace(row, objectives=(*row.objectives, judge)) if row.name in kind.passes else row

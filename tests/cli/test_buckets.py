@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from mrm_jax import main
 from mrm_jax.convert.reader import read_weights, write_weights
@@ -57,7 +58,7 @@ def test_evaluate_and_predict_read_from_a_bucket_and_write_there(gs, workdir, da
     assert (tmp_path / "one/1.png").read_bytes() == (tmp_path / "out/town/1.png").read_bytes()
     with pytest.raises(UsageError, match=f"predict: {gs}/none does not exist"):
         run("predict", f"{gs}/none", "--checkpoint", workdir, "--to", tmp_path / "two")
-    with pytest.raises(UsageError, match="is the folder of the pictures"):
+    with refused("--to", way_out="give another one"):
         run("predict", f"{gs}/out", "--checkpoint", workdir, "--to", f"{gs}/out")
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from refusals import refused
 
 from mrm_jax import main
 from mrm_jax.cli import ablate
 from mrm_jax.config import Config, Mesh
-from mrm_jax.errors import UsageError
 from mrm_jax.machine import compile_cache, doctor
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs' / 'tiny.py'}"
@@ -101,7 +101,7 @@ def test_the_cpu_beside_an_accelerator_is_an_error_unless_it_was_asked_for(
 
 
 def test_training_refuses_another_kind_of_device(tmp_path):
-    with pytest.raises(UsageError, match="JAX runs on cpu, config.mesh.platform asks for gpu"):
+    with refused("config.mesh.platform", way_out="install mrm-jax[tpu] or mrm-jax[cuda] and"):
         doctor.require_platform(Config(mesh=Mesh(platform="gpu")))
 
 

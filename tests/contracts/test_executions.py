@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import narrow
 import numpy as np
 import pytest
+from compiler import QUICK
 
-from mrm_jax import recipes, sharding
+from mrm_jax import recipes
 from mrm_jax.config import Encoder
 from mrm_jax.train.passes import accumulate
 from mrm_jax.uda.methods import passes
@@ -52,7 +53,7 @@ def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
             for execution in ("sequential", "stacked")
         ]
 
-    compiled = jax.jit(both, compiler_options=sharding.quick(sharding.mesh(1)))
+    compiled = jax.jit(both, compiler_options=QUICK)
     one, other = jax.device_get(compiled(params, stats, views, draws))
     expected = {"masked"} if name == "mic" else set()
     names = {key.split("/")[0] for key in one[1]}

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import narrow
 import numpy as np
+from compiler import QUICK
 
-from mrm_jax import recipes, sharding
+from mrm_jax import recipes
 from mrm_jax.config import Contrast, Encoder, MaskedImages
 from mrm_jax.train.passes import accumulate
 from mrm_jax.uda.methods import passes
@@ -55,7 +56,7 @@ def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole():
             for execution, parts, unroll in (("sequential", 1, True), ("sequential", 3, False))
         ]
 
-    compiled = jax.jit(every, compiler_options=sharding.quick(sharding.mesh(1)))
+    compiled = jax.jit(every, compiler_options=QUICK)
     whole, part = jax.device_get(compiled(params, stats, views, draws))
     assert {"source/feature_distance", "mixed/contrast", "inpainted/pixels"} < set(whole[1])
     assert "reconstructed/features" in whole[1]

@@ -11,18 +11,13 @@ import jax.numpy as jnp
 import narrow
 import numpy as np
 import pytest
+from compiler import QUICK
 
-from mrm_jax import sharding
 from mrm_jax.models.layers import BatchNorm, fold_moments
 from mrm_jax.train.passes import accumulate
 from mrm_jax.train.state import Networks, build_networks
 from mrm_jax.uda import methods
 from mrm_jax.uda.methods import Pass
-
-COMPILER = sharding.quick(sharding.mesh(1))
-if COMPILER is not None:
-    # XLA's older way of writing CPU loops; compiling takes less than half as long.
-    COMPILER = COMPILER | {"xla_cpu_use_fusion_emitters": False}
 
 OTHER_REMAT = {"none": "full", "blocks": "full", "full": "none"}
 """What is recomputed in the other form of a row."""
@@ -122,7 +117,7 @@ def outcome(row):
     if row.hrda:
         # One colour a picture: context and detail see the same, so one set of statistics fits both.
         pictures = np.broadcast_to(pictures[:, :1, :1], pictures.shape)
-    compiled = jax.jit(everything, compiler_options=COMPILER)
+    compiled = jax.jit(everything, compiler_options=QUICK)
     return jax.device_get(compiled(params, stats, views, draws, pictures))
 
 

@@ -162,7 +162,7 @@ def test_a_class_without_a_picture_is_named_as_an_error_or_left_out_with_a_warni
 @pytest.mark.parametrize("on_missing", ["error", "warn"])
 def test_labels_that_are_ignored_everywhere_are_an_error(on_missing):
     config, statistics = _of(("a", "b"), [_label(value=255)] * 2, _rare(on_missing=on_missing))
-    with pytest.raises(UsageError, match=r"config\.data\.source: its 2 labels hold no class"):
+    with refused("config.data.source", way_out="correct raw_ids and ignored_ids, or the"):
         rare_class.make_sampler(config, statistics)
 
 

@@ -2,11 +2,13 @@
 together is shown by real processes in test_several.py.
 """
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+from refusals import refused
 
 from mrm_jax.config import Config, Mesh
 from mrm_jax.errors import RunError, UsageError
@@ -161,19 +163,22 @@ def test_an_error_that_speaks_of_a_lost_peer_is_not_taken_for_a_full_disk(with_o
 
 
 def test_an_error_of_one_host_is_raised_on_all(with_other):
-    with_other('[null, "there is no town/7.png.", false]')
-    with pytest.raises(RunError, match=r"^Host 1: there is no town/7.png\.$"):
+    told = UsageError.at("town/7.png", " is not there", "fetch it.").parts()
+    with_other(json.dumps([None, told, False]))
+    with refused("town/7.png", way_out="fetch it.", kind=RunError) as caught:
         group.together(lambda: "ours")
+    assert str(caught.value) == "Host 1: town/7.png is not there; fetch it."
     store = with_other('["theirs", null, false]')
     with pytest.raises(UsageError, match="ours is broken"):
-        group.together(lambda: (_ for _ in ()).throw(UsageError("ours is broken")))
-    assert store.said["mrm_jax_round/0/0"] == '[null, "ours is broken.", false]'
+        group.together(lambda: (_ for _ in ()).throw(UsageError("ours is broken", field="x")))
+    said = {"line": "ours is broken.", "field": "x", "value": None, "way_out": ""}
+    assert json.loads(store.said["mrm_jax_round/0/0"]) == [None, said, False]
 
 
 def test_a_field_in_which_hosts_differ_is_named(with_other):
     with_other('[{"seed": 1, "train.steps": 8}, null, false]')
     group.same("config.", {"seed": 1, "train.steps": 8})
-    with pytest.raises(UsageError, match="config.train.steps is 6 on host 0 and 8 on host 1"):
+    with refused("config.train.steps", way_out="it must be the same"):
         group.same("config.", {"seed": 1, "train.steps": 6})
     with_other("[4, null, false]")
     with pytest.raises(UsageError, match="the newest checkpoint is 6 on host 0 and 4 on host 1"):
@@ -257,14 +262,14 @@ def test_the_last_words_appear_when_a_process_is_killed_and_not_when_they_are_ta
 def test_hosts_that_cannot_be_joined_are_one_line(monkeypatch):
     import jax
 
-    def refused(**_):
+    def unavailable(**_):
         raise ValueError("coordinator_address should be\ndefined.")
 
-    monkeypatch.setattr(jax.distributed, "initialize", refused)
+    monkeypatch.setattr(jax.distributed, "initialize", unavailable)
     monkeypatch.setattr(group, "meet", lambda *place, seconds: None)
     config = Config(mesh=Mesh(coordinator="a:1", process_count=2, process_index=0))
     with (
-        pytest.raises(RunError, match=r"^The hosts could not be joined: coordinator_address .*off"),
+        refused("config.mesh", way_out="Set config.mesh.coordinator, process_count", kind=RunError),
         group.joined(replace(config, seed=1)),
     ):
         pass

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import QUICK
 from jax import lax
 
 from mrm_jax.config import Decoder
@@ -12,8 +13,6 @@ from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
 from mrm_jax.recipes import DECODERS
 
 KEY = jax.random.key(0)
-# Compiling takes nearly all of the time here.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Dilation 6 is larger than the map's height: its outer rows see padding only.
 SMALL: dict = {"channels": 6, "low_channels": 5, "dilations": (1, 2, 6)}
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import QUICK
 
 from mrm_jax.config import Model, crop_multiple
 from mrm_jax.models.build import build_encoder, feature_spec
@@ -119,12 +120,14 @@ def loss(v, x, **fields):
 
 @pytest.fixture(scope="module")
 def unrolled(params):
-    return jax.jit(jax.value_and_grad(loss))(params, image())
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, image())
 
 
 @pytest.mark.parametrize("fields", [{"unroll": False}, {"remat": "blocks"}])
 def test_unroll_and_remat_change_neither_values_nor_gradients(params, unrolled, fields):
-    other = jax.jit(jax.value_and_grad(lambda v, x: loss(v, x, **fields)))(params, image())
+    other = jax.jit(jax.value_and_grad(lambda v, x: loss(v, x, **fields)), compiler_options=QUICK)(
+        params, image()
+    )
     for a, b in zip(jax.tree.leaves(unrolled), jax.tree.leaves(other), strict=True):
         # Another order of float32 sums; gradients here are of the order of 0.1.
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import QUICK
 
 from mrm_jax.config import MRM, Decoder, Encoder, Model, MultiRes
 from mrm_jax.models.build import build_rebuilder, build_segmentor, feature_spec
@@ -41,7 +42,6 @@ MODELS = {
     ),
 }
 MASK = MRM(grid=(4, 4), dim=16, depth=1, heads=2)
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def _parts(name, remat):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import QUICK
 from jax import lax
 
 from mrm_jax.config import Model, crop_multiple
@@ -23,8 +24,6 @@ FOUR: dict = {
     "strides": (4, 2, 1, 1),
     "dilations": (1, 2, 2, 4),
 }
-# Compiling takes nearly all of the time here.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def image(shape=(2, 37, 50, 3), dtype=jnp.float32, seed=0):

@@ -95,8 +95,9 @@ def test_a_run_in_a_bucket_resumes_there_and_holds_what_a_local_one_holds(
     for which in ("last", "best", 4):
         assert weight(run_folder, which) == weight(tmp_path / "whole", which)
     assert weight("gs://bucket/runs/one/checkpoints/4") == weight(tmp_path / "whole", 4)
-    with pytest.raises(UsageError, match=r"workdir gs://bucket/runs/one belongs.*config\.seed"):
+    with refused("config.seed", 5) as caught:
         train(toy, run_folder, seed=5)
+    assert "gs://bucket/runs/one belongs" in str(caught.value)
 
 
 def test_the_lines_before_a_checkpoint_are_in_the_bucket_before_it(
@@ -172,8 +173,9 @@ def test_checkpoints_in_a_bucket_without_a_config_are_other_things(
     toy = Toy(tmp_path, monkeypatch)
     (run_folder / FOLDER / "4").mkdir(parents=True)
     (run_folder / FOLDER / "4" / "mine").write_text("")
-    with pytest.raises(UsageError, match=r"gs://bucket/runs/one holds other things and no config"):
+    with refused("--workdir", way_out="give a new or an empty folder") as caught:
         train(toy, run_folder)
+    assert "gs://bucket/runs/one" in str(caught.value)
     assert (run_folder / FOLDER / "4" / "mine").exists()
 
 

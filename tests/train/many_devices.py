@@ -25,8 +25,8 @@ from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.runs.saved import facts_under
 from mrm_jax.train.step import build_step
 
-MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))
-PAIR = "two processes"
+MESHES = ((1, 1), (2, 1), (8, 4))
+PAIR = "two processes"  # of two devices each, as (4, 2)
 SENT = ("all-gather", "all-to-all", "collective-permute")
 """What moves arrays between devices without adding them up."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import standin
 import toy_run
+from refusals import refused
 
 from mrm_jax.arms import Arm
 from mrm_jax.config import FeatureDistance
@@ -247,7 +248,7 @@ def test_the_arm_that_others_are_compared_with_is_not_swept(toy, capsys):
 
 def test_a_finished_run_of_another_config_is_not_taken_for_this_one(toy, trained):
     assert ablate_in(toy, "--arm", "dacs", "--seeds", "1") == 0
-    with pytest.raises(UsageError, match="config.optimizer.learning_rate is 0.5 here"):
+    with refused("config.optimizer.learning_rate", 0.5):
         ablate_in(toy, "--arm", "dacs", "--seeds", "2", "--config.optimizer.learning_rate=0.5")
     assert len(trained) == 1
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import standin
+from compiler import QUICK
 from toy_run import TINY
 
-from mrm_jax import sharding
 from mrm_jax.checks import check_config
 from mrm_jax.config import Contrast, Domain, MaskedImages, mim_block
 from mrm_jax.errors import UsageError
@@ -26,7 +26,6 @@ from mrm_jax.uda.objectives import contrast
 
 KEY = np.array([0, 7], np.uint32)
 SCALES = ("context", "detail")
-COMPILER = sharding.quick(sharding.mesh(1))
 CONTRAST = {"contrast": Contrast(weight=2.0, prototypes=2, dim=8)}
 # Blocks smaller than the stand-in's cells, which do not see each other.
 MIM = {"mim": MaskedImages(weight=2.0, ratio=0.5, block=2)}
@@ -69,7 +68,7 @@ def _opened(config):
     """(run, state, frozen numbers, views, draws) of a step in the middle of training."""
     program = standin.program(config)
     run = steps._Run(config, program.networks, steps.passes(config.method))
-    state = jax.jit(program.init, compiler_options=COMPILER)(KEY)
+    state = jax.jit(program.init, compiler_options=QUICK)(KEY)
     state = replace(
         state,
         step=jnp.int32(5),
@@ -95,7 +94,7 @@ def _arm(name):
     if metric == "contrast":
         row = replace(row, objectives=(contrast,))
 
-    @functools.partial(jax.jit, compiler_options=COMPILER)
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def alone(params, scalars, views):
         shared = Shared(run.modules, state.batch_stats, replace(frozen, scalars=scalars), draws)
         grads, metrics, _ = accumulate(shared, (row,), params, views, state.step, "sequential")
@@ -132,7 +131,7 @@ def test_the_own_loss_of_an_arm_falls_on_a_fixed_batch(name):
     config, state, frozen, views, alone = _arm(name)
     fast = {"optimizer.warmup": jnp.float32(0), "method.mrm.learning_rate": jnp.float32(1e-2)}
     scalars = {**frozen.scalars, **fast}
-    update = jax.jit(functools.partial(optimizer.update, config=config), compiler_options=COMPILER)
+    update = jax.jit(functools.partial(optimizer.update, config=config), compiler_options=QUICK)
     params, opt_state, losses = state.params, state.opt_state, []
     for step in range(31):
         grads, metrics = alone(params, scalars, views)
@@ -177,7 +176,7 @@ def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
     hrda = name.startswith("hrda")
     run, state, frozen, views, draws = _opened(_config(*COMBINED[name], hrda=hrda))
 
-    @functools.partial(jax.jit, static_argnums=1, compiler_options=COMPILER)
+    @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICK)
     def results(params, execution):
         shared = Shared(run.modules, state.batch_stats, frozen, draws)
         return accumulate(shared, run.passes, params, views, state.step, execution)
@@ -207,9 +206,7 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
         )
         return metrics["total/loss"]
 
-    value, grads = jax.jit(jax.value_and_grad(total), compiler_options=COMPILER)(
-        state.teacher_params
-    )
+    value, grads = jax.jit(jax.value_and_grad(total), compiler_options=QUICK)(state.teacher_params)
     assert value > 0
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(grads))
 
@@ -217,7 +214,7 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
 def test_checkpoints_keep_auxiliary_heads_and_have_none_without(tmp_path):
     for name, method in (("with", {**CONTRAST, **MIM}), ("without", {})):
         program = standin.program(_config(method, None))
-        state = jax.jit(program.init, compiler_options=COMPILER)(KEY)
+        state = jax.jit(program.init, compiler_options=QUICK)(KEY)
         assert ("auxiliary" in state.params) == (name == "with")
         checkpoints = Checkpoints(tmp_path / name, keep=1)
         checkpoints.save(1, state, {"config": {}, "scores": {}})
@@ -255,7 +252,7 @@ def test_without_rebuilding_hidden_features_are_zero_at_every_scale_and_the_othe
 def test_panels_show_masks_of_every_arm_and_predictions_of_those_that_decode():
     config = _config(MIM, {"target": "pixels"})
     program = standin.program(config)
-    state = jax.jit(program.init, compiler_options=COMPILER)(KEY)
+    state = jax.jit(program.init, compiler_options=QUICK)(KEY)
     inspect = functools.partial(program.inspect, frozen=program.frozen(config), batch=_batch())
     panels = jax.eval_shape(inspect, state)
     assert {"inpainted/mask", "reconstructed/mask"} <= panels.keys()

@@ -86,7 +86,7 @@ def test_a_run_from_the_source_alone_needs_no_target(toy, capsys):
     toy.train(method__kind="source_only", method__mrm__enabled=False, data__target__kind="folder")
     assert toy.steps()[-1] == 6
     assert "data.target.path is empty: no scores without labels" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"data\.target\.path is empty"):
+    with refused("config.data.target.path", way_out="set it to the folder of the data set"):
         toy.train("adapted", data__target__kind="folder")
 
 
@@ -387,7 +387,7 @@ def test_an_unreadable_picture_is_named_and_skipped_where_the_config_allows(toy,
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_written(toy):
-    with pytest.raises(UsageError, match=r"config\.train\.batch is 3.*2 devices"):
+    with refused("config.train.batch", 3, way_out="Use config.train.batch=2 or 4, or"):
         toy.train(train__batch=3)
     assert toy.train(train__batch=2) == 0  # the corrected command may use the same folder
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 import standin
+from compiler import QUICK
 
-from mrm_jax import sharding
 from mrm_jax.config import MIC, FeatureDistance
 from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.segmentor import Segmentor
@@ -24,7 +24,6 @@ METHODS = {
     "hrda": {"feature_distance": DISTANCE},
     "mic_hrda": {"feature_distance": DISTANCE, "mic": MIC(ratio=0.5, block=4)},
 }
-COMPILER = sharding.quick(sharding.mesh(1))
 
 
 def _config(name: str):
@@ -43,7 +42,7 @@ def _run(name: str, execution: str = "sequential", dropout: float = 0.0):
     # Features that a frozen encoder sees otherwise: the distance of equal ones is 0.
     encoder = jax.tree.map(lambda x: 1.5 * x, state.params["segmentor"]["encoder"])
     frozen = program.frozen(config, {"params": encoder})
-    return state, frozen, jax.jit(program.train_step, compiler_options=COMPILER)
+    return state, frozen, jax.jit(program.train_step, compiler_options=QUICK)
 
 
 def _labels(kind: str, size: tuple[int, ...]) -> np.ndarray:
@@ -118,7 +117,7 @@ def test_under_hrda_mrm_hides_other_cells_of_the_detail_than_of_the_context():
     assert {corner.shape for corner in draws.offset.values()} == {(2,)}
     assert draws.offset.keys() == {"source", "mixed", "masked", *rebuilt}
     state, frozen, _ = _run("mic_hrda")
-    stored = jax.jit(program.step_with, compiler_options=COMPILER)
+    stored = jax.jit(program.step_with, compiler_options=QUICK)
     normal, found = program.normalise(state, batch), {}
     for hide in (0.0, 1.0):  # all cells of the detail, or none
         mask = draws.mask | {f"{rebuilt[1]}/detail": np.full_like(draws.mask[names[0]], hide)}
@@ -146,7 +145,7 @@ def test_stacked_and_sequential_passes_make_the_same_step():
 def _panels(config, batch):
     program = standin.program(config)
     state = jax.jit(program.init)(KEY)
-    inspect = jax.jit(program.inspect, compiler_options=COMPILER)
+    inspect = jax.jit(program.inspect, compiler_options=QUICK)
     return jax.device_get(inspect(state, program.frozen(config), batch))
 
 

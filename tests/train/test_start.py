@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import packages
 import pytest
+from refusals import refused
 from toy_run import Toy
 from weight_files import config, same, starting, write_files
 
@@ -243,7 +244,9 @@ def test_a_distance_to_random_features_is_refused():
         check_config(compared(config()))
     with pytest.raises(UsageError, match="feature_distance.checkpoint names no frozen encoder"):
         check_config(compared(config(), source="checkpoint"))
-    with pytest.raises(UsageError, match="none of them is in the class table"):
+    with refused(
+        "config.method.feature_distance.classes", way_out="Name some of its classes, or none to"
+    ):
         check_config(compared(starting(config(), encoder="x"), classes=("unicorn",)))
 
 

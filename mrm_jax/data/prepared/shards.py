@@ -142,7 +142,12 @@ def _skipped(job: ShardJob, pair: Pair, error: UsageError) -> str:
     if differs and pair.odd:
         return pair.odd
     if not job.skip_broken:
-        raise UsageError(f"{error} Correct it, or leave such pictures out by --skip_broken.")
+        raise UsageError(
+            f"{error}",
+            "Correct it, or leave such pictures out by --skip_broken.",
+            field=error.field,
+            value=error.value,
+        )
     if differs:
         return "its label has another size"
     unreadable = isinstance(error, files.UnreadableError)

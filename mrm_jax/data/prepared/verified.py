@@ -185,7 +185,7 @@ class ShardWatch:
 
     def __init__(self, shards: Iterable[Held]) -> None:
         self._left = [held for held in dict.fromkeys(shards) if not _stamped(held.path, held.shard)]
-        self._wrong: str | None = None
+        self._wrong: RunError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="verify shards")
         if self._left:
             self._thread.start()
@@ -193,7 +193,7 @@ class ShardWatch:
     def check(self) -> None:
         """Raises RunError where a shard that `stops` has been found wrong by now."""
         if self._wrong:
-            raise RunError(self._wrong)
+            raise self._wrong
 
     def join(self) -> None:
         """Waits until all are hashed."""
@@ -212,9 +212,11 @@ class ShardWatch:
                 except OSError:  # the set was removed, or reading says so itself
                     return
                 if digest != shard.sha256:
-                    wrong = (
-                        f"{path}: its SHA-256 is not the manifest's, so some pictures that were "
-                        f"read since the start may be wrong ones; {AGAIN}."
+                    wrong = RunError.at(
+                        path,
+                        ": its SHA-256 is not the manifest's, so some pictures that were read "
+                        "since the start may be wrong ones",
+                        f"{AGAIN}.",
                     )
                     log.error("%s", wrong)
                     self._wrong = self._wrong or (wrong if stops else None)
