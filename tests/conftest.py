@@ -32,7 +32,7 @@ LONG = (
     "train/test_several.py",
     "test_notebook.py",
     "cli/test_convert.py",
-    "train/test_checkpoint.py",
+    "runs/test_checkpoint.py",
 )
 
 
