@@ -240,8 +240,9 @@ def _reach_myself(place: _Place, me: str, trouble: list[UsageError], done: threa
                 hello = {"index": 0, "count": place.count, "name": me}
                 link.sendall((json.dumps(hello) + "\n").encode())
                 link.settimeout(place.seconds)
-                if answer := _line(link):  # from another host 0; this one just closes
-                    trouble.append(UsageError.told(json.loads(answer)))
+                answer = _line(link)  # from another host 0; this one closes, or says null
+                if answer and (wrong := json.loads(answer)):
+                    trouble.append(UsageError.told(wrong))
             return
         except (OSError, ValueError, _StrangerError) as error:
             why = _why(error)

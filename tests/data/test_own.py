@@ -105,9 +105,8 @@ def test_every_optional_field_is_emptied_by_its_flag(ending):
     assert len(optional) > 15
     for path in optional:
         if path == "data.source.labels":
-            with refused("", way_out="name their folder") as caught:
+            with refused(f"config.{path}", way_out="name their folder"):
                 loaded(GTA, f"{path}={ending}")
-            assert path in str(caught.value)
             continue
         assert value_of(loaded(GTA, f"{path}={ending}"), path) is None, path
     last = loaded(GTA, "data.target.resize=", "data.target.resize=(64,32)")

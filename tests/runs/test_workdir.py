@@ -88,25 +88,23 @@ def test_a_run_goes_on_where_its_data_moved_and_nowhere_else(tmp_path, kept):
         workdir.begin(folder, _with_source("old"), known)
     workdir.check_workdir(tmp_path, _with_source("new"), identify)
     for path in ("other", "gone"):
-        with refused("--workdir", tmp_path, way_out="new folder") as caught:
+        with refused("config.data.source.path", path, way_out="new folder"):
             workdir.check_workdir(tmp_path, _with_source(path), identify)
-        assert f"config.data.source.path is '{path}' here" in str(caught.value)
     elsewhere = dataclasses.replace(_with_source("new"), seed=1)
-    with refused("--workdir", tmp_path) as caught:
+    with refused("config.seed", 1):
         workdir.check_workdir(tmp_path, elsewhere, identify)
-    assert "config.seed is 1" in str(caught.value)
 
 
 def test_more_steps_on_a_finished_run_are_refused_with_the_way_to_train_on(tmp_path):
     _begun(tmp_path, Config(train=Train(steps=6)))
     more = Config(train=Train(steps=9))
-    with refused("--workdir", tmp_path, way_out="Use the same config"):
+    with refused("config.train.steps", 9, way_out="Use the same config"):
         workdir.check_workdir(tmp_path, more)
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     way_out = f"new folder and --config.train.init_from={tmp_path}."
     with refused("--workdir", tmp_path, way_out=way_out):
         workdir.check_workdir(tmp_path, more)
-    with refused("--workdir", tmp_path, way_out="Use the same config"):
+    with refused("config.train.steps", 5, way_out="Use the same config"):
         workdir.check_workdir(tmp_path, Config(train=Train(steps=5)))
 
 
