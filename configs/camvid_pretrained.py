@@ -23,20 +23,16 @@ from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
 _RANDOM = "--config.model.encoder.weights=None"
+_FRESH = (  # the rates of the other config's network
+    "--config.optimizer.learning_rate=2e-3",
+    "--config.optimizer.decoder_multiplier=2.0",
+)
 
 ARMS = {
     "pretraining": (
-        Arm("random", "source_only", (_RANDOM,)),
-        Arm(
-            "random, rates of a fresh network",
-            "source_only",
-            (
-                _RANDOM,
-                "--config.optimizer.learning_rate=2e-3",
-                "--config.optimizer.decoder_multiplier=2.0",
-            ),
-        ),
-        Arm("pretrained", "source_only", against="random, rates of a fresh network"),
+        Arm("random", "source_only", (_RANDOM, *_FRESH)),
+        Arm("pretrained", "source_only", against="random"),
+        Arm("random at pretrained rates", "source_only", (_RANDOM,), against="random"),
     ),
     "methods": (
         Arm("source_only"),
@@ -74,7 +70,7 @@ def get_config(text: str | None = None):
         # as that one's.
         optimizer=config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0),
         train=config.Train(
-            steps=400, log_every=25, eval_every=100, checkpoint_every=200, panels_every=200
+            steps=300, log_every=25, eval_every=100, checkpoint_every=150, panels_every=150
         ),
         evaluation=config.Evaluation(batch=4),
     )
