@@ -4,11 +4,11 @@
     python -m mrm_jax.main --config configs/camvid_pretrained.py --workdir runs/camvid_pretrained \
         --config.data.source.path=CAMVID --config.data.target.path=CAMVID
 
-Pictures and lists are those of configs/camvid_day_to_dusk.py. Recipes: `:source_only`, `:dacs`,
-`:daformer`, `:hrda`, `:mic`, those with a teacher also `,mrm=true`; the default is
-`:daformer,mrm=true`, whose feature distance compares with these weights. The teacher decays as
-dacs' does, because there are too few steps for a slower one. What pretraining gives, against the
-same network from random weights (figures: docs/results.md):
+Pictures and lists are those of configs/camvid_day_to_dusk.py. Recipes: `:source_only`,
+`:source_augmented`, `:dacs`, `:dacs,mrm=true` (default), `:daformer`, `:hrda`, `:mic`,
+`:target_only`. The feature distance of daformer and what builds on it compares with these weights.
+The teacher decays as dacs' does, because there are too few steps for a slower one. What pretraining
+gives, against the same network from random weights (figures: docs/results.md):
 
     python -m mrm_jax.main ablate --config configs/camvid_pretrained.py --arms pretraining \
         --seeds 3 --workdir runs/camvid_pretrained
@@ -74,5 +74,5 @@ def get_config(text: str | None = None):
         ),
         evaluation=config.Evaluation(batch=4),
     )
-    run = recipes.apply(base, text, default="daformer,mrm=true")
+    run = recipes.apply(base, text, default="dacs,mrm=true")
     return to_config_dict(replace(run, method=replace(run.method, ema_decay=0.99)))
