@@ -32,8 +32,8 @@ ARMS = {
     "pretraining": (
         Arm("random", "source_only", (_RANDOM, *_FRESH)),
         Arm("pretrained", "source_only", against="random"),
-        Arm("random at pretrained rates", "source_only", (_RANDOM,), against="random"),
     ),
+    "rates": (Arm("random at pretrained rates", "source_only", (_RANDOM,), against="random"),),
     "methods": (
         Arm("source_only"),
         Arm("dacs", against="source_only"),
