@@ -1,5 +1,6 @@
 """Your own pictures: a labelled source folder, an unlabelled target folder.
 
+    pip install -e '.[pretrained]'
     python -m mrm_jax.main --config configs/folder.py --workdir runs/mine \
         --config.data.source.path=SOURCE --config.data.target.path=TARGET
 
@@ -8,9 +9,17 @@ searched recursively; either may also be a set that `prepare folder` wrote. Scor
 `--config.data.evaluation.path=FOLDER` and `--config.data.evaluation.labels=labels` name pictures in
 FOLDER with labels in FOLDER/labels; without them the run adapts and scores nothing.
 
+The network is an EfficientNet-Lite0 that starts from ImageNet weights (Apache-2.0), which come with
+the extra `pretrained`; `:daformer`, `:hrda` and `:mic` compare its features with those. Without
+them: `:dacs,encoder=small`, a small network from random numbers at the rates of the quickstart.
+Another encoder, say `:dacs,encoder=mit_b2,decoder=daformer`, takes weights of its own
+(docs/weights.md). On a CPU add `crop=256` and fewer steps.
+
 Copy this file and edit what stands below: nothing else knows how many classes there are. See what
 your labels hold by `python -m mrm_jax.main check folder --config YOUR_COPY.py --from SOURCE`.
 """
+
+from dataclasses import replace
 
 from mrm_jax import config, recipes
 from mrm_jax.data import labels
@@ -43,7 +52,12 @@ def get_config(text: str | None = None):
             evaluation=config.Domain(resize=RESIZE, split="val", **ids),
             crop=(512, 512),
         ),
-        model=config.Model(encoder=recipes.ENCODERS["mit_b2"]),
+        model=config.Model(
+            encoder=replace(
+                recipes.ENCODERS["efficientnet_lite0"], weights="package://efficientnet_lite0"
+            ),
+            decoder=config.Decoder(channels=128),  # half of MiT's, for maps of 24 to 320 channels
+        ),
         evaluation=config.Evaluation(classes=COUNTED),
     )
     return to_config_dict(recipes.apply(base, text, default="dacs,mrm=true"))

@@ -10,18 +10,6 @@ from mrm_jax import config, recipes
 from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
-NETWORK = config.Model(
-    encoder=config.Encoder(
-        dims=(16, 32, 48, 64),
-        depths=(1, 1, 2, 1),
-        heads=(1, 2, 3, 4),
-        sr_ratios=(8, 4, 2, 2),
-        strides=(4, 2, 2, 1),
-        drop_path=0.0,
-    ),
-    decoder=config.Decoder(channels=32, dilations=(1, 4)),
-)
-
 
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
@@ -34,13 +22,7 @@ def get_config(text: str | None = None):
             crop=(96, 192),
             cache=True,
         ),
-        model=NETWORK,
-        method=config.Method(
-            # The Rebuilder learns at 10/3 of the encoder's rate, as in the paper (2e-4 to 6e-5).
-            mrm=config.MRM(grid=(6, 12), dim=64, depth=2, heads=4, learning_rate=20e-3 / 3),
-        ),
-        # A network from scratch: a higher rate than a pretrained one, and nearly one for all parts.
-        optimizer=config.Optimizer(learning_rate=2e-3, decoder_multiplier=2.0),
+        method=config.Method(mrm=config.MRM(grid=(6, 12))),
         train=config.Train(
             steps=1500,
             log_every=25,
@@ -50,4 +32,4 @@ def get_config(text: str | None = None):
         ),
         evaluation=config.Evaluation(batch=10),
     )
-    return to_config_dict(recipes.apply(base, text, default="dacs,mrm=true"))
+    return to_config_dict(recipes.apply(recipes.small(base), text, default="dacs,mrm=true"))

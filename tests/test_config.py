@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mrm_jax import config, options, recipes
+from mrm_jax import command, config, options, recipes
 from mrm_jax.checks import from_config_dict
 from mrm_jax.config import Config
 from mrm_jax.data import labels
@@ -251,6 +251,40 @@ def test_hrda_doubles_the_boxes_that_pictures_are_fitted_into_and_all_that_follo
     assert same.data.crop == valid().data.crop
 
 
+def test_weights_stay_with_the_encoder_that_they_were_named_for():
+    base = valid()
+    named = dataclasses.replace(recipes.ENCODERS["efficientnet_lite0"], weights="its.pth")
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, encoder=named))
+    assert recipes.apply(base, "dacs,encoder=efficientnet_lite0").model.encoder == named
+    assert recipes.apply(base, "dacs,decoder=segformer").model.encoder.weights == "its.pth"
+    for other in ("efficientnet_lite1", "mit_b0", recipes.SMALL):
+        assert recipes.apply(base, f"dacs,encoder={other}").model.encoder.weights is None
+
+
+def test_the_small_network_is_that_of_the_quickstart_with_its_rates_wherever_it_is_asked_for():
+    quickstart, folder = (
+        command.load_config([f"--config={name}:dacs,mrm=true,encoder=small"])
+        for name in ("quickstart", "folder")
+    )
+    assert quickstart == command.load_config(["--config=quickstart"])
+    assert folder.model == quickstart.model
+    assert folder.optimizer == quickstart.optimizer
+    grids = {"grid": quickstart.method.mrm.grid}
+    assert dataclasses.replace(folder.method.mrm, **grids) == quickstart.method.mrm
+    # A teacher of four narrow stages and an optimiser of a fresh network.
+    assert quickstart.model.encoder.dims == (16, 32, 48, 64)
+    assert quickstart.optimizer.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize("recipe", ["", "daformer", "hrda", "mic", "daformer,mrm=true,crop=256"])
+def test_pictures_of_ones_own_start_from_weights_that_come_with_pip(recipe):
+    made = command.load_config([f"--config=folder:{recipe}"])
+    assert made.model.encoder.weights == "package://efficientnet_lite0"
+    assert made.optimizer == config.Optimizer()  # the rates of pretrained encoders
+    compares = recipe.partition(",")[0] in ("daformer", "hrda", "mic")
+    assert (made.method.feature_distance.weight > 0) == compares
+
+
 @pytest.mark.parametrize(("text", "holds"), RECIPES, ids=[str(text) for text, _ in RECIPES])
 def test_the_text_after_the_colon_edits_the_config(text, holds):
     assert holds(recipes.apply(valid(), text, default="source_only"))
@@ -264,6 +298,7 @@ def test_the_text_after_the_colon_edits_the_config(text, holds):
         ("dacs,mrm=yes", "write mrm=true or mrm=false"),
         ("dacs,mit_b2", "after the recipe come key=value pairs"),
         ("dacs,encoder=mit_b9", "Did you mean 'mit_b"),
+        ("dacs,encoder=smal", "Did you mean 'small'?"),
         ("dacs,crop=12y", "write crop=512 or crop=512x1024"),
         ("source_only,mic=true", "needs a teacher, and source_only has none"),
         ("mic,mic=false", "name hrda instead"),

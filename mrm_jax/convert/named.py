@@ -22,6 +22,10 @@ from mrm_jax.paths import below, located
 PACKAGE, HUB = "package://", "hf://"
 
 
+class NotInstalledError(UsageError):
+    """The package that holds the weights is not installed."""
+
+
 class Licence(NamedTuple):
     """A licence by its SPDX name or its title, and who says so."""
 
@@ -169,7 +173,7 @@ def _in_package(text: str) -> Found:
     try:
         installed = importlib.metadata.distribution(known.distribution)
     except importlib.metadata.PackageNotFoundError as error:
-        raise UsageError.at(
+        raise NotInstalledError.at(
             text,
             f": the package {known.distribution} is not installed",
             f"pip install {known.install}",

@@ -17,7 +17,7 @@ import numpy as np
 
 from mrm_jax.config import Config, Encoder, Model, detail_crop
 from mrm_jax.convert import leaves
-from mrm_jax.convert.named import UNKNOWN, is_name
+from mrm_jax.convert.named import PACKAGE, PACKAGES, UNKNOWN, NotInstalledError, is_name
 from mrm_jax.convert.network import ConvertedNetwork
 from mrm_jax.convert.network import load_network as load_file
 from mrm_jax.errors import RunError, UsageError
@@ -53,15 +53,21 @@ class Opened:
 def open_weights(path: str, field: str) -> Opened:
     """The weights of a run, a converted folder or a raw file, by path or name (`convert.named`).
     Raises UsageError, or RunError for a damaged folder, naming the field."""
+    name = f"config.{field}"
     try:
         if is_name(path):
             return _of_file(load_file(path))
         folder = located(path)
         return _of_folder(folder) if folder.is_dir() else _of_file(load_file(path))
+    except NotInstalledError as error:
+        without = "or start without: --config FILE:dacs,encoder=small"
+        raise UsageError.at(
+            name, f": {error}", without if field == ENCODER_WEIGHTS else ""
+        ) from error
     except UsageError as error:
-        raise UsageError.at(f"config.{field}", f": {error}") from error
+        raise UsageError.at(name, f": {error}") from error
     except RunError as error:
-        raise RunError.at(f"config.{field}", f": {error}") from error
+        raise RunError.at(name, f": {error}") from error
 
 
 def _of_folder(path: Path) -> Opened:
@@ -152,6 +158,11 @@ def published(encoder: Encoder) -> str | None:
         if all(getattr(known, field) == getattr(encoder, field) for field in same):
             return name
     return None
+
+
+def place(published: str) -> str:
+    """Where the weights of a published encoder are: its name in a package, else "PATH"."""
+    return f"{PACKAGE}{published}" if published in PACKAGES else "PATH"
 
 
 def network_lines(network: ConvertedNetwork) -> list[str]:

