@@ -213,6 +213,18 @@ def _input_gradient(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) 
     return whole[:, : axes[0].size, : axes[1].size]
 
 
+def _input_gradient_cpu(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """The same, a picture at a time. Nothing is fused across a loop: otherwise XLA computes this
+    again inside of every copy that transposes it, as the gradient of a resize does. DAFormer's head
+    at [2, 56, 56], forward and backward: 2.26 s of one core without the loop, 0.99 s with it.
+    """
+
+    def one(picture: jax.Array) -> jax.Array:
+        return _input_gradient(axes, kernel, picture[None])[0]
+
+    return lax.map(one, g)
+
+
 def _depthwise_backward(
     axes: tuple[_Axis, _Axis], saved: tuple, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -230,7 +242,12 @@ def _depthwise_backward(
     taps = [(i, j) for i in rows.taps for j in columns.taps]
     at = tuple(jnp.asarray(index) for index in zip(*taps, strict=True))
     grad = grad.at[at[0], at[1], 0].set(sums)
-    back = _input_gradient(axes, kernel.astype(wide), wide_g)
+    back = lax.platform_dependent(
+        kernel.astype(wide),
+        wide_g,
+        cpu=partial(_input_gradient_cpu, axes),
+        default=partial(_input_gradient, axes),
+    )
     return back.astype(x.dtype), grad.astype(kernel.dtype)
 
 
