@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mrm_jax.ops.convolution import Padding, depthwise, same_padding, transposed_conv
+from mrm_jax.ops.batch_norm import batch_norm
+from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding, transposed_conv
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.precision import at_least_float32
+from mrm_jax.ops.product import as_dot_general
 from mrm_jax.types import Mode, Tree
 
 Initializer = Callable[..., jax.Array]
@@ -62,7 +64,13 @@ def dense(
     """A dense layer on the last axis, called `name` in the enclosing compact module, computed in
     `x`'s dtype."""
     layer = nn.Dense(
-        features, use_bias, dtype=x.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name
+        features,
+        use_bias,
+        dtype=x.dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dot_general=as_dot_general,
+        name=name,
     )
     return layer(x)
 
@@ -116,21 +124,19 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        wide = x.astype(at_least_float32(x))
         if mode == "eval":
+            wide = x.astype(at_least_float32(x))
             mean, var = (v.value.astype(wide.dtype) for v in (running_mean, running_var))
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - along_channels(mean, x)).mean(axes)
-            count = x.size // x.shape[-1]
-            if not self.is_initializing():
-                self.sow("moments", "mean", lax.stop_gradient(mean))
-                self.sow("moments", "var", lax.stop_gradient(var) * (count / max(count - 1, 1)))
-        factor = lax.rsqrt(var + self.eps) * scale.astype(wide.dtype)
-        centred = wide - along_channels(mean, x)
-        shifted = centred * along_channels(factor, x) + along_channels(bias.astype(wide.dtype), x)
-        return shifted.astype(x.dtype)
+            factor = lax.rsqrt(var + self.eps) * scale.astype(wide.dtype)
+            centred = wide - along_channels(mean, x)
+            shift = along_channels(bias.astype(wide.dtype), x)
+            return (centred * along_channels(factor, x) + shift).astype(x.dtype)
+        normed, mean, var = batch_norm(x, scale, bias, self.eps)
+        count = x.size // x.shape[-1]
+        if not self.is_initializing():
+            self.sow("moments", "mean", lax.stop_gradient(mean))
+            self.sow("moments", "var", lax.stop_gradient(var) * (count / max(count - 1, 1)))
+        return normed
 
 
 def fold_moments(batch_stats: Tree, moments: Tree, momentum: float = 0.1) -> Tree:
@@ -228,14 +234,8 @@ class Conv(nn.Module):
         k = self.kernel
         init = self.kernel_init or fan_out_normal(k * k * self.features)
         kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features), jnp.float32)
-        y = lax.conv_general_dilated(
-            x,
-            kernel.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=_padding(x, self.zeros, k, self.stride, self.dilation),
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        padding = _padding(x, self.zeros, k, self.stride, self.dilation)
+        y = conv(x, kernel.astype(x.dtype), self.stride, padding, self.dilation)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from mrm_jax.ops.precision import at_least_float32
+from mrm_jax.ops.product import outer
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros ((above, below), (left, right))."""
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _ROW_GROUPS = 8
 """Groups of rows that the kernel gradient adds up before it sums over places: more compile longer
@@ -77,6 +80,18 @@ def depthwise(
         for size, taps, pads in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
     )
     return jnp.asarray(_depthwise(x, kernel, axes))
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dilation: int = 1
+) -> jax.Array:
+    """Dense convolution: [B, H', W', O] from `x` [B, H, W, I] and `kernel` [k, l, I, O], one
+    dtype."""
+    axes = tuple(
+        _Axis(size, taps, stride, dilation, *pads)
+        for size, taps, pads in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
+    )
+    return jnp.asarray(_conv(x, kernel, axes))
 
 
 def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
@@ -198,6 +213,18 @@ def _input_gradient(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) 
     return whole[:, : axes[0].size, : axes[1].size]
 
 
+def _input_gradient_cpu(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """The same, a picture at a time. Nothing is fused across a loop: otherwise XLA computes this
+    again inside of every copy that transposes it, as the gradient of a resize does. DAFormer's head
+    at [2, 56, 56], forward and backward: 2.26 s of one core without the loop, 0.99 s with it.
+    """
+
+    def one(picture: jax.Array) -> jax.Array:
+        return _input_gradient(axes, kernel, picture[None])[0]
+
+    return lax.map(one, g)
+
+
 def _depthwise_backward(
     axes: tuple[_Axis, _Axis], saved: tuple, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -215,11 +242,78 @@ def _depthwise_backward(
     taps = [(i, j) for i in rows.taps for j in columns.taps]
     at = tuple(jnp.asarray(index) for index in zip(*taps, strict=True))
     grad = grad.at[at[0], at[1], 0].set(sums)
-    back = _input_gradient(axes, kernel.astype(wide), wide_g)
+    back = lax.platform_dependent(
+        kernel.astype(wide),
+        wide_g,
+        cpu=partial(_input_gradient_cpu, axes),
+        default=partial(_input_gradient, axes),
+    )
     return back.astype(x.dtype), grad.astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _lax_conv(axes: tuple[_Axis, _Axis], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=[axis.stride for axis in axes],
+        padding=[(axis.low, axis.high) for axis in axes],
+        rhs_dilation=[axis.dilation for axis in axes],
+        dimension_numbers=_LAYOUT,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, axes: tuple[_Axis, _Axis]) -> jax.Array:
+    return _lax_conv(axes, x, kernel)
+
+
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, axes: tuple[_Axis, _Axis]
+) -> tuple[jax.Array, tuple]:
+    return _conv(x, kernel, axes), (x, kernel)
+
+
+def _conv_kernel_gradient(
+    axes: tuple[_Axis, _Axis], x: jax.Array, kernel: jax.Array, g: jax.Array
+) -> jax.Array:
+    return jax.linear_transpose(partial(_lax_conv, axes, x), kernel)(g)[0]
+
+
+def _conv_kernel_gradient_cpu(
+    axes: tuple[_Axis, _Axis], x: jax.Array, kernel: jax.Array, g: jax.Array
+) -> jax.Array:
+    """A matrix product a tap. XLA's own form is a convolution with a kernel of the map's size and
+    the batch as channels: 336 ms at [2, 56, 56] from 1024 to 256 channels, where this takes 151 and
+    the forward 156 (one core with AVX-512)."""
+    rows, columns = axes
+    padded = _padded(x, axes)
+    taps = [
+        outer(padded[:, rows.reads(i), columns.reads(j)], g)
+        for i in range(rows.kernel)
+        for j in range(columns.kernel)
+    ]
+    return jnp.stack(taps).reshape(kernel.shape)
+
+
+def _conv_backward(
+    axes: tuple[_Axis, _Axis], saved: tuple, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    back = jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
+    grad = lax.platform_dependent(
+        x,
+        kernel,
+        g,
+        cpu=partial(_conv_kernel_gradient_cpu, axes),
+        default=partial(_conv_kernel_gradient, axes),
+    )
+    return back, grad
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -234,9 +328,7 @@ def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padding = ((2, 2), (2, 2))
-    return lax.conv_transpose(
-        x, kernel, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_transpose(x, kernel, (2, 2), padding, dimension_numbers=_LAYOUT)
 
 
 def _by_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:

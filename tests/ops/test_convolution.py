@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from mrm_jax.ops import convolution
-from mrm_jax.ops.convolution import depthwise, same_padding, transposed_conv
+from mrm_jax.ops.convolution import conv, depthwise, same_padding, transposed_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -70,6 +70,25 @@ def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case):
             jnp.asarray(kernel),
             tolerance=1e-12,
         )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dense_convolution_equals_that_of_lax_in_value_and_gradient(case):
+    size, taps, stride, padding, dilation = CASES[case]
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    rng = np.random.default_rng(4)
+
+    def plain(x, k):
+        strides, dilations = (stride, stride), (dilation, dilation)
+        return lax.conv_general_dilated(
+            x, k, strides, padding, rhs_dilation=dilations, dimension_numbers=LAYOUT
+        )
+
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=(2, *size, 4)), rng.normal(size=(*taps, 4, 3))
+        ours = lambda x, k: conv(x, k, stride, padding, dilation)  # noqa: E731
+        compare(ours, plain, jnp.asarray(x), jnp.asarray(kernel), tolerance=1e-12)
 
 
 def test_depthwise_pads_so_that_the_size_stays_unless_it_is_told_otherwise():

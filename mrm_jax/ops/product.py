@@ -1,0 +1,65 @@
+"""The product of a map and a matrix, with its gradient in the forms that XLA runs fast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., O] of `x` [..., I] and `kernel` [I, O], in their dtype."""
+    return jnp.asarray(_product(x, kernel))
+
+
+def outer(x: jax.Array, g: jax.Array) -> jax.Array:
+    """[I, O]: the sum over places of `x` [..., I] times `g` [..., O]; the kernel's gradient."""
+    return jnp.asarray(lax.platform_dependent(x, g, cpu=_outer_cpu, default=_outer))
+
+
+def _outer(x: jax.Array, g: jax.Array) -> jax.Array:
+    places = tuple(range(x.ndim - 1))
+    return lax.dot_general(x, g, ((places, places), ((), ())))
+
+
+def _outer_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+    """The same, with the narrower side transposed before the product: XLA hands a product to its
+    fast kernels (YNNPACK) only where the left side is contracted along its last axis.
+
+    At [2, 56, 56] from 1024 to 256 channels 17 ms where the plain form takes 33, at [2, 112, 112]
+    from 16 to 96 0.7 where it takes 4.8 (one core with AVX-512).
+    """
+    if x.shape[-1] <= g.shape[-1]:
+        return _turned(x) @ g.reshape(-1, g.shape[-1])
+    # Without the barrier XLA swaps the sides to spare the last transposition.
+    return lax.optimization_barrier(_turned(g) @ x.reshape(-1, x.shape[-1])).T
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _product(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    back = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+    return back.astype(x.dtype), outer(x, g).astype(kernel.dtype)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def as_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """`product` as flax's Dense calls it."""
+    del dimensions, options
+    return product(x, kernel)

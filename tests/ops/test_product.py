@@ -1,0 +1,38 @@
+"""The product of a map and a matrix, against einsum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrm_jax.ops import product as module
+from mrm_jax.ops.product import product
+
+# Narrow to wide, wide to narrow, as wide.
+WIDTHS = [(3, 7), (7, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("places", [(2, 5, 4), (6,), (2, 3)])
+def test_product_equals_einsum_in_value_and_gradient(places, widths):
+    rng = np.random.default_rng(0)
+    shapes = ((*places, widths[0]), widths, (*places, widths[1]))
+    with jax.enable_x64(True):
+        x, kernel, g = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+
+        @jax.jit
+        def both(x, kernel):
+            forms = product, lambda x, k: jnp.einsum("...i,io->...o", x, k)
+            results = [jax.vjp(form, x, kernel) for form in forms]
+            return [(value, *pull(g)) for value, pull in results]
+
+        for mine, other in zip(*both(x, kernel), strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_the_two_forms_of_the_kernel_gradient_agree(widths):
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        x, g = (jnp.asarray(rng.normal(size=(2, 5, 4, width))) for width in widths)
+        np.testing.assert_allclose(module._outer_cpu(x, g), module._outer(x, g), atol=1e-12)
