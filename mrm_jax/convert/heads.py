@@ -187,7 +187,7 @@ def as_attention(layout: Layout) -> Layout:
         return re.sub(r"(?<![A-Za-z])([DE])(?![A-Za-z])", lambda m: own[m[1]], text)
 
     rows = tuple(replace(row, shape=renamed(row.shape)) for row in layout.rows)
-    facts = tuple((name, renamed(symbol)) for name, symbol in layout.facts)
+    facts = tuple((name, renamed(s) if isinstance(s, str) else s) for name, s in layout.facts)
     return replace(layout, rows=rows, facts=facts)
 
 

@@ -16,7 +16,11 @@ Facts = tuple[tuple[str, tuple[int, ...]], ...]
 class Layout:
     """Names of one module. `marks` are tensors, `paths` leaves that no rival layout has.
 
-    facts: what `describe` reports, name -> symbol; `{s}` in a symbol makes a list over the stages.
+    facts: what `describe` reports, name -> symbol; `{s}` in a symbol makes a list over the stages,
+    symbols in a tuple a list of their own.
+    fits(shape of a tensor by its name, () where there is none): asked besides where rivals call
+    their tensors alike. fold(leaves below the module): an equal network that the names can say,
+    where they cannot say every one.
     """
 
     name: str
@@ -24,8 +28,10 @@ class Layout:
     marks: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     drops: tuple[Drop, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     relation: Callable[[Symbols], str | None] | None = None
+    fits: Callable[[Callable[[str], tuple[int, ...]]], bool] | None = None
+    fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class LayoutKind:
 
     wrapped: the parts instead, where there is one called "attention" in the names (HRDA).
     copies: prefixes of full copies in one file, the preferred one first.   spare: a prefix that
-    all names may carry.
+    all names may carry, or several of which they may carry one.
     sizes: facts that the encoder must have.
     """
 
@@ -57,7 +63,7 @@ class LayoutKind:
     drops: tuple[Drop, ...] = ()
     wrapped: tuple[Part, ...] = ()
     copies: tuple[str, ...] = ()
-    spare: str = ""
+    spare: str | tuple[str, ...] = ""
     concat_order: str = "c1..c4"
     sizes: Facts = ()
 
@@ -67,7 +73,9 @@ class EncoderFiles:
     """How files call the tensors of an encoder: `registry.EncoderKind.conversion`.
 
     layouts: of a file of the encoder alone, each a kind under its own name, and of a segmentor's
-    backbone under mmseg's names. others: of files of other kinds. sizes: kinds of one size, name ->
+    backbone under mmseg's names. others: of files of other kinds, and `kinds`: those kinds, where
+    they are of this encoder. necks: of what stands behind it; the name of
+    the one that is there is `shown["neck"]` for `fields`. sizes: kinds of one size, name ->
     (the layout's, facts that `describe` must find). fields(what `describe` shows) -> (fields of
     `config.Encoder`, phrases for what no tensor shows). guessed(encoder): a phrase for what was
     guessed badly, so that the user has to say it. natural(encoder): the layout it is written in.
@@ -77,6 +85,8 @@ class EncoderFiles:
     fields: Callable[[Mapping[str, Any]], tuple[dict[str, Any], tuple[str, ...]]]
     natural: Callable[[Any], str]
     others: tuple[Layout, ...] = ()
+    kinds: Mapping[str, LayoutKind] = field(default_factory=dict)
+    necks: tuple[Layout, ...] = ()
     sizes: Mapping[str, tuple[str, Facts]] = field(default_factory=dict)
     guessed: Callable[[Any], str | None] = lambda encoder: None
 
@@ -87,13 +97,14 @@ class DecoderFiles:
 
     layouts: of a head under mmseg's names. attentions: of HRDA's attention head of this kind.
     others: of heads in files of other kinds. fields(what `describe` shows) -> fields of
-    `config.Decoder`.
+    `config.Decoder`. natural(config.Model): the kind that a network with it is written in.
     """
 
     layouts: tuple[Layout, ...]
     fields: Callable[[Mapping[str, Any]], dict[str, Any]]
     attentions: tuple[Layout, ...] = ()
     others: tuple[Layout, ...] = ()
+    natural: Callable[[Any], str] = lambda model: "segmentor"
 
 
 def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:

@@ -79,6 +79,8 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
     and a strict load wants: `synthesise`. Hugging Face's hub names are written.
+    timm's DINOv2 with registers has no position for the class token: it is added to that token, so
+    that the network comes back equal and not leaf by leaf.
     Misfit as in `import_torch`.
     """
     row = _kind(kind)
@@ -87,6 +89,11 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
     row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
+    for choice in chosen:
+        if choice.layout.fold is not None:
+            root = f"params/{choice.part.root}"
+            below = {p.removeprefix(root): leaf for p, leaf in tree.items() if p.startswith(root)}
+            tree |= {root + path: leaf for path, leaf in choice.layout.fold(below).items()}
     plan = plan_export(_rows(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]
@@ -143,7 +150,7 @@ def trace(state: Mapping[str, Any], kind: str, **variant: Any) -> Trace:
     found, plan = _understand(state, kind, variant)
     moves = []
     for leaf in plan.leaves:
-        names = tuple(key for block in leaf.keys for key in block)
+        names = tuple(key for block in leaf.keys for key in block) or ("-",)
         shape = next((tuple(state[key].shape) for key in names if key in state), ())
         moves.append((names, shape, leaf.path, leaf.row.op))
     absent = [leaf.path for leaf in plan.absent]
@@ -166,13 +173,14 @@ def _understand(
     row = _kind(kind)
     _check_variant(variant)
     copy = _copy(row, state, variant.get("copy"))
-    spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
+    spares = (row.spare,) if isinstance(row.spare, str) else row.spare
+    spare = next((s for s in spares if any(key.startswith(copy + s) for key in state)), "")
     base = copy + spare
     row = _unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
     row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
     chosen = _chosen(
         row,
-        lambda part, layout: any(base + part.prefix + mark in state for mark in layout.marks),
+        lambda part, layout: _fits(layout, base + part.prefix, state),
         marked=marked,
     )
     patterns = tuple(variant.get("allow_missing", ()))
@@ -269,6 +277,17 @@ def _chosen(
     return chosen
 
 
+def _fits(layout: Layout, prefix: str, state: Mapping[str, Any]) -> bool:
+    """Whether a state has a tensor that only this layout has, of such a shape."""
+    if not any(prefix + mark in state for mark in layout.marks):
+        return False
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(state[prefix + name].shape) if prefix + name in state else ()
+
+    return layout.fits is None or layout.fits(shape)
+
+
 def _has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
     return all(f"params/{part.root}{path}" in tree for path in layout.paths)
 
@@ -304,7 +323,9 @@ def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
     """What the solved symbols say; a ratio that no tensor shows is 1."""
     facts: dict[str, Any] = {}
     for name, symbol in layout.facts:
-        if "{s}" not in symbol:
+        if isinstance(symbol, tuple):
+            facts[name] = tuple(map(plan.symbols.get, symbol))
+        elif "{s}" not in symbol:
             facts[name] = plan.symbols.get(symbol)
         else:
             facts[name] = tuple(plan.symbols.get(symbol.format(s=s), 1) for s in CLOSED["s"])

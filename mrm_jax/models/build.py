@@ -26,8 +26,19 @@ class _MapSizes:
         return config.map_sizes(self.encoder, height, width)
 
 
+@dataclass(frozen=True)
+class _Covers:
+    """What `EncoderKind.covers` says of an encoder; two of equal encoders are equal."""
+
+    encoder: config.Encoder
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        covers = ENCODER_KINDS[self.encoder.kind].covers
+        return (height, width) if covers is None else covers(self.encoder, height, width)
+
+
 def feature_spec(encoder: config.Encoder) -> FeatureSpec:
-    """Channels and sizes of the encoder's maps."""
+    """Channels and sizes of the maps that decoder and Rebuilder see."""
     return FeatureSpec(
         channels=ENCODER_KINDS[encoder.kind].channels(encoder),
         strides=config.strides(encoder),
@@ -36,9 +47,15 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
 
 
 def build_encoder(model: config.Model) -> nn.Module:
-    """The encoder: `module(image, mode)` gives a tuple of maps."""
+    """The encoder without its neck: `module(image, mode)` gives a tuple of maps."""
     dtype = None if model.dtype == "float32" else jnp.dtype(model.dtype)
     return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, dtype)
+
+
+def build_neck(encoder: config.Encoder) -> nn.Module | None:
+    """What stands between encoder and decoder: `module(maps)` gives maps; None: nothing."""
+    neck = ENCODER_KINDS[encoder.kind].neck
+    return None if neck is None else resolved(neck)(encoder)
 
 
 def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:
@@ -55,16 +72,19 @@ def build_segmentor(
     encoder = build_encoder(model)
     decoder = build_decoder(model.decoder, num_classes, model.remat)
     if not model.multires.enabled:
-        return Segmentor(encoder=encoder, decoder=decoder)
+        covers = _Covers(model.encoder) if ENCODER_KINDS[model.encoder.kind].covers else None
+        return Segmentor(encoder, decoder, build_neck(model.encoder), covers)
     detail = model.multires.detail or detail
     if detail is None:
         raise ValueError("build_segmentor: HRDA needs the size of the detail crop.")
-    spec = feature_spec(model.encoder)
+    spec, stage = feature_spec(model.encoder), DECODER_KINDS[model.decoder.kind].logits
+    if stage is None or not ENCODER_KINDS[model.encoder.kind].hrda:
+        raise ValueError("build_segmentor: HRDA goes with neither this encoder nor this decoder.")
     return MultiResSegmentor(
         encoder=encoder,
         decoder=decoder,
         attention=build_decoder(_attention(model), num_classes, model.remat),
-        stride=spec.strides[DECODER_KINDS[model.decoder.kind].logits],
+        stride=spec.strides[stage],
         detail=detail,
     )
 
@@ -93,7 +113,8 @@ def build_rebuilder(
     stages = decoder.reads if mrm.stages == "multi" else decoder.rebuilt
     if OBJECTIVE_KINDS[mrm.target].last_map:
         stages = (-1,)
-    stages = tuple(range(count)) if stages is None else tuple(i % count for i in stages)
+    stages = range(count) if stages is None else dict.fromkeys(i % count for i in stages)
+    stages = tuple(stages)
     if mrm.hidden == "blank":
         return Blank(stages, mrm.grid)
     return Rebuilder(

@@ -25,6 +25,10 @@ ENCODERS = {
     "mit": Encoder("mit", (8, 16), (1, 2), (4, 2), heads=(1, 2), sr_ratios=(4, 2), mlp_ratio=2),
     "resnet_v1c": Encoder("resnet", (16, 32), (1, 3), (4, 2), dilations=(1, 2)),
 }
+_VIT = Encoder("dinov2", (8,), (2,), (7,), heads=(2,), mlp_ratio=2, position_grid=3)
+# Pictures of 32 px are padded to 35, or looked at as 35 px.
+ENCODERS["dinov2"] = replace(_VIT, ffn="swiglu", registers=1)
+ENCODERS["dinov2_pyramid"] = replace(_VIT, pyramid=True, resize="1.1")
 ENCODERS["resnet_7x7"] = replace(ENCODERS["resnet_v1c"], stem="7x7")
 _V3PLUS = Decoder("deeplabv3plus", channels=8, dilations=(1, 2), low_channels=4)
 DECODERS = {
@@ -34,6 +38,7 @@ DECODERS = {
     "deeplabv2": Decoder("deeplabv2", dilations=(1, 2)),
     "deeplabv3plus": _V3PLUS,
     "deeplabv3plus_bn": replace(_V3PLUS, norm=True),
+    "vit_light": Decoder("vit_light"),
 }
 
 
@@ -76,6 +81,13 @@ ROWS = (
     Row("mit", "deeplabv3plus", True, "multi", False),
     Row("resnet_7x7", "deeplabv3plus_bn", False, "off", True, remat="full"),
 )
+
+# HRDA is refused on a ViT, so these are not crossed with the others.
+VIT_ROWS = (
+    Row("dinov2", "vit_light", False, "auto", True, remat="blocks"),
+    Row("dinov2_pyramid", "conv1", False, "multi", True),
+)
+EVERY = ROWS + VIT_ROWS
 
 
 def uncovered(rows: tuple[Row, ...]) -> list[tuple[tuple[str, object], ...]]:
