@@ -132,8 +132,8 @@ def check_feature_distance(config: Config) -> None:
         not classes or (sides[0] == sides[1] and sides[0].is_integer()),
         "config.data.crop",
         crop,
-        f" has {cells[0]} x {cells[1]} cells of {sides[0]:.4g} x {sides[1]:.4g} px, and the "
-        "feature distance takes the label of each from squares of whole px",
+        f": the last map's {cells[0]} x {cells[1]} cells are {sides[0]:.4g} x {sides[1]:.4g} px, "
+        "and the feature distance takes a cell's label from a square of whole px",
         "take a crop of whole cells, or compare all of them "
         "(config.method.feature_distance.classes=()).",
     )

@@ -87,7 +87,7 @@ def _check_hrda(config: Config) -> None:
         require_at(
             fits,
             "config.model.multires.enabled",
-            f" is True, but {what} has no cells of whole px that HRDA could put a crop on",
+            f" is True, but {what} does not go with HRDA, which puts crops on cells of whole px",
             "set it to False.",
         )
 

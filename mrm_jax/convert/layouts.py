@@ -33,6 +33,26 @@ class Layout:
     fits: Callable[[Callable[[str], tuple[int, ...]]], bool] | None = None
     fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
+    def names(self, prefix: str, state: Mapping[str, Any]) -> bool:
+        """Whether a state has, behind `prefix`, a tensor that only this layout has."""
+
+        def shape(name: str) -> tuple[int, ...]:
+            return tuple(state[prefix + name].shape) if prefix + name in state else ()
+
+        marked = any(prefix + mark in state for mark in self.marks)
+        return marked and (self.fits is None or self.fits(shape))
+
+    def holds(self, root: str, tree: Mapping[str, Any]) -> bool:
+        """Whether a flat tree has, below `root`, the leaves that only this layout has."""
+        return all(root + path in tree for path in self.paths)
+
+    def folded(self, root: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """A flat tree whose leaves below `root` can all be said."""
+        if self.fold is None:
+            return dict(tree)
+        below = {p.removeprefix(root): leaf for p, leaf in tree.items() if p.startswith(root)}
+        return {**tree, **{root + path: leaf for path, leaf in self.fold(below).items()}}
+
 
 @dataclass(frozen=True)
 class Part:

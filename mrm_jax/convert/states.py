@@ -79,8 +79,7 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
     and a strict load wants: `synthesise`. Hugging Face's hub names are written.
-    timm's DINOv2 with registers has no position for the class token: it is added to that token, so
-    that the network comes back equal and not leaf by leaf.
+    timm's DINOv2 with registers adds the class token's position to the token: an equal network.
     Misfit as in `import_torch`.
     """
     row = _kind(kind)
@@ -88,12 +87,9 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     tree = leaves(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
     row = _unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
-    chosen = _chosen(row, lambda part, layout: _has_paths(part, layout, tree))
+    chosen = _chosen(row, lambda part, layout: layout.holds(f"params/{part.root}", tree))
     for choice in chosen:
-        if choice.layout.fold is not None:
-            root = f"params/{choice.part.root}"
-            below = {p.removeprefix(root): leaf for p, leaf in tree.items() if p.startswith(root)}
-            tree |= {root + path: leaf for path, leaf in choice.layout.fold(below).items()}
+        tree = choice.layout.folded(f"params/{choice.part.root}", tree)
     plan = plan_export(_rows(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]
@@ -180,7 +176,7 @@ def _understand(
     row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
     chosen = _chosen(
         row,
-        lambda part, layout: _fits(layout, base + part.prefix, state),
+        lambda part, layout: layout.names(base + part.prefix, state),
         marked=marked,
     )
     patterns = tuple(variant.get("allow_missing", ()))
@@ -275,21 +271,6 @@ def _chosen(
             raise ValueError(f"no {part.role} recognised; known by their first tensors: {names}")
         chosen.append(_Choice(part, found or next(iter(part.layouts))))
     return chosen
-
-
-def _fits(layout: Layout, prefix: str, state: Mapping[str, Any]) -> bool:
-    """Whether a state has a tensor that only this layout has, of such a shape."""
-    if not any(prefix + mark in state for mark in layout.marks):
-        return False
-
-    def shape(name: str) -> tuple[int, ...]:
-        return tuple(state[prefix + name].shape) if prefix + name in state else ()
-
-    return layout.fits is None or layout.fits(shape)
-
-
-def _has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
-    return all(f"params/{part.root}{path}" in tree for path in layout.paths)
 
 
 def _rows(

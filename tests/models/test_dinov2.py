@@ -7,14 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refused
 
 from mrm_jax import config
+from mrm_jax.checks.method import check_feature_distance
 from mrm_jax.checks.model import check_model
-from mrm_jax.config import MRM, Config, Decoder, Encoder, Model
+from mrm_jax.config import (
+    MRM,
+    Classes,
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    FeatureDistance,
+    Method,
+    Model,
+)
 from mrm_jax.models.build import build_encoder, build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.models.dinov2 import DinoV2, Pyramid, fitted, position_weights
 from mrm_jax.ops.resize import resize
 from mrm_jax.recipes import ENCODERS
+from mrm_jax.types import SegOutput, View
+from mrm_jax.uda.objectives import Call, contrast, weighted_cross_entropy
 
 KEY = jax.random.key(0)
 NARROW: dict = {"dim": 12, "depth": 2, "heads": 2, "hidden": 24, "patch": 7, "grid": 3}
@@ -282,6 +296,68 @@ def test_the_rebuilder_has_a_projector_for_every_map_that_the_decoder_reads(
     assert [leaf.shape for leaf in out] == [leaf.shape for leaf in maps]
     found = {name for name in made["params"] if name.startswith("projector")}
     assert found == {f"projector{i}" for i in projectors}
+
+
+@pytest.mark.parametrize("fields", [{}, {"pyramid": True}], ids=["light", "pyramid"])
+def test_masked_cells_of_a_vits_maps_are_those_of_hidden_tokens(fields):
+    """Maps of 5 x 4 patches are no multiple of 3 x 3 tokens: a cell is of the token that its corner
+    lies in. Visible cells come through as they are, with all of their gradient, hidden ones with
+    none of it."""
+    spec = feature_spec(replace(ENCODER, **fields))
+    kind = "daformer" if fields else "vit_light"
+    mask = MRM(grid=(3, 3), dim=8, depth=1, heads=2)
+    rebuilder = build_rebuilder(mask, spec, kind, (35, 28), unroll=False)
+    rng = np.random.default_rng(0)
+    maps = tuple(
+        jnp.asarray(rng.normal(size=(2, *size, width)), jnp.float32)
+        for size, width in zip(spec.sizes(30, 28), spec.channels, strict=True)
+    )
+    uniforms = jnp.asarray(rng.uniform(size=(2, 3, 3)), jnp.float32)
+    v = drawn(jax.eval_shape(lambda k: rebuilder.init(k, maps, uniforms, 0.4), KEY))
+
+    @jax.jit
+    def both(v, maps):
+        out, pull = jax.vjp(lambda m: rebuilder.apply(v, m, uniforms, 0.4), maps)
+        # Of the last map the gradient also comes through the tokens that are visible.
+        return out, pull(tuple(jnp.ones_like(m) for m in out[:-1]) + (0 * out[-1],))[0]
+
+    out, grads = both(v, maps)
+    visible = np.asarray(uniforms > 0.4)
+    for i, (found, given) in enumerate(zip(out, maps, strict=True)):
+        rows, columns = (np.arange(n) * 3 // n for n in given.shape[1:3])
+        shown = visible[:, rows][:, :, columns]
+        assert 0 < shown.sum() < shown.size
+        np.testing.assert_array_equal(np.asarray(found == given).all(-1), shown)
+        if i + 1 < len(maps):
+            np.testing.assert_array_equal(np.asarray(grads[i] == 1).all(-1), shown)
+            np.testing.assert_array_equal(np.asarray(grads[i] == 0).all(-1), ~shown)
+
+
+# Losses that ask which pixels a cell has.
+
+
+def test_contrast_takes_a_cells_label_from_its_middle_where_cells_are_no_whole_pixels():
+    label = np.arange(30)[None, :, None] % 4 + np.zeros((1, 30, 28), int)
+    view = View(np.zeros((1, 30, 28, 3), np.float32), label, np.ones((1, 30, 28), np.float32))
+    cosines = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), jnp.float32)
+    scalars = {"method.contrast.temperature": 1.0, "method.contrast.weight": 1.0}
+    call = Call(SegOutput({}, (cosines,)), view, scalars, heads={"prototypes": lambda x: x})
+    rows = [3, 11, 18, 26]  # the middles of 7.5 px each
+    picked = jnp.asarray(label[:, rows][:, :, [3, 10, 17, 24]])
+    wanted = weighted_cross_entropy(cosines, picked)
+    np.testing.assert_allclose(contrast(call, KEY)[0], wanted, rtol=1e-6)
+
+
+def test_the_feature_distance_of_classes_needs_crops_of_whole_cells():
+    distance = FeatureDistance(weight=1.0, classes=("a",))
+    made = Config(
+        model=Model(replace(ENCODERS["dinov2_s14"], weights="file"), Decoder("vit_light")),
+        method=Method(feature_distance=distance),
+        data=Data(classes=Classes(("a",), ((0, 0, 0),)), crop=(512, 512)),
+    )
+    with refused("config.data.crop", (512, 512), way_out="whole cells"):
+        check_feature_distance(made)
+    check_feature_distance(replace(made, data=replace(made.data, crop=(518, 1036))))
 
 
 # What is refused.
