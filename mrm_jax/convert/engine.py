@@ -261,7 +261,10 @@ def _solve(plan: Plan, name: str, shape: tuple[int, ...], spec: list[str]) -> No
             plan.symbols[symbol] = size // times
         fits = fits and size == times * (plan.symbols.get(symbol, -1) if symbol else 1)
     if not fits:
-        wanted = [str(t * plan.symbols[s] if s in plan.symbols else f"{t}{s}") for t, s in tokens]
+        wanted = [
+            str(t * plan.symbols[s]) if s in plan.symbols else f"{t if t > 1 or not s else ''}{s}"
+            for t, s in tokens
+        ]
         plan.problems.append(f"{name} has shape {shape}, expected ({', '.join(wanted)})")
 
 

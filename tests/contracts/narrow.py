@@ -25,7 +25,7 @@ ENCODERS = {
     "mit": Encoder("mit", (8, 16), (1, 2), (4, 2), heads=(1, 2), sr_ratios=(4, 2), mlp_ratio=2),
     "resnet_v1c": Encoder("resnet", (16, 32), (1, 3), (4, 2), dilations=(1, 2)),
 }
-_VIT = Encoder("dinov2", (8,), (2,), (7,), heads=(2,), mlp_ratio=2, position_grid=3)
+_VIT = Encoder("dinov2", (16,), (2,), (7,), heads=(2,), mlp_ratio=2, position_grid=3)
 # Pictures of 32 px are padded to 35, or looked at as 35 px.
 ENCODERS["dinov2"] = replace(_VIT, ffn="swiglu", registers=1)
 ENCODERS["dinov2_pyramid"] = replace(_VIT, pyramid=True, resize="1.1")

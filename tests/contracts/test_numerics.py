@@ -261,7 +261,7 @@ def test_stacked_views_go_through_the_encoder_in_one_call_and_others_in_one_each
     """Counted in the traced program, where nothing but the encoder multiplies; a loop over the
     views behind the flag would be counted turn by turn."""
     made = narrow.config(narrow.Row(encoder, "deeplabv2", False, "off", False))
-    modules = Networks(networks(made).segmentor.clone(decoder=Sums()), None)
+    modules = Networks(networks(made).segmentor.clone(decoder=Sums(), covers=None), None)
     views = narrow.views(made)
     params, stats = narrow.variables(made)
     rows = tuple(Pass(name, name, (level,)) for name in views)
