@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from trees import assert_same, leaves
 
-from mrm_jax.config import Decoder, Encoder, Model
+from mrm_jax.config import Config, Decoder, Encoder, Model
 from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch
 from mrm_jax.convert.network import model_of
 from mrm_jax.models.build import build_encoder, build_segmentor
+from mrm_jax.recipes import ENCODERS
+from mrm_jax.runs.weights import check_leaves, check_model, open_weights, published, remarks
 
 ENCODER = Encoder("dinov2", (64,), (2,), (14,), heads=(1,), position_grid=3, drop_path=0.0)
 SIZES = {
@@ -143,3 +145,17 @@ def test_a_pyramid_with_daformers_head_goes_through_a_segmentors_names():
     assert_same(import_torch(state, "segmentor"), variables)
     assert model_of(describe(state, "segmentor"))[0].encoder == model.encoder
     assert len(leaves(variables["params"]["neck"])) == 12
+
+
+def test_a_run_that_starts_from_timms_file_is_told_what_it_lacks_and_does_otherwise(tmp_path):
+    file = tmp_path / "timm.npz"
+    np.savez(file, **export_torch(encoder("plain"), "timm_dinov2"))
+    opened = open_weights(str(file), "model.encoder.weights")
+    assert opened.zeros == ("encoder/mask_token",)
+    run = Config(model=Model(encoder=SIZES["plain"]))
+    check_model(run, opened, "file", whole=False)
+    assert check_leaves(run, opened.tree, opened.absent, "file", whole=False) == ()
+    zeros, filters = remarks(run, opened)
+    assert "encoder/mask_token" in zeros
+    assert "positions antialias" in filters
+    assert published(ENCODERS["dinov2_b14_reg"]) == "dinov2_b14_reg"
