@@ -34,5 +34,7 @@ from mrm_jax.options import to_config_dict
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(benchmarks.CITYSCAPES_SOURCE, datasets.ACDC, datasets.ACDC_VAL, text)
+        benchmarks.benchmark_run(
+            benchmarks.CITYSCAPES_SOURCE, datasets.ACDC, datasets.ACDC_VAL, text
+        )
     )

@@ -34,7 +34,7 @@ from mrm_jax.options import to_config_dict
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(
+        benchmarks.benchmark_run(
             benchmarks.CITYSCAPES_SOURCE, datasets.DARK_ZURICH, datasets.DARK_ZURICH_VAL, text
         )
     )

@@ -57,5 +57,5 @@ from mrm_jax.options import to_config_dict
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     return to_config_dict(
-        benchmarks.run(datasets.GTA, datasets.CITYSCAPES, datasets.CITYSCAPES_VAL, text)
+        benchmarks.benchmark_run(datasets.GTA, datasets.CITYSCAPES, datasets.CITYSCAPES_VAL, text)
     )

@@ -46,7 +46,7 @@ class Arm(NamedTuple):
         return re.sub(r"[^\w.,=-]+", "_", self.name).strip("_")
 
 
-def parse(words: str) -> Arm:
+def parse_arm(words: str) -> Arm:
     """The arm that a user wrote as "[NAME:] RECIPE [--config.a.b=c ...]". Raises UsageError."""
     name, colon, rest = words.partition(":")
     if not colon or "--" in name:
@@ -97,7 +97,7 @@ def sweep(arms: Iterable[Arm], words: str, *, but: str | None = None) -> list[Ar
     return swept
 
 
-def named(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
+def named_arms(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
     """The arms of the sets `words` (comma-separated) in a config's ARMS. Raises UsageError."""
     found: list[Arm] = []
     for name in words.split(","):
@@ -111,7 +111,7 @@ def named(table: dict[str, tuple[Arm, ...]], words: str) -> list[Arm]:
     return found
 
 
-def check(arms: Iterable[Arm]) -> None:
+def check_arms(arms: Iterable[Arm]) -> None:
     """Raises UsageError for two arms whose names give one folder, and for a name that gives
     none."""
     seen: dict[str, str] = {}
@@ -126,7 +126,7 @@ def check(arms: Iterable[Arm]) -> None:
         seen[arm.folder] = arm.name
 
 
-def read(workdir: Path) -> list[Arm]:
+def read_arms(workdir: Path) -> list[Arm]:
     """The arms of a comparison's folder; none where it has no arms.json."""
     try:
         found = json.loads((workdir / FILE).read_text("utf-8"))

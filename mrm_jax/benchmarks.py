@@ -36,7 +36,7 @@ RECTIFIED = {
 pseudo-label: artefacts of its rectification and the bonnet. DACS trains on all of it."""
 
 
-def run(source: Domain, target: Domain, evaluation: Domain, text: str | None) -> Config:
+def benchmark_run(source: Domain, target: Domain, evaluation: Domain, text: str | None) -> Config:
     """The run of the recipe `text` from `source` to `target`: 40,000 steps on 2 + 2 crops of
     512 x 512 px, or of 1024 x 1024 for hrda and mic.
 

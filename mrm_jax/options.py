@@ -228,7 +228,7 @@ def to_config_dict(config: Any) -> config_dict.ConfigDict:
     return result
 
 
-def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def from_mapping(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """The dataclass `cls` from a mapping; a missing key keeps its default.
 
     Raises UsageError for an unknown key (with the nearest right one) and for a wrong value.
@@ -248,7 +248,7 @@ def _value(value: Any, annotation: Any, path: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         if not isinstance(value, Mapping):
             raise UsageError.of(path, value, "", "it must be a group of options.")
-        return build(typing.cast(type, annotation), value, path)
+        return from_mapping(typing.cast(type, annotation), value, path)
     origin = typing.get_origin(annotation)
     if origin is Literal:
         choices = typing.get_args(annotation)

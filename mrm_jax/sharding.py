@@ -221,7 +221,7 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
     return jax.device_get(_everywhere(tree, mesh))
 
 
-def local(tree: Any, mesh: Mesh) -> Any:
+def on_this_host(tree: Any, mesh: Mesh) -> Any:
     """`tree` with all of it on this host's own devices, for programs that only this host runs; to
     be called by all of them. As it is where there is one.
     """
@@ -247,7 +247,7 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-def init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
+def init_on_mesh(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
     """`make(key)` run straight onto the mesh, with the state's shardings."""
     shardings = of_state(jax.eval_shape(make, key), mesh)
     # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.

@@ -24,7 +24,7 @@ from mrm_jax.errors import UsageError
     ],
 )
 def test_an_arm_is_a_name_a_recipe_and_flags(words, expected):
-    assert arms.parse(words) == expected
+    assert arms.parse_arm(words) == expected
 
 
 def test_a_sweep_gives_every_arm_every_value_of_the_field():
@@ -40,17 +40,17 @@ def test_a_sweep_gives_every_arm_every_value_of_the_field():
 def test_names_become_folders_of_their_own():
     assert Arm("dacs + mrm").folder == "dacs_mrm"
     with pytest.raises(UsageError, match="name them apart"):
-        arms.check([Arm("a b"), Arm("a+b")])
+        arms.check_arms([Arm("a b"), Arm("a+b")])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: arms.parse("--config.seed=1"), "name a recipe first"),
-        (lambda: arms.parse("dacs mrm=true"), "'mrm=true' is no config flag"),
+        (lambda: arms.parse_arm("--config.seed=1"), "name a recipe first"),
+        (lambda: arms.parse_arm("dacs mrm=true"), "'mrm=true' is no config flag"),
         (lambda: arms.sweep([Arm("dacs")], "method.mrm.ratio"), "FIELD=VALUE"),
-        (lambda: arms.named({"methods": ()}, "method"), "Did you mean 'methods'"),
-        (lambda: arms.named({}, "methods"), "there are: none"),
+        (lambda: arms.named_arms({"methods": ()}, "method"), "Did you mean 'methods'"),
+        (lambda: arms.named_arms({}, "methods"), "there are: none"),
     ],
 )
 def test_mistakes_are_named(call, message):

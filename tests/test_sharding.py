@@ -11,13 +11,13 @@ from refusals import refused
 from mrm_jax import sharding
 from mrm_jax.config import MRM, Config, Mesh, Method, Train
 from mrm_jax.errors import UsageError
-from mrm_jax.train.step import build
+from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Labelled, Unlabelled
 
 
 def test_every_leaf_of_the_real_state_has_a_rule_and_is_replicated():
     base = Config(method=Method(mrm=MRM(enabled=True)))
-    state = jax.eval_shape(build(base).init, np.zeros(2, np.uint32))
+    state = jax.eval_shape(build_step(base).init, np.zeros(2, np.uint32))
     found = sharding.of_state(state, sharding.mesh(1))
     assert jax.tree.structure(found) == jax.tree.structure(state)
     assert {leaf.spec for leaf in jax.tree.leaves(found)} == {PartitionSpec()}

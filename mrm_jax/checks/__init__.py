@@ -17,7 +17,7 @@ from mrm_jax.checks.method import check_method, check_selection
 from mrm_jax.checks.model import check_crops, check_model
 from mrm_jax.checks.stored import WRITER
 from mrm_jax.config import Config
-from mrm_jax.options import build, check_ranges
+from mrm_jax.options import check_ranges, from_mapping
 
 
 def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -27,8 +27,8 @@ def from_config_dict(values: Mapping[str, Any] | ConfigDict) -> Config:
     """
     plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
     plain.pop(WRITER, None)
-    config = _own_pictures(build(Config, plain, "config"))
-    check(config)
+    config = _own_pictures(from_mapping(Config, plain, "config"))
+    check_config(config)
     return config
 
 
@@ -45,7 +45,7 @@ def _own_pictures(config: Config) -> Config:
     return replace(config, data=data)
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raises UsageError for the first combination that cannot work, with the way out."""
     for test in (
         check_ranges,

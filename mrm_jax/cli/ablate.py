@@ -100,7 +100,7 @@ def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
 
 
 def _tables(workdir: Path) -> int:
-    if not armed.read(workdir):
+    if not armed.read_arms(workdir):
         raise UsageError.at(
             "--workdir", f" holds no comparison: there is no {armed.FILE}.", value=workdir
         )
@@ -114,8 +114,8 @@ def _tables(workdir: Path) -> int:
 def _arms(arguments: argparse.Namespace) -> list[Arm]:
     module, text = load_module(arguments.config_words)
     table = getattr(module, "ARMS", {})
-    listed = [arm for words in arguments.arms for arm in armed.named(table, words)]
-    own = [armed.parse(words) for words in arguments.arm]
+    listed = [arm for words in arguments.arms for arm in armed.named_arms(table, words)]
+    own = [armed.parse_arm(words) for words in arguments.arm]
     if text and (listed or own):
         raise UsageError(f"The recipe '{text}' after --config is not used:", "name it by --arm.")
     if arguments.sweep and listed:
@@ -134,8 +134,8 @@ def _arms(arguments: argparse.Namespace) -> list[Arm]:
         raise UsageError(
             "ablate has no arms:", f"add --arms SET{known}, --arm 'RECIPE' or --sweep."
         )
-    armed.check(found)
-    names = [arm.name for arm in (*found, *armed.read(arguments.workdir))]
+    armed.check_arms(found)
+    names = [arm.name for arm in (*found, *armed.read_arms(arguments.workdir))]
     if arguments.against and (arguments.against not in names or not own):
         hint = nearest(arguments.against, names) if own else " Add --arm."
         raise UsageError(f"--against '{arguments.against}': there is no such arm.{hint}")
@@ -183,7 +183,7 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
     means another one."""
     try:
         with folders.held(workdir):
-            known = {arm.name: arm for arm in armed.read(workdir)}
+            known = {arm.name: arm for arm in armed.read_arms(workdir)}
             for arm in arms:
                 old = known.get(arm.name, arm)
                 if (old.recipe, old.flags) != (arm.recipe, arm.flags):
@@ -193,9 +193,9 @@ def _remember(workdir: Path, arms: list[Arm], jobs: list[Job]) -> None:
                         "give it another name or use a new --workdir.",
                     )
                 known[arm.name] = arm
-            armed.check(known.values())
+            armed.check_arms(known.values())
             for job in jobs:  # a finished run of another config would be taken for this one
-                folders.check(job.folder, job.config)
+                folders.check_workdir(job.folder, job.config)
             folders.write_json(workdir / armed.FILE, [arm._asdict() for arm in known.values()])
     except OSError as error:
         raise UsageError.at(

@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if config is None:
         raise UsageError("bench needs a config:", "add --config FILE, say configs/quickstart.py.")
 
-    from mrm_jax.machine.bench import measure
+    from mrm_jax.machine.bench import measure_compute
 
     whats = WHATS if arguments.what == "all" else (arguments.what,)
 
-    for report in measure(config, whats, repeats=arguments.repeats, say=say):
-        print(json.dumps(report) if arguments.json else text(report), flush=True)
+    for report in measure_compute(config, whats, repeats=arguments.repeats, say=say):
+        print(json.dumps(report) if arguments.json else bench_text(report), flush=True)
     return 0
 
 
@@ -76,11 +76,11 @@ def say(text: str) -> None:
 
 def _data(arguments: argparse.Namespace) -> int:
     from mrm_jax.data.prepared.records import CODECS
-    from mrm_jax.machine.throughput import measure
+    from mrm_jax.machine.throughput import measure_reading
 
     codecs = CODECS if arguments.codec == "all" else (arguments.codec,)
     with passing_folder() as (folder, _):
-        for report in measure(
+        for report in measure_reading(
             folder, codecs, pictures=arguments.pictures, rounds=arguments.repeats, say=say
         ):
             print(json.dumps(report) if arguments.json else data_text(report), flush=True)
@@ -101,7 +101,7 @@ def data_text(report: Mapping[str, Any]) -> str:
     return line
 
 
-def text(report: Mapping[str, Any]) -> str:
+def bench_text(report: Mapping[str, Any]) -> str:
     """A report for people: a line of time and a line of cost."""
     seconds = report["seconds"]
     counts = [

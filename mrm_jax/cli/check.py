@@ -19,7 +19,8 @@ from mrm_jax.paths import local, shown, what_is_wrong
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
     from mrm_jax.data.check import Checked
-    from mrm_jax.data.datasets import DataSet, Located
+    from mrm_jax.data.datasets import DataSet
+    from mrm_jax.data.locate import Located
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Exit code: 1 where a finding is an error. Raises UsageError or RunError."""
     from mrm_jax.data import datasets
+    from mrm_jax.data.locate import locate
     from mrm_jax.data.prepared import manifest
     from mrm_jax.report.check import write_check
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
         found = check_download(chosen, root, fast=arguments.fast, progress=progress)
         title, classes = chosen.title, chosen.classes
-        located = datasets.locate(chosen, root)
+        located = locate(chosen, root)
         facts = [f"{root}; licence: {chosen.licence}", *_room(chosen, located, root)]
         facts += [f"{name}: {line}" for name, each in located.items() for line in each.left_out()]
     written = []
@@ -72,9 +74,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         ) from error
     bad = any(finding.severity == "error" for checked in found for finding in checked.findings)
     if arguments.json:
-        print(json.dumps(document(title, facts, classes, found)))
+        print(json.dumps(check_document(title, facts, classes, found)))
     else:
-        print("\n".join(map(shown, [*lines(title, facts, classes, found), *written])))
+        print("\n".join(map(shown, [*check_lines(title, facts, classes, found), *written])))
     return 1 if bad else 0
 
 
@@ -91,7 +93,7 @@ def _room(chosen: DataSet, found: dict[str, Located], root: Path) -> list[str]:
     return [f"prepared it would take about {' or '.join(parts)} (estimated); {free} free"]
 
 
-def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:
+def check_lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) -> list[str]:
     """The report for people."""
     text = [title, *(f"  {fact}" for fact in facts)]
     for checked in found:
@@ -120,7 +122,7 @@ def lines(title: str, facts: list[str], classes: Classes, found: list[Checked]) 
     return text
 
 
-def document(
+def check_document(
     title: str, facts: list[str], classes: Classes, found: list[Checked]
 ) -> dict[str, Any]:
     """The report as JSON."""

@@ -105,9 +105,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from mrm_jax.convert import trace
     from mrm_jax.convert.network import kind_of
-    from mrm_jax.convert.reader import read
+    from mrm_jax.convert.reader import read_weights
 
-    file = read(arguments.source)
+    file = read_weights(arguments.source)
     kind = kind_of(file, arguments.kind)
     variant: dict[str, Any] = {"allow_missing": tuple(arguments.allow_missing)}
     if arguments.copy:
@@ -143,9 +143,9 @@ def _shape(value: Any) -> str:
 
 
 def _import(arguments: argparse.Namespace, config: Config | None) -> int:
-    from mrm_jax.convert.network import load
+    from mrm_jax.convert.network import load_network
 
-    network = load(
+    network = load_network(
         arguments.source,
         arguments.kind,
         copy=arguments.copy,
@@ -153,7 +153,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     )
 
     from mrm_jax.runs.checkpoint import save_network
-    from mrm_jax.runs.fingerprint import fingerprint, lines
+    from mrm_jax.runs.fingerprint import fingerprint, fingerprint_lines
     from mrm_jax.runs.weights import check_network, network_lines, origin, without_misfits
 
     chosen = _config(network, config)
@@ -164,7 +164,7 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
     weights = {**found, "dropped": dict(Counter(network.dropped.values()))}
     facts = {"converted": True, "config": asdict(chosen), "weights": weights, "scores": {}}
     save_network(arguments.to, network.tree, facts)
-    for line in (*network_lines(network), *lines(found)):
+    for line in (*network_lines(network), *fingerprint_lines(found)):
         print(line)
     if config is None:
         print(f"assumed, as no tensor shows it: {'; '.join(network.assumed)}")
@@ -242,7 +242,7 @@ def _is_colour(entry: Any) -> bool:
 
 def _export(arguments: argparse.Namespace) -> int:
     from mrm_jax.convert import Misfit, export_torch, synthesise
-    from mrm_jax.convert.reader import FORMATS, write
+    from mrm_jax.convert.reader import FORMATS, write_weights
     from mrm_jax.runs.checkpoint import load_rebuilder, load_run
 
     target: Path = arguments.to_torch
@@ -274,7 +274,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError(f"kind {kind}: {error}.") from error
     added = synthesise(state, **variant)
     meta = {"mrm_jax": json.dumps({"kind": kind, "model": asdict(model)})}
-    write(target, {**state, **added}, meta)
+    write_weights(target, {**state, **added}, meta)
     print(f"written: {target}, kind {kind}, {len(state) + len(added)} tensors")
     for what, names in _grouped(added).items():
         print(f"made anew, {what}: {len(names)} ({names[0]}{' ...' if len(names) > 1 else ''})")

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
     from mrm_jax.data.pipeline import Examples, evaluation_set
     from mrm_jax.evaluation.evaluator import evaluate_networks
-    from mrm_jax.evaluation.scores import document
+    from mrm_jax.evaluation.scores import evaluation_document
     from mrm_jax.evaluation.table import score_table
     from mrm_jax.models.build import build_segmentor
 
@@ -114,7 +114,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
     console.print(
-        f"written: {_write(folder, document(found, **facts))}", markup=False, soft_wrap=True
+        f"written: {_write(folder, evaluation_document(found, **facts))}",
+        markup=False,
+        soft_wrap=True,
     )
     return 0
 

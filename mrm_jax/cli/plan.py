@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     os.environ.update(QUIET)  # before jax
     from mrm_jax.machine import chips, plan
 
-    where = chips.parse(arguments.topology)
+    where = chips.parse_topology(arguments.topology)
     if arguments.fsdp is not None:
         config = replace(config, mesh=replace(config.mesh, fsdp=arguments.fsdp))
     report = plan.plan(
         config, where, level=arguments.level, compiled=not arguments.estimate, say=say
     )
-    print(json.dumps(report) if arguments.json else plan.text(report))
+    print(json.dumps(report) if arguments.json else plan.plan_text(report))
     return 0
 
 

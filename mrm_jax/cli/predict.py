@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     if arguments.resize is not None and min(arguments.resize) < 1:
         raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
 
-    from mrm_jax.evaluation.pictures import collect, name_outputs
+    from mrm_jax.evaluation.pictures import collect_pictures, name_outputs
 
-    pictures = collect(arguments.paths, arguments.to)
+    pictures = collect_pictures(arguments.paths, arguments.to)
     jobs = name_outputs(pictures, arguments.to)
 
     from mrm_jax.runs.checkpoint import load_run

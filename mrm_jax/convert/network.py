@@ -11,7 +11,7 @@ import numpy as np
 
 from mrm_jax.config import Decoder, Encoder, Model, MultiRes
 from mrm_jax.convert import KINDS, Misfit, detect, import_torch, leaves, trace
-from mrm_jax.convert.reader import WeightFile, read
+from mrm_jax.convert.reader import WeightFile, read_weights
 from mrm_jax.convert.tables import decoder_files, encoder_files
 from mrm_jax.errors import UsageError
 
@@ -41,7 +41,7 @@ class ConvertedNetwork:
     zeros: tuple[str, ...] = ()
 
 
-def load(
+def load_network(
     path: str | Path,
     kind: str | None = None,
     *,
@@ -53,7 +53,7 @@ def load(
     copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
     bad tensor, how many there are, the way out.
     """
-    file = read(path)
+    file = read_weights(path)
     kind = kind_of(file, kind)
     variant: dict[str, Any] = {"allow_missing": tuple(allow_missing)}
     if copy is not None:
@@ -62,7 +62,7 @@ def load(
         shown = trace(file.tensors, kind, **variant)
         tree = import_torch(file.tensors, kind, **variant)
     except Misfit as error:
-        raise UsageError(refusal(file, kind, error.problems)) from error
+        raise UsageError(misfit_line(file, kind, error.problems)) from error
     except ValueError as error:
         raise UsageError.at(file.path, f": {error}.") from error
     part = KINDS[kind].parts[0]
@@ -97,7 +97,7 @@ def kind_of(file: WeightFile, kind: str | None) -> str:
         raise UsageError.at(file.path, f": {error}.") from error
 
 
-def refusal(file: WeightFile, kind: str, problems: Sequence[str]) -> str:
+def misfit_line(file: WeightFile, kind: str, problems: Sequence[str]) -> str:
     """One line about a file that does not fit."""
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     start = f"{file.path} does not fit kind {kind}: {problems[0]}{more}; nothing was loaded. "
@@ -156,7 +156,7 @@ def _decoder(shown: Mapping[str, Any]) -> Decoder:
     raise UsageError(f"no registered decoder has the layout {shown['layout']}.")
 
 
-def count(tree: Mapping[str, Any]) -> tuple[int, int]:
+def count_parameters(tree: Mapping[str, Any]) -> tuple[int, int]:
     """(arrays, parameters) of variables; running statistics are arrays and no parameters."""
     sizes = [int(np.prod(leaf.shape)) for leaf in leaves(tree["params"]).values()]
     return len(leaves(tree)), sum(sizes)

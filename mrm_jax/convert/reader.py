@@ -49,7 +49,7 @@ class WeightFile:
     sha256: str
 
 
-def read(path: str | Path) -> WeightFile:
+def read_weights(path: str | Path) -> WeightFile:
     """Opens .pth, .pt, .bin (PyTorch, zip or legacy), .safetensors or .npz.
 
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
@@ -179,7 +179,7 @@ def _check_finite(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> None:
     """Writes tensors by name to `path`, in the format its name promises; replaced by one rename.
 
     `meta` (texts) is kept by .safetensors alone. Raises UsageError for another ending and where

@@ -18,6 +18,7 @@ import numpy as np
 
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import datasets, files, labels
+from mrm_jax.data.locate import Located, locate
 from mrm_jax.errors import UsageError
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def check_download(
     """What is in the download at `root`, split by split. `progress(total)` is a context that gives
     `advance(pictures done)`. Raises UsageError where no split is found.
     """
-    found = datasets.locate(data_set, root)
+    found = locate(data_set, root)
     chosen = {
         name: spread(list(each.pictures), SAMPLED if fast else None) for name, each in found.items()
     }
@@ -167,7 +168,7 @@ def threaded(look: Callable[[Any], Seen], items: list[Any]) -> Iterator[Seen]:
         yield from pool.map(look, items)
 
 
-def _look(data_set: datasets.DataSet, located: datasets.Located, stem: str, show: bool) -> Seen:
+def _look(data_set: datasets.DataSet, located: Located, stem: str, show: bool) -> Seen:
     problems: list[tuple[str, str]] = []
     most = located.domain.max_megapixels
     try:
@@ -240,7 +241,7 @@ def add(checked: Checked, seen: list[Seen]) -> None:
     )
 
 
-def _structure(checked: Checked, data_set: datasets.DataSet, located: datasets.Located) -> None:
+def _structure(checked: Checked, data_set: datasets.DataSet, located: Located) -> None:
     """Findings about which files there are."""
     checked.find(
         "error",

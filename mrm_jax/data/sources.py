@@ -19,7 +19,7 @@ import numpy as np
 
 from mrm_jax.config import Classes, Domain
 from mrm_jax.data import files, labels
-from mrm_jax.data.prepared.reading import Records, RecordsLabelled, is_prepared
+from mrm_jax.data.prepared.reading import Records, RecordsLabelled, reads_prepared
 from mrm_jax.data.prepared.verified import Held
 from mrm_jax.data.transforms import Picture
 from mrm_jax.errors import UsageError
@@ -94,7 +94,7 @@ DRAWN_CACHE_BYTES = 2**29
 def _drawn(look: str, split: str, size: tuple[int, int], index: int) -> tuple[np.ndarray, ...]:
     from mrm_jax.data.drawn import scenes
 
-    scene = scenes.draw(DRAWN_SEED, split, index, size=size, look=look)  # type: ignore[arg-type]
+    scene = scenes.draw_scene(DRAWN_SEED, split, index, size=size, look=look)  # type: ignore[arg-type]
     for array in scene:
         array.flags.writeable = False
     return scene
@@ -233,7 +233,7 @@ def open_pictures(domain: Domain, *, field: str) -> Pictures:
     """
     if domain.kind == "drawn":
         return Drawn(domain)
-    return Records(domain, field) if is_prepared(domain) else Folder(domain, field)
+    return Records(domain, field) if reads_prepared(domain) else Folder(domain, field)
 
 
 def open_labelled(domain: Domain, classes: Classes, *, field: str) -> LabelledPictures:
@@ -243,7 +243,7 @@ def open_labelled(domain: Domain, classes: Classes, *, field: str) -> LabelledPi
     """
     if domain.kind == "drawn":
         return DrawnLabelled(domain, len(classes.names), field)
-    if is_prepared(domain):
+    if reads_prepared(domain):
         return RecordsLabelled(domain, classes, field)
     return FolderLabelled(domain, len(classes.names), field)
 

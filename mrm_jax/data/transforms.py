@@ -226,7 +226,7 @@ class Place(NamedTuple):
     flipped: bool
 
 
-def place(
+def choose_place(
     label: np.ndarray,
     rng: np.random.Generator,
     *,
@@ -249,9 +249,9 @@ def augment_source(
     fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One training sample at exactly `crop` = (height, width) of what `fit_source` gives: image
-    u8[h,w,3], label u8[h,w], 255 in the padding, whose colour is `fill`. See `place`.
+    u8[h,w,3], label u8[h,w], 255 in the padding, whose colour is `fill`. See `choose_place`.
     """
-    where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    where = choose_place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
     return _taken(image, label, where, crop, (fill, IGNORE))
 
 
@@ -268,16 +268,16 @@ def augment_source_with(
     flip: float,
     fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`augment_source`, with `place` made again at most `tries` times while the crop holds no
+    """`augment_source`, with `choose_place` made again at most `tries` times while the crop holds no
     `more_than` so many pixels of the class; the last one is taken as it comes.
 
     Peer: mmseg datasets/uda_dataset.py, whose first sample is followed by up to ten more.
     """
-    where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+    where = choose_place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
     for _ in range(tries):
         if np.count_nonzero(cut(label, where.box) == class_id) > more_than:
             break
-        where = place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
+        where = choose_place(label, rng, crop=crop, max_ratio=max_ratio, flip=flip)
     return _taken(image, label, where, crop, (fill, IGNORE))
 
 

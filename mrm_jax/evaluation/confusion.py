@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.types import IGNORE, Array
+from mrm_jax.label_ids import IGNORE
+from mrm_jax.types import Array
 
 
-def count(prediction: Array, label: Array, classes: int) -> jax.Array:
+def confusion_matrix(prediction: Array, label: Array, classes: int) -> jax.Array:
     """Confusion i32[K,K] of classes u8/i32[...] predicted for train ids of the same shape: rows
     truth, columns prediction.
 

@@ -29,9 +29,10 @@ from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.inference import classify, predict
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
+from mrm_jax.label_ids import IGNORE
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.sharding import over_batch
-from mrm_jax.types import IGNORE, Tree
+from mrm_jax.types import Tree
 
 _T = TypeVar("_T")
 
@@ -90,7 +91,7 @@ def class_ids(
 
 
 _normalise = jax.jit(normalise, static_argnames="stats")
-_count = jax.jit(counting.count, static_argnames="classes")
+_count = jax.jit(counting.confusion_matrix, static_argnames="classes")
 
 
 class _Batch(NamedTuple):
@@ -129,15 +130,15 @@ def evaluate_networks(
     on_prediction: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> dict[str, EvaluationResult]:
     """Scores of several sets of variables of one `model` ("student", "teacher") on `examples`;
-    see `count`.
+    see `count_predictions`.
     """
     start = time.perf_counter()
     how = {"progress": progress, "on_prediction": on_prediction}
-    counts = count(config, model, networks, examples, **how)
+    counts = count_predictions(config, model, networks, examples, **how)
     return scored(config, counts, time.perf_counter() - start)
 
 
-def count(
+def count_predictions(
     config: Config,
     model: nn.Module,
     networks: Mapping[str, Tree],
@@ -167,7 +168,7 @@ def count(
             inputs.add((batch.image.shape[1], batch.image.shape[2]))
             labels.add(size)
             for name, variables in networks.items():
-                image, label = place(variables, batch.image, batch.label)
+                image, label = spread_over_devices(variables, batch.image, batch.label)
                 ids = class_ids(config, model, variables, image, size)
                 totals[name].add(_count(ids, label, classes=classes), keep=2)
                 if on_prediction is not None:
@@ -188,7 +189,7 @@ def on_device(variables: Tree) -> Tree:
     return jax.device_put(variables)
 
 
-def place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
+def spread_over_devices(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
     """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
     first = jax.tree.leaves(variables)[0]
     lying = first.sharding if isinstance(first, jax.Array) else None

@@ -28,7 +28,9 @@ WINDOWS_AT_ONCE = 4
 
 
 @partial(jax.jit, static_argnames=("model", "smallest"))
-def whole(model: nn.Module, variables: Tree, image: Array, *, smallest: int = 1) -> jax.Array:
+def whole_logits(
+    model: nn.Module, variables: Tree, image: Array, *, smallest: int = 1
+) -> jax.Array:
     """Logits f[B,H,W,K] of `image` f[B,H,W,3] in one forward, resized to its size.
 
     A side below `smallest` px, which the encoder could not reduce, is padded with 0 (the mean
@@ -62,7 +64,7 @@ def _add_windows(
     zero = jnp.zeros((), corners.dtype)
     image = jnp.asarray(image)
     windows = [jax.lax.dynamic_slice(image, (zero, top, left, zero), size) for top, left in corners]
-    logits = whole(model, variables, jnp.concatenate(windows), smallest=smallest)
+    logits = whole_logits(model, variables, jnp.concatenate(windows), smallest=smallest)
     for i, (top, left) in enumerate(corners):
         at = (zero, top, left, zero)
         part = logits[i * batch : (i + 1) * batch] * used[i].astype(logits.dtype)
@@ -82,7 +84,7 @@ def _slide(
 ) -> jax.Array:
     height, width = image.shape[1:3]
     corners, extent = grid((height, width), window, stride)
-    shape = jax.eval_shape(partial(whole, model, smallest=smallest), variables, image)
+    shape = jax.eval_shape(partial(whole_logits, model, smallest=smallest), variables, image)
     total = jnp.zeros(shape.shape, shape.dtype)
     coverage = np.zeros((1, height, width, 1), shape.dtype)
     for top, left in corners:
@@ -126,10 +128,10 @@ def predict(
 
     variables: {"params", "batch_stats"} of the segmentor. mode "slide": windows of `window` px
     every `stride` px (`ops/windows.py`), logits summed and divided by how many windows cover a
-    pixel. `smallest`: see `whole`. At least float32; a float64 picture gives float64.
+    pixel. `smallest`: see `whole_logits`. At least float32; a float64 picture gives float64.
     """
     if mode == "whole":
-        logits = whole(model, variables, image, smallest=smallest)
+        logits = whole_logits(model, variables, image, smallest=smallest)
     elif mode == "slide":
         logits = _slide(model, variables, image, window=window, stride=stride, smallest=smallest)
     else:

@@ -35,7 +35,7 @@ SMALLEST_FACTOR = 0.25
 """Scales of a picture beyond which a warning says that the result may be poor."""
 
 
-def collect(paths: Sequence[str], to: Path) -> list[Path]:
+def collect_pictures(paths: Sequence[str], to: Path) -> list[Path]:
     """The picture files that the words on the command line mean, each once.
 
     A folder or a pattern does not mean what lies in `to`, a folder below: results of an earlier
@@ -52,7 +52,7 @@ def collect(paths: Sequence[str], to: Path) -> list[Path]:
 
 
 def _meant(word: str, to: Path) -> list[Path]:
-    """What one word means, see `collect`; OSError for one that no file system takes."""
+    """What one word means, see `collect_pictures`; OSError for one that no file system takes."""
     path = located(word)
     if path.is_dir() and _whole(path) == _whole(to):
         raise UsageError.at("--to", " is the folder of the pictures", "give another one.", value=to)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrm_jax.config import Config, Domain, evaluation_domain
-from mrm_jax.data.prepared.reading import is_prepared
+from mrm_jax.data.prepared.reading import reads_prepared
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def domain_name(domain: Domain) -> str:
     """
     if domain.kind == "drawn":
         return f"drawn scenes ({domain.look}, {domain.split})"
-    if is_prepared(domain):
+    if reads_prepared(domain):
         return f"{domain.path} (prepared, {domain.split})"
     parts = [part for part in (domain.path, domain.images) if part]
     listing = f" ({domain.listing})" if domain.listing else ""
     return "/".join(parts) + listing
 
 
-def describe(
+def protocol_of(
     config: Config,
     *,
     network: str,
@@ -104,7 +104,7 @@ def describe(
         resize=domain.resize,
         input_sizes=tuple(sorted(input_sizes)),
         label_sizes=tuple(sorted(label_sizes)),
-        split=domain.split if domain.kind == "drawn" or is_prepared(domain) else "",
+        split=domain.split if domain.kind == "drawn" or reads_prepared(domain) else "",
         also=evaluation.also,
         crop=config.data.crop,
         margins=config.data.target.margins,

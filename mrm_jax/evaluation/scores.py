@@ -62,7 +62,7 @@ class EvaluationResult:
         }
 
 
-def document(found: Mapping[str, EvaluationResult], **facts: Any) -> dict[str, Any]:
+def evaluation_document(found: Mapping[str, EvaluationResult], **facts: Any) -> dict[str, Any]:
     """What evaluation.json holds: the first network's scores, the others' under their names.
 
     `protocol.network` names the first. `facts` (JSON values, such as the step) stand beside them.
@@ -114,7 +114,7 @@ def scored(config: Config, counts: Counts, seconds: float) -> dict[str, Evaluati
     """The scores that follow from `counts`, which took `seconds`, by network."""
     result = {}
     for name, confusion in counts.confusions.items():
-        protocol = protocols.describe(
+        protocol = protocols.protocol_of(
             config,
             network=name,
             pictures=counts.pictures,

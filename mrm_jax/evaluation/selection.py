@@ -25,13 +25,14 @@ import numpy as np
 from mrm_jax import stop
 from mrm_jax.config import Config, input_stats
 from mrm_jax.evaluation import confusion
-from mrm_jax.evaluation.evaluator import on_device, place
+from mrm_jax.evaluation.evaluator import on_device, spread_over_devices
 from mrm_jax.evaluation.inference import predict
+from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.segmentor import transformed
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.ops.resize import resize
 from mrm_jax.rngs import per_sample, root, stream
-from mrm_jax.types import IGNORE, Array, Scale, Tree, Unlabelled
+from mrm_jax.types import Array, Scale, Tree, Unlabelled
 
 PREFIX = "select/"
 """What the scores' names begin with in metrics.jsonl."""
@@ -72,7 +73,7 @@ def label_free(
         networks = {name: on_device(variables) for name, variables in networks.items()}
         for index in _rows(len(crops.image), rows):
             stop.look()
-            image, valid, index = place(
+            image, valid, index = spread_over_devices(
                 networks["student"], *_part(crops, index, rows), np.resize(index, rows)
             )
             normal = _normalise(image, input_stats(config.model))
@@ -174,7 +175,7 @@ def _certainty(logits: jax.Array, valid: Array) -> jax.Array:
 def _agreement(one: jax.Array, other: jax.Array, valid: Array, *, classes: int) -> jax.Array:
     """Confusion i32[K,K] of the classes that two logits f[B,H,W,K] are largest in."""
     label = jnp.where(valid > 0, one.argmax(-1), IGNORE)
-    return confusion.count(other.argmax(-1), label, classes)
+    return confusion.confusion_matrix(other.argmax(-1), label, classes)
 
 
 def _rows(count: int, rows: int) -> list[np.ndarray]:

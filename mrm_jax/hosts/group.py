@@ -191,19 +191,19 @@ def _join(config: Config, wanted: dict[str, Any], words: LastWords) -> bool:
     return several
 
 
-def index() -> int:
+def host_index() -> int:
     """Which host this is; 0 where there is one."""
     return 0 if HostWatch.running is None else HostWatch.running.index
 
 
-def count() -> int:
+def host_count() -> int:
     """How many hosts there are."""
     return 1 if HostWatch.running is None else HostWatch.running.count
 
 
 def is_main() -> bool:
     """Whether this is host 0, which alone writes what is not a checkpoint."""
-    return index() == 0
+    return host_index() == 0
 
 
 def raise_loss(error: Exception) -> None:
@@ -275,7 +275,7 @@ def same(what: str, value: Any) -> None:
             what, first, other = f"{what}{names[0]}", first.get(names[0]), other.get(names[0])
         raise UsageError.at(
             what,
-            f" is {first} on host {index()} and {other} on host {host}",
+            f" is {first} on host {host_index()} and {other} on host {host}",
             "it must be the same.",
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.machine.allocator import keep_memory
-from mrm_jax.train.step import Program, build
+from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.objectives import weighted_cross_entropy
 
@@ -41,7 +41,7 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     return Batch(Labelled(source, label), Unlabelled(target, np.ones_like(label)), index)
 
 
-def measure(
+def measure_compute(
     config: Config, whats: Collection[What], *, repeats: int, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """One report for each of `whats`, in the order of `WHATS`, JSON as it is:
@@ -54,11 +54,11 @@ def measure(
     """
     mesh = sharding.run_mesh(config)
     keep_memory(mesh.devices.flat[0].platform)
-    program = build(config)
+    program = build_step(config)
     batch = sharding.put_batch(random_batch(config), mesh)
     options = None if config.train.optimise else sharding.quick(mesh)
     key = jax.random.key_data(rngs.root(config.seed))
-    state = sharding.init(program.init, key, mesh)
+    state = sharding.init_on_mesh(program.init, key, mesh)
     frozen = jax.device_put(program.frozen(config, _encoder(state)), sharding.replicated(mesh))
     for what in WHATS:  # the step last: as in training, it is given the state to keep (donated)
         if what not in whats:

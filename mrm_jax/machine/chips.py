@@ -102,7 +102,7 @@ class Slice(NamedTuple):
         )
 
 
-def parse(name: str) -> Slice:
+def parse_topology(name: str) -> Slice:
     """`v5e:2x4` (a TPU slice by its shape), `h100:8` (GPUs by their number).
 
     Raises UsageError for another form, or a kind that has no row in `CHIPS`.

@@ -27,7 +27,7 @@ from mrm_jax.machine.bench import costs
 from mrm_jax.machine.chips import GIB, USABLE, Slice
 from mrm_jax.machine.estimate import flops, live_bytes
 from mrm_jax.train.programs import Fed, lower
-from mrm_jax.train.step import Program, build
+from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.methods import looks_at_target
 
@@ -61,9 +61,9 @@ def plan(
     slice that its compiler does not know or a mesh that does not fit.
     """
     config = _spread(config, where, say)
-    mesh, program = _mesh(config, where, compiled, say), build(config)
-    arguments = abstract(config, program, mesh)
-    parts = _parts(arguments)
+    mesh, program = _mesh(config, where, compiled, say), build_step(config)
+    arguments = abstract_arguments(config, program, mesh)
+    parts = _argument_bytes(arguments)
     jaxpr = _one_device(config, mesh.size)
     counted: dict[str, Any] = {"flops_per_step": flops(jaxpr)}
     found: dict[str, Any] = {"source": "estimated"}
@@ -141,7 +141,7 @@ def _mesh(
     return sharding.run_mesh(config, among=list(found.devices)[: where.devices])
 
 
-def abstract(config: Config, program: Program, mesh: Mesh | AbstractMesh) -> Arguments:
+def abstract_arguments(config: Config, program: Program, mesh: Mesh | AbstractMesh) -> Arguments:
     """What the step is given, as shapes with shardings."""
     key = jax.random.key_data(rngs.root(config.seed))
     state = jax.eval_shape(program.init, key)
@@ -176,16 +176,16 @@ def _one_device(config: Config, devices: int) -> Any:
     """The jaxpr of a step on one device's share of the batch."""
     share = config.train.batch // devices
     config = replace(config, train=replace(config.train, batch=share))
-    program = build(config)
+    program = build_step(config)
     alone = AbstractMesh((1, 1), (sharding.DATA, sharding.FSDP))
     state, _, frozen, _ = jax.tree.map(
-        lambda leaf: _shape(leaf.shape, leaf.dtype), abstract(config, program, alone)
+        lambda leaf: _shape(leaf.shape, leaf.dtype), abstract_arguments(config, program, alone)
     )
     traced = jax.make_jaxpr(program.train_step)(state, frozen, _batch(config, share))
     return dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
 
 
-def _parts(arguments: Arguments) -> dict[str, int]:
+def _argument_bytes(arguments: Arguments) -> dict[str, int]:
     """Bytes a device of what the step is given."""
     state, _, frozen, fed = arguments
     parts = {
@@ -321,7 +321,7 @@ def knobs(config: Config, devices: int) -> list[str]:
     ]
 
 
-def text(report: dict[str, Any]) -> str:
+def plan_text(report: dict[str, Any]) -> str:
     """A report for people."""
     how = {
         "compiled": "compiled for these devices without them; not run",

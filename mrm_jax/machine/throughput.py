@@ -23,6 +23,7 @@ from PIL import Image
 from mrm_jax.config import Domain
 from mrm_jax.data import datasets, labels, sources, transforms
 from mrm_jax.data.drawn import scenes
+from mrm_jax.data.locate import locate
 from mrm_jax.data.prepared import prepare, reading
 
 NOISE = 2.0
@@ -49,7 +50,7 @@ CASES = (
 MAX_RATIO, FLIP = 0.75, 0.5
 
 
-def measure(
+def measure_reading(
     folder: Path, codecs: Sequence[str], *, pictures: int, rounds: int, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """A report for every case and way, JSON as it is: `what` "data", `case`, `way`, `seconds` a
@@ -75,7 +76,9 @@ def measure(
 
 def _draw(root: Path, name: str, size: tuple[int, int], number: int) -> np.ndarray:
     """Writes a picture and its label as the data set stores them; returns the picture."""
-    image, label = scenes.draw(0, "train", number, size=(size[0] // 4, size[1] // 4), look="camera")
+    image, label = scenes.draw_scene(
+        0, "train", number, size=(size[0] // 4, size[1] // 4), look="camera"
+    )
     large = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(number).normal(0, NOISE, large.shape)
     whole = np.clip(np.rint(large + noise), 0, 255).astype(np.uint8)
@@ -106,7 +109,7 @@ def _measure(
     rounds: int,
     scenes: Sequence[np.ndarray],
 ) -> Iterator[dict[str, Any]]:
-    located = datasets.locate(datasets.DATA_SETS[case.data_set], raw)["train"]
+    located = locate(datasets.DATA_SETS[case.data_set], raw)["train"]
     domain = replace(located.domain, path=str(raw), resize=case.box)
     ways: dict[str, Callable[[int, np.random.Generator], Any]] = {
         "published": lambda i, rng: _published(domain, files_of, i, case, rng),

@@ -136,7 +136,7 @@ class DaformerHead(nn.Module):
         return dense(self.num_classes, x, "classifier", kernel_init=nn.initializers.normal(0.01))
 
 
-def build(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+def build_daformer(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
     """The decoder of a config."""
     return recomputed(DaformerHead, remat)(
         num_classes, decoder.channels, decoder.fusion, decoder.dilations, decoder.dropout

@@ -169,7 +169,7 @@ class MixTransformer(nn.Module):
         return tuple(features)
 
 
-def build(model: Model, dtype: jnp.dtype | None) -> MixTransformer:
+def build_mit(model: Model, dtype: jnp.dtype | None) -> MixTransformer:
     """The encoder of a config."""
     encoder = model.encoder
     return MixTransformer(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.models.segmentor import Features, Transform, run
+from mrm_jax.models.segmentor import Features, Transform, run_network
 from mrm_jax.ops.resize import resize
 from mrm_jax.ops.windows import grid
 from mrm_jax.types import Array, Mode, SegOutput
@@ -56,7 +56,7 @@ class MultiResSegmentor(nn.Module):
         """
         if transform is not None and offset is None:
             raise ValueError("MultiRes: a transform of the features needs the offset of one crop.")
-        return run(self, image, mode=mode, transform=transform, offset=offset)
+        return run_network(self, image, mode=mode, transform=transform, offset=offset)
 
     def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
         """See `Network`. The detail maps are those of one crop, or without an offset of all crops:

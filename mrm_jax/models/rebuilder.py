@@ -45,7 +45,7 @@ def doublings(size: tuple[int, int], grid: tuple[int, int]) -> int:
     return min(max(math.ceil(math.log2(factor)), 0), MAX_DOUBLINGS)
 
 
-def position_table(grid: tuple[int, int], dim: int) -> np.ndarray:
+def sine_cosine_table(grid: tuple[int, int], dim: int) -> np.ndarray:
     """Fixed sine-cosine table f32[rows * columns, dim]: [sin r w, cos r w, sin c w, cos c w], w_k =
     10000^(-k / (dim / 4)).
 
@@ -191,7 +191,7 @@ class Rebuilder(nn.Module):
         x = resize(dense(self.dim, last, "embed", kernel_init=_XAVIER), self.grid)
         token = self.param("mask_token", nn.initializers.normal(0.02), (self.dim,), jnp.float32)
         x = jnp.where(visible, x, token.astype(x.dtype).reshape(1, 1, 1, -1))
-        table = jnp.asarray(position_table(self.grid, self.dim), x.dtype)
+        table = jnp.asarray(sine_cosine_table(self.grid, self.dim), x.dtype)
         x = x.reshape(x.shape[0], -1, self.dim) + table[None]
         blocks = stacked_blocks(
             TokenBlock,

@@ -167,7 +167,7 @@ class ResNet(nn.Module):
         return tuple(maps)
 
 
-def build(model: Model, dtype: jnp.dtype | None) -> ResNet:
+def build_resnet(model: Model, dtype: jnp.dtype | None) -> ResNet:
     """The encoder of a config."""
     encoder = model.encoder
     return ResNet(

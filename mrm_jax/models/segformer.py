@@ -41,7 +41,7 @@ class SegformerHead(nn.Module):
         return torch_dense(self.num_classes, x.astype(at_least_float32(x)), "classifier")
 
 
-def build(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+def build_segformer(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
     """The decoder of a config."""
     return recomputed(SegformerHead, remat)(
         num_classes, decoder.channels, decoder.concat, decoder.dropout

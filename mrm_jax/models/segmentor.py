@@ -21,7 +21,7 @@ Transform = Callable[[tuple[jax.Array, ...], Scale], tuple[jax.Array, ...]]
 
 
 class Network(Protocol):
-    """What every network can do: encode, decode, and both in a row (`run`)."""
+    """What every network can do: encode, decode, and both in a row (`run_network`)."""
 
     def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
         """The maps of a normalised picture f[B, H, W, 3]."""
@@ -39,7 +39,7 @@ class Network(Protocol):
         ...
 
 
-def run(
+def run_network(
     network: Network,
     image: Array,
     *,
@@ -88,12 +88,12 @@ class Segmentor(nn.Module):
         """Logits `main` [B, h, w, K] at the decoder's stride, or at the picture's size where it is
         padded (at least float32), and the features.
 
-        image, transform: see `run`. offset: a network of one resolution has no use for it. Needs
+        image, transform: see `run_network`. offset: a network of one resolution has no use for it. Needs
         rng "dropout" in mode "train" if a drop rate is above 0. In other modes than "eval" the
         collection `moments` can be asked for (mutable=["moments"]): batch statistics of every
         BatchNorm.
         """
-        return run(self, image, mode=mode, transform=transform, offset=offset)
+        return run_network(self, image, mode=mode, transform=transform, offset=offset)
 
     def encode(
         self,

@@ -17,7 +17,7 @@ def block_grid(size: tuple[int, int], block: int) -> tuple[int, int]:
     return max(round(size[0] / block), 1), max(round(size[1] / block), 1)
 
 
-def hidden(uniforms: Array, ratio: Array | float, size: tuple[int, int]) -> jax.Array:
+def hidden_tokens(uniforms: Array, ratio: Array | float, size: tuple[int, int]) -> jax.Array:
     """Which cells of a map of `size` are masked: bool[B, *size].
 
     uniforms: f[B, rows, columns] in [0, 1). A token is hidden where its draw is not above `ratio`;

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.types import IGNORE, Array
+from mrm_jax.label_ids import IGNORE
+from mrm_jax.types import Array
 
 
 def class_mask(

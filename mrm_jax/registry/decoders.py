@@ -47,7 +47,7 @@ DECODER_KINDS = Table(DecoderKind, "model.decoder.kind")
 DECODER_KINDS.register(
     DecoderKind(
         name="daformer",
-        module="mrm_jax.models.daformer:build",
+        module="mrm_jax.models.daformer:build_daformer",
         logits=0,
         rebuilt=None,
         reads=None,
@@ -60,7 +60,7 @@ DECODER_KINDS.register(
 DECODER_KINDS.register(
     DecoderKind(
         name="segformer",
-        module="mrm_jax.models.segformer:build",
+        module="mrm_jax.models.segformer:build_segformer",
         logits=0,
         rebuilt=None,
         reads=None,

@@ -150,7 +150,7 @@ _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)
 ENCODER_KINDS.register(
     EncoderKind(
         name="mit",
-        module="mrm_jax.models.mit:build",
+        module="mrm_jax.models.mit:build_mit",
         map_sizes=strided,
         multiple=total_stride,
         input=IMAGENET,
@@ -179,7 +179,7 @@ _DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 ENCODER_KINDS.register(
     EncoderKind(
         name="resnet",
-        module="mrm_jax.models.resnet:build",
+        module="mrm_jax.models.resnet:build_resnet",
         map_sizes=strided,
         multiple=total_stride,
         input=IMAGENET,

@@ -16,7 +16,7 @@ from mrm_jax.report.comparison import (
     LABEL_FREE,
     ArmResult,
     Comparison,
-    collect,
+    collect_runs,
     estimate,
     picked,
     rank_correlation,
@@ -33,12 +33,12 @@ ArmTable = tuple[list[str], list[list[str]]]
 def write_ablation(workdir: Path) -> list[Path]:
     """Writes the four files into the comparison's folder and returns their paths. Each appears
     whole or not at all."""
-    found = collect(workdir)
+    found = collect_runs(workdir)
     contents = {
         "json": json.dumps(_without_nan(found.as_dict()), indent=1) + "\n",
         "md": markdown(found),
         "svg": plot(found),
-        "html": page(found),
+        "html": comparison_page(found),
     }
     paths = []
     for ending, text in contents.items():
@@ -77,7 +77,7 @@ def scores_table(found: Comparison) -> ArmTable:
     return head, rows
 
 
-def class_table(found: Comparison) -> ArmTable:
+def arm_class_table(found: Comparison) -> ArmTable:
     """The student's IoU of every class in every arm, mean and interval."""
     names = dict.fromkeys(
         name for outcome in found.outcomes for run in outcome.runs for name in run.per_class
@@ -122,7 +122,7 @@ def picking_table(found: Comparison) -> ArmTable:
 _TABLES = (
     ("mIoU of the student at the last step, %", scores_table),
     ("Every seed, %", seeds_table),
-    ("IoU of every class, %", class_table),
+    ("IoU of every class, %", arm_class_table),
     ("Which evaluation to take: the student's mIoU, %", picking_table),
 )
 _LEGEND = (
@@ -160,7 +160,7 @@ def markdown(found: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(found: Comparison) -> str:
+def comparison_page(found: Comparison) -> str:
     """The tables and the plot as one HTML file without scripts or addresses."""
     parts = [f"<h1>{escape(found.name)}</h1>"]
     parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]

@@ -127,9 +127,9 @@ def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estima
     return estimate(differences) if differences else None
 
 
-def collect(workdir: Path) -> Comparison:
+def collect_runs(workdir: Path) -> Comparison:
     """The comparison in a folder: its arms.json and the finished runs below it."""
-    listed = armed.read(workdir)
+    listed = armed.read_arms(workdir)
     found: dict[str, tuple[FinishedRun, ...]] = {}
     records: list[RunRecord] = []
     protocols: dict[str, list[str]] = {}
@@ -138,7 +138,7 @@ def collect(workdir: Path) -> Comparison:
         for folder in sorted(below(workdir, arm.folder).glob("seed*")):
             if not folder.name.removeprefix("seed").isdigit():
                 continue  # somebody's copy
-            seen = record.read(folder)
+            seen = record.read_record(folder)
             records.append(seen)
             if run := _run(seen, int(folder.name.removeprefix("seed"))):
                 runs.append(run)

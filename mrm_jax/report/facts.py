@@ -87,7 +87,7 @@ def quantity(name: str, value: float) -> str:
     return charts.short(value)
 
 
-def environment(run: RunRecord) -> str:
+def environment_rows(run: RunRecord) -> str:
     """All that environment.json says, nested names dotted."""
     rows = [
         f"<tr><td><code>{escape(name)}</code></td><td>{_value(value)}</td></tr>"

@@ -30,10 +30,10 @@ def write_report(workdir: str | Path) -> Path:
     the folder cannot be written.
     """
 
-    found = record.read(workdir)
+    found = record.read_record(workdir)
     path = found.workdir / NAME
     try:
-        text = page(found)
+        text = report_page(found)
     except _ODD as error:
         raise RunError.at(
             found.workdir / _odd_file(found),
@@ -70,12 +70,12 @@ def _odd_file(found: RunRecord) -> str:
     }
     for name, without in parts.items():
         with suppress(*_ODD):
-            page(replace(found, **without))
+            report_page(replace(found, **without))
             return name
     return "."
 
 
-def page(run: RunRecord) -> str:
+def report_page(run: RunRecord) -> str:
     """The report as HTML text: no scripts, no addresses, pictures inside."""
     sections = (
         _title,
@@ -83,13 +83,13 @@ def page(run: RunRecord) -> str:
         _alarms,
         _command,
         selection.checkpoints,
-        scores.class_table,
+        scores.network_class_table,
         scores.curves,
         _pictures,
         facts.confusion,
         facts.configuration,
         facts.time_and_memory,
-        facts.environment,
+        facts.environment_rows,
     )
     parts = []
     for section in sections:

@@ -123,7 +123,7 @@ class RunRecord:
         ]
 
 
-def read(workdir: str | Path) -> RunRecord:
+def read_record(workdir: str | Path) -> RunRecord:
     """The record of a workdir. Raises FileNotFoundError when there is no such folder."""
     workdir = Path(workdir)
     if not workdir.is_dir():

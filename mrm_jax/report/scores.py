@@ -15,7 +15,7 @@ LOSSES = ("ce", "feature", "contrast", "pixels")
 """How the name of a loss begins, behind that of its pass."""
 
 
-def class_table(run: RunRecord) -> str:
+def network_class_table(run: RunRecord) -> str:
     """IoU of every class: student and teacher at the last evaluation, and at their best ones."""
     columns: list[tuple[str, Score]] = []
     for network in record.NETWORKS:

@@ -34,7 +34,7 @@ from mrm_jax.runs import saved
 from mrm_jax.runs.damage import one_line
 from mrm_jax.runs.digest import digests
 from mrm_jax.runs.facts import scores_of, top_of
-from mrm_jax.runs.items import abstract, check, join, split
+from mrm_jax.runs.items import abstract_leaf, check_items, join, split
 from mrm_jax.runs.quiet import quietly
 from mrm_jax.runs.saved import (
     FACTS,
@@ -166,8 +166,8 @@ class Checkpoints:
         folder = self.directory / str(step)
         facts = read_facts(folder)
         check_version(facts, folder)
-        wanted = {name: jax.tree.map(abstract, tree) for name, tree in split(like).items()}
-        check(folder, facts, wanted)
+        wanted = {name: jax.tree.map(abstract_leaf, tree) for name, tree in split(like).items()}
+        check_items(folder, facts, wanted)
         saved.say_unverified(folder, facts)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
@@ -188,7 +188,7 @@ class Checkpoints:
         before = [s for s in steps_in(self.directory) if s < step]
         if not before or is_remote(self.directory):
             return None
-        if group.count() == 1:  # the others may still be reading it
+        if group.host_count() == 1:  # the others may still be reading it
             self._manager.close()
         folder = saved.set_aside(self.directory / str(step))
         return (

@@ -31,7 +31,7 @@ def of_files(error: BaseException) -> bool:
     return isinstance(error, (*GONE, *_OF_CONTENT))
 
 
-def named(folder: Path, error: Exception) -> str:
+def named_damage(folder: Path, error: Exception) -> str:
     """What an error says, behind the file below `folder` that it or its cause names: "/FILE:
     TEXT"."""
     below = re.escape(str(folder if is_remote(folder) else folder.resolve()))

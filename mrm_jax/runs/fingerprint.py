@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mrm_jax import config
-from mrm_jax.convert.network import count, leaves
+from mrm_jax.convert.network import count_parameters, leaves
 from mrm_jax.models.build import build_encoder
 from mrm_jax.ops.normalise import normalise
 
@@ -81,7 +81,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What is printed and stored about weights, as JSON: `origin` (file, its hash, kind), hash and
     counts of the tensors, feature norms (absent where an encoder's leaf is missing)."""
-    arrays, parameters = count(tree)
+    arrays, parameters = count_parameters(tree)
     found = {
         **origin,
         "tensors_sha256": tensors_sha256(tree),
@@ -93,7 +93,7 @@ def fingerprint(
     return {**found, "missing": list(missing)} if missing else found
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def fingerprint_lines(found: Mapping[str, Any]) -> list[str]:
     """A fingerprint as text, one fact a line."""
     shown = []
     for name, value in found.items():

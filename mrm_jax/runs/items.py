@@ -59,12 +59,12 @@ def _key_data(key: Any) -> Any:
     return jax.random.key_data(key)
 
 
-def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
     """A leaf's shape, type and place without its content."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def check(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_items(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises RunError where a checkpoint lacks an item that a state has, or, as far as its digests
     tell, has arrays of other names, types or shapes."""
     for item, tree in wanted.items():

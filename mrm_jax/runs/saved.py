@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from mrm_jax.errors import RunError
 from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote, what_is_wrong
-from mrm_jax.runs.damage import GONE, named, of_files, one_line
+from mrm_jax.runs.damage import GONE, named_damage, of_files, one_line
 from mrm_jax.runs.digest import differing, digests
 from mrm_jax.runs.facts import problem
 from mrm_jax.runs.quiet import quietly
@@ -186,7 +186,7 @@ def read_tree(folder: Path, facts: Mapping[str, Any] | None = None) -> dict[str,
     except Exception as error:  # Orbax, tensorstore and the OS raise unrelated types here
         if not of_files(error):
             raise _unreadable(folder, error) from error
-        what = f"{folder.name}{_bad_file(folder) or named(folder, error)}"
+        what = f"{folder.name}{_bad_file(folder) or named_damage(folder, error)}"
         raise DamagedError(folder.parent, what) from error
     if facts is not None and "digests" in facts:
         check_digests(folder.parent, {folder.name: digests(tree)}, facts)

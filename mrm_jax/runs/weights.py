@@ -18,7 +18,7 @@ import numpy as np
 from mrm_jax.config import Config, Encoder, Model, detail_crop
 from mrm_jax.convert import leaves
 from mrm_jax.convert.network import ConvertedNetwork
-from mrm_jax.convert.network import load as load_file
+from mrm_jax.convert.network import load_network as load_file
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
@@ -94,7 +94,7 @@ def origin(network: ConvertedNetwork) -> dict[str, Any]:
     return {"file": file.path.name, "file_sha256": file.sha256, "kind": network.kind, **copy}
 
 
-def check_model(config: Config, opened: Opened, name: str, *, whole: bool) -> None:
+def check_fits_model(config: Config, opened: Opened, name: str, *, whole: bool) -> None:
     """UsageError where the encoder, and for a `whole` network the decoder and the classes, are not
     the config's. `name`: what the user calls the weights, a field or a file."""
     ours, theirs = config.model.encoder, opened.model.encoder
@@ -167,7 +167,7 @@ def check_network(config: Config, network: ConvertedNetwork) -> None:
     """Raises UsageError, which names the file, where its network is not the one that `config`
     describes."""
     opened, name = _of_file(network), str(network.file.path)
-    check_model(config, opened, name, whole=network.whole)
+    check_fits_model(config, opened, name, whole=network.whole)
     check_leaves(config, network.tree, opened.absent, name, whole=network.whole)
 
 
@@ -202,7 +202,7 @@ def check_leaves(
     config: Config, tree: Mapping[str, Any], absent: tuple[str, ...], name: str, *, whole: bool
 ) -> tuple[str, ...]:
     """The leaves that stay as they are, of those in `absent`; UsageError for a tree that is not the
-    network's. `name`, `whole`: as for `check_model`."""
+    network's. `name`, `whole`: as for `check_fits_model`."""
     wanted = shapes(config, whole=whole)
     found = {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
     missing = [path for path in wanted if path not in found]

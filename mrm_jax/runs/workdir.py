@@ -75,7 +75,7 @@ def opened(path: Path, config: Config) -> Iterator[Path]:
     another run's folder (naming the first field that differs), a folder of other things, or one
     that a running process holds. A start that fails before `begin` leaves nothing behind.
     """
-    check(path, config)
+    check_workdir(path, config)
     new, held = not path.exists(), False
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _take_back(path: Path, *, new: bool) -> None:
-    """Removes what a start makes before it begins; nothing else was in the folder (`check`)."""
+    """Removes what a start makes before it begins; nothing else was in the folder (`check_workdir`)."""
     shutil.rmtree(path / FROZEN, ignore_errors=True)
     with suppress(OSError):  # other things came there meanwhile: they stay
         if (path / _CHECKPOINTS).exists():
@@ -156,7 +156,7 @@ def begin(path: Path, config: Config, facts: Mapping[str, Any]) -> None:
     write_json(path / ENVIRONMENT, environment(**facts))
 
 
-def check(path: Path, config: Config) -> None:
+def check_workdir(path: Path, config: Config) -> None:
     """Raises UsageError unless `path` is new, empty or the folder of a run under `config`."""
     if path.exists() and not path.is_dir():
         raise UsageError.at("--workdir", " is a file", "give a folder.", value=path)

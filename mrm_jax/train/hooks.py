@@ -33,7 +33,7 @@ SHOWN = 4
 """Pictures on a sheet of predictions, spread over the evaluation set."""
 
 
-def networks(state: TrainState) -> dict[str, dict[str, Any]]:
+def evaluated_networks(state: TrainState) -> dict[str, dict[str, Any]]:
     """The networks of a state that can be evaluated, by name: variables of the segmentor."""
     found = {"student": {"params": state.params["segmentor"], "batch_stats": state.batch_stats}}
     if jax.tree.leaves(state.teacher_params):
@@ -44,20 +44,20 @@ def networks(state: TrainState) -> dict[str, dict[str, Any]]:
     return found
 
 
-def evaluate(
+def evaluate_on_hosts(
     config: Config, state: TrainState, examples: Sequence[Example], *, workdir: Path, step: int
 ) -> dict[str, EvaluationResult]:
     """Scores of student and teacher under the protocol of `config`.
 
     Every host counts on its share of the pictures. Predictions for a few of host 0's, with their
     ground truth, are written as one PNG, `views/evaluation_<n>.png`. state: with all of its arrays
-    on this host (`sharding.local`).
+    on this host (`sharding.on_this_host`).
     """
     from mrm_jax.report.panels import evaluation_panel
 
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     began = time.perf_counter()
-    mine = examples[group.index() :: group.count()]
+    mine = examples[group.host_index() :: group.host_count()]
 
     def progress(done: int, total: int) -> None:
         group.beat(step, f"evaluating {done}/{total}")
@@ -73,7 +73,7 @@ def evaluate(
                 kept.setdefault(network, {})[name] = ids
 
         how = {"progress": progress, "on_prediction": keep if shown else None}
-        counts = evaluator.count(config, model, networks(state), mine, **how)
+        counts = evaluator.count_predictions(config, model, evaluated_networks(state), mine, **how)
         predictions = {net: [ids[example.name] for example in shown] for net, ids in kept.items()}
         if shown:
             evaluation_panel(
@@ -101,7 +101,7 @@ def select(
     if modules.rebuilder is not None and config.method.mrm.target == "classes":
         rebuilding = selection.Rebuilding(modules.rebuilder, state.params["rebuilder"])
     found = selection.label_free(
-        config, modules.segmentor, networks(state), crops, rebuilding=rebuilding
+        config, modules.segmentor, evaluated_networks(state), crops, rebuilding=rebuilding
     )
     return {f"{selection.PREFIX}{name}": value for name, value in found.items()}
 
@@ -120,7 +120,7 @@ def score_metrics(found: Mapping[str, EvaluationResult]) -> dict[str, float]:
     }
 
 
-def facts(config: Config, **more: Any) -> dict[str, Any]:
+def checkpoint_facts(config: Config, **more: Any) -> dict[str, Any]:
     """What is stored beside the arrays of a checkpoint, as JSON."""
     return {
         "mrm_jax": mrm_jax.__version__,

@@ -55,8 +55,8 @@ from mrm_jax.train.run import (
     stop_at_fault,
 )
 from mrm_jax.train.sentinel import Sentinel
-from mrm_jax.train.start import first_state, frozen_encoder, load
-from mrm_jax.train.step import build, structure
+from mrm_jax.train.start import first_state, frozen_encoder, load_start
+from mrm_jax.train.step import build_step, structure
 from mrm_jax.types import Batch
 from mrm_jax.uda.methods import looks_at_target
 
@@ -75,7 +75,7 @@ def train(config: Config, workdir: Path, mirror: Mirror | None = None) -> int:
         try:
             return _train(config, workdir, mirror, screen, stop)
         except Stopped:
-            if stop.saved is None or group.count() > 1:  # then the others are to be told
+            if stop.saved is None or group.host_count() > 1:  # then the others are to be told
                 raise
             screen.say(stop.last_words()[0])
             return 0
@@ -91,7 +91,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     for line in checkpoints.damaged:
         screen.warn(line)
     start, undone = checkpoints.latest() or 0, group.from_main(lambda: _undone(config, checkpoints))
-    weights = load(config) if checkpoints.latest() is None else None
+    weights = load_start(config) if checkpoints.latest() is None else None
     anchor = frozen_encoder(config, workdir)
     examples = evaluation_set(config)
     _ = examples[:1] and examples[0]  # reads it: a wrong label table shows now, not hours later
@@ -105,15 +105,15 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         config,
         sampler=sampler,
         start_step=start - bool(undone),  # the batch of that step, which a panel shows
-        process_index=group.index(),
-        process_count=group.count(),
+        process_index=group.host_index(),
+        process_count=group.host_count(),
         target=looks_at_target(config.method),
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
     if crops is None and config.evaluation.selection_pictures:
         screen.say("config.data.target.path is empty: no scores without labels.")
-    programs = shared(build, structure(config), mesh)
+    programs = shared(build_step, structure(config), mesh)
     sentinel = Sentinel(config.data.classes.names)
     try:
         state, known = first_state(config, programs.program, mesh, checkpoints, weights)
@@ -190,8 +190,10 @@ def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
     line = checkpoints.aside(step)
     if line is None:
         raise error
-    if group.count() > 1:
-        raise RunError(f"On host {group.index()} {line} Give the same command again.") from error
+    if group.host_count() > 1:
+        raise RunError(
+            f"On host {group.host_index()} {line} Give the same command again."
+        ) from error
     return line
 
 
@@ -213,7 +215,7 @@ def _report(workdir: Path, home: Path, screen: Screen, stop: Stop) -> None:
         return
     stop.doing = "writing the report"
     try:
-        with stop.within(ENDED if group.count() == 1 else LOOKED):
+        with stop.within(ENDED if group.host_count() == 1 else LOOKED):
             hooks.write_report(workdir)
     except Stopped:
         screen.say(stop.last_words()[0])
@@ -243,7 +245,7 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None
             following = _next(run, number, batches, batch) if number < steps else batch
             while len(run.unread) > 1:
                 _read(run, run.unread.popleft())
-            if group.count() == 1:
+            if group.host_count() == 1:
                 run.stopping = run.stop.received is not None
             if run.stopping or _due(run.config, number):
                 _catch_up(run)
@@ -253,7 +255,7 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None
         run.checkpoints.close()
     except BaseException as error:
         # With a host that is gone no save ever completes.
-        if group.count() == 1 or isinstance(error, UsageError | RunError):
+        if group.host_count() == 1 or isinstance(error, UsageError | RunError):
             with contextlib.suppress(RunError):  # the first error is the one to report
                 run.checkpoints.close()
         raise
@@ -284,7 +286,7 @@ def _next(run: Run, number: int, batches: Iterator[Batch], batch: Batch) -> Batc
     if run.failure is None:
         began = time.perf_counter()
         try:
-            with run.stop.within(RAISED if group.count() == 1 else SHUT):
+            with run.stop.within(RAISED if group.host_count() == 1 else SHUT):
                 read = next(batches)
         except Stopped:
             run.stopping = True

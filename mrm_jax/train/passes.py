@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax.models.segmentor import Features, transformed
-from mrm_jax.ops.mask import hidden
+from mrm_jax.ops.mask import hidden_tokens
 from mrm_jax.rngs import typed
 from mrm_jax.train.state import Networks
 from mrm_jax.types import Array, Draws, Frozen, Metrics, Mode, Scale, SegOutput, Tree, View
@@ -153,7 +153,7 @@ def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
     if row.transform != "blank_image":
         return image
     size = (image.shape[1], image.shape[2])
-    hide = hidden(shared.draws.mask[row.name], shared.ratio(row), size)[..., None]
+    hide = hidden_tokens(shared.draws.mask[row.name], shared.ratio(row), size)[..., None]
     return jnp.where(hide, jnp.zeros((), image.dtype), image)
 
 

@@ -68,6 +68,6 @@ def lower(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...])
 def shared(make: Callable[[Config], Program], config: Config, mesh: jax.sharding.Mesh) -> Programs:
     """The programs of a `structure`, those of the last run where its structure was the same.
 
-    make: `step.build`, part of the key so that tests may replace it.
+    make: `step.build_step`, part of the key so that tests may replace it.
     """
     return Programs(make(config), mesh, optimise=config.train.optimise)

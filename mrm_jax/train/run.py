@@ -23,7 +23,7 @@ from mrm_jax import sharding
 from mrm_jax.config import Config, has_evaluation
 from mrm_jax.data.pipeline import Example
 from mrm_jax.errors import RunError
-from mrm_jax.evaluation.scores import EvaluationResult, document
+from mrm_jax.evaluation.scores import EvaluationResult, evaluation_document
 from mrm_jax.hosts import group
 from mrm_jax.runs import workdir as folders
 from mrm_jax.runs.checkpoint import Checkpoints
@@ -114,7 +114,7 @@ def between(run: Run, number: int, batch: Batch) -> None:
     train = run.config.train
     run.at, run.scores, run.undone = number, {}, due(run.config, number)
     if run.stopping or every(number, train.checkpoint_every, train.steps):
-        save(run, number)
+        save_checkpoint(run, number)
     finish(run, batch)
     run.writer.flush()
     push(run)
@@ -130,19 +130,19 @@ def finish(run: Run, batch: Batch) -> None:
             _panels(run, batch)
     except Stopped:
         run.stopping = True
-        save(run, run.at)
+        save_checkpoint(run, run.at)
 
 
 def _score(run: Run) -> None:
     """Evaluates; where the step is not saved and its scores are a new best, it is."""
     try:
-        run.scores = evaluate(run, run.at)
+        run.scores = evaluate_step(run, run.at)
     except Exception:
-        save(run, run.at)  # a broken picture must not cost the steps since the last one
+        save_checkpoint(run, run.at)  # a broken picture must not cost the steps since the last one
         raise
     _made(run, EVALUATION)
-    if run.checkpoints.is_best(facts(run, run.at)):
-        save(run, run.at)
+    if run.checkpoints.is_best(facts_of_step(run, run.at)):
+        save_checkpoint(run, run.at)
 
 
 def _panels(run: Run, batch: Batch) -> None:
@@ -166,28 +166,30 @@ def stoppable(run: Run, doing: str) -> Iterator[None]:
     `group.together`. Raises Stopped."""
 
     def keep() -> None:
-        save(run, run.at)
+        save_checkpoint(run, run.at)
         run.checkpoints.wait()
         run.stop.saved = run.at
         push(run)
 
     run.stop.doing = doing
-    with run.stop.before_end(keep), run.stop.within(ENDED if group.count() == 1 else LOOKED):
+    with run.stop.before_end(keep), run.stop.within(ENDED if group.host_count() == 1 else LOOKED):
         yield
 
 
-def evaluate(run: Run, number: int) -> dict[str, float]:
+def evaluate_step(run: Run, number: int) -> dict[str, float]:
     """Scores after step `number`, with labels and without, under their metrics.jsonl names; writes
     them down and sounds the alarms that follow. Where that fails on one host it does on all.
     """
-    here = sharding.local(replace(run.state, opt_state={}), run.mesh)
+    here = sharding.on_this_host(replace(run.state, opt_state={}), run.mesh)
     found: dict[str, EvaluationResult] = {}
     with stoppable(run, f"evaluating step {number}"):
         scores = group.from_main(
             lambda: hooks.select(run.config, run.program.networks, here, run.crops)
         )
         if run.examples:
-            found = hooks.evaluate(run.config, here, run.examples, workdir=run.workdir, step=number)
+            found = hooks.evaluate_on_hosts(
+                run.config, here, run.examples, workdir=run.workdir, step=number
+            )
     group.together(lambda: _tell(run, number, scores, found))
     return scores | hooks.score_metrics(found)
 
@@ -197,7 +199,7 @@ def _tell(
 ) -> None:
     run.screen.picks(number, scores)
     if found:
-        folders.write_json(run.workdir / "evaluation.json", document(found, step=number))
+        folders.write_json(run.workdir / "evaluation.json", evaluation_document(found, step=number))
         run.screen.scores(number, found)
     if values := scores | hooks.score_metrics(found):
         run.writer.write(number, values)
@@ -213,14 +215,14 @@ def alarm(run: Run, number: int, kind: str, alarms: dict[str, str]) -> None:
         run.writer.write(number, {f"alarm/{kind}/{name}": sentence})
 
 
-def save(run: Run, number: int) -> None:
+def save_checkpoint(run: Run, number: int) -> None:
     """Begins the checkpoint of step `number` where there is none yet, with the scores of its
     evaluation, if any."""
     if number == run.checkpoints.latest():
         return
     group.beat(number, "saving")
     push(run)  # first: a checkpoint without the lines before it would leave a gap
-    run.checkpoints.save(number, run.state, facts(run, number))
+    run.checkpoints.save(number, run.state, facts_of_step(run, number))
 
 
 def push(run: Run) -> None:
@@ -235,11 +237,11 @@ def push(run: Run) -> None:
         run.screen.warn(str(error))
 
 
-def facts(run: Run, number: int) -> dict[str, Any]:
+def facts_of_step(run: Run, number: int) -> dict[str, Any]:
     """What is stored beside the arrays of the checkpoint of step `number`."""
     scores = run.scores if number == run.at else {}
     changing = _changing(run, number)
-    return hooks.facts(run.config, scores=scores, weights=run.weights, **changing)
+    return hooks.checkpoint_facts(run.config, scores=scores, weights=run.weights, **changing)
 
 
 def _changing(run: Run, number: int) -> dict[str, Any]:
@@ -251,7 +253,7 @@ def _changing(run: Run, number: int) -> dict[str, Any]:
 def stop_at_failure(run: Run) -> None:
     """Saves what was reached before a host could not read its pictures. Raises its error there."""
     if good := int(run.state.step):
-        save(run, good)
+        save_checkpoint(run, good)
     raise run.failure or RunError("Another host could not read its pictures; it says which.")
 
 
@@ -264,7 +266,7 @@ def stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
     path = save_fault(run.workdir / FAULT, done.number, batch, draws, values)
     run.writer.write(done.number, {"alarm/not_finite": f"step {done.number} is not finite"})
     if good:
-        save(run, good)
+        save_checkpoint(run, good)
     names = ", ".join(not_finite(values)) or "a gradient"
     raise RunError(
         f"Step {done.number} is not finite ({names}) and was not applied; the state after step "

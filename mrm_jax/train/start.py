@@ -21,12 +21,12 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
 from mrm_jax.runs.checkpoint import Checkpoints, load_run, save_network
-from mrm_jax.runs.fingerprint import fingerprint, lines
+from mrm_jax.runs.fingerprint import fingerprint, fingerprint_lines
 from mrm_jax.runs.weights import (
     ENCODER_WEIGHTS,
     INIT_FROM,
+    check_fits_model,
     check_leaves,
-    check_model,
     open_weights,
     remarks,
 )
@@ -49,10 +49,10 @@ class Start:
 
     def lines(self) -> list[str]:
         """What to tell the user before the run."""
-        return [f"weights: {line}" for line in (*lines(self.fingerprint), *self.notes)]
+        return [f"weights: {line}" for line in (*fingerprint_lines(self.fingerprint), *self.notes)]
 
 
-def load(config: Config) -> Start | None:
+def load_start(config: Config) -> Start | None:
     """What `config` asks a fresh run to start from; None for random numbers.
 
     Raises UsageError naming the field, and the first tensor that does not fit the config's network
@@ -73,7 +73,7 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
     None where it is off.
 
     It is read once and kept in the run's own folder, so that a resumed run compares with the same
-    one whatever became of the file. Raises UsageError as `load`.
+    one whatever became of the file. Raises UsageError as `load_start`.
     """
     options, folder = config.method.feature_distance, workdir / FROZEN
     if not has_feature_distance(config.method):
@@ -106,7 +106,7 @@ def _read(config: Config, path: str, field: str) -> Start:
             f"config.{field} is {path}, an encoder alone; give it as config.{ENCODER_WEIGHTS}."
         )
     name, whole = f"config.{field}", field == INIT_FROM
-    check_model(config, opened, name, whole=whole)
+    check_fits_model(config, opened, name, whole=whole)
     missing = check_leaves(config, tree, opened.absent, name, whole=whole)
     found = fingerprint(config.model, tree, missing=missing, field=field, **opened.origin)
     return Start(tree, found, tuple(remarks(config, opened)))
@@ -125,11 +125,11 @@ def first_state(
     key = jax.random.key_data(rngs.root(config.seed))
     start = checkpoints.latest()
     if start is None:
-        state = sharding.init(program.init, key, mesh)
+        state = sharding.init_on_mesh(program.init, key, mesh)
         facts = {"scores": {}, "sentinel": {}, "weights": {}}
         if weights is None:
             return state, facts
-        return place(state, weights), {**facts, "weights": weights.fingerprint}
+        return insert_weights(state, weights), {**facts, "weights": weights.fingerprint}
     abstract = jax.eval_shape(program.init, key)
     like = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -140,7 +140,7 @@ def first_state(
     return state, {"scores": {}, "sentinel": {}, "weights": {}, **facts}
 
 
-def place(state: TrainState, start: Start) -> TrainState:
+def insert_weights(state: TrainState, start: Start) -> TrainState:
     """The fresh `state` with the weights of `start` in its student and, as its copy, its teacher.
 
     Every leaf gets memory of its own, so that the step may be given the state's buffers.

@@ -29,7 +29,7 @@ class Networks(NamedTuple):
     auxiliary: Mapping[str, nn.Module] = MappingProxyType({})
 
 
-def networks(config: Config) -> Networks:
+def build_networks(config: Config) -> Networks:
     """The modules that `config` describes."""
     model, classes = config.model, len(config.data.classes.names)
     segmentor = build_segmentor(model, classes, detail_crop(config))
@@ -48,7 +48,7 @@ def networks(config: Config) -> Networks:
     return Networks(segmentor, rebuilder, auxiliary)
 
 
-def init(config: Config, modules: Networks, key: Array) -> TrainState:
+def init_state(config: Config, modules: Networks, key: Array) -> TrainState:
     """A fresh state; a pure function of `key`, u32[2] key data or a typed key. No two leaves share
     a buffer under jit.
 

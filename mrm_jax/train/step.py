@@ -19,7 +19,7 @@ from mrm_jax import options, sharding
 from mrm_jax.config import Config, detail_crop, input_stats, mic_block, mim_block
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
-from mrm_jax.ops.mask import block_grid, hidden
+from mrm_jax.ops.mask import block_grid, hidden_tokens
 from mrm_jax.ops.normalise import to_uint8
 from mrm_jax.ops.resize import resize
 from mrm_jax.registry import ENCODER_KINDS, InputStats, judging
@@ -84,7 +84,7 @@ class _Run(NamedTuple):
         return input_stats(self.config.model)
 
 
-def build(config: Config, networks: Networks | None = None) -> Program:
+def build_step(config: Config, networks: Networks | None = None) -> Program:
     """The step of `config`; `networks` replaces the ones that it describes.
 
     metrics: `<pass>/ce` (before the pass's weight; HRDA: `ce_fused`, `ce_detail`),
@@ -96,7 +96,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
     included.
     """
     rows = passes(config.method, config.data.classes.names)
-    run = _Run(config, networks or states.networks(config), rows)
+    run = _Run(config, networks or states.build_networks(config), rows)
     drawn = partial(
         draw,
         passes=run.passes,
@@ -108,7 +108,7 @@ def build(config: Config, networks: Networks | None = None) -> Program:
     )
     return Program(
         networks=run.modules,
-        init=partial(states.init, config, run.modules),
+        init=partial(states.init_state, config, run.modules),
         draw=drawn,
         normalise=partial(_normalise, run),
         step_with=partial(_step_with, run),
@@ -196,7 +196,7 @@ def _teach(
         scalars["method.ema_decay"],
         None if key is None else typed(key),
     )
-    output, moments = teacher.predict(
+    output, moments = teacher.teacher_forward(
         run.modules.segmentor,
         sharding.whole(params),
         state.teacher_batch_stats,
@@ -299,7 +299,7 @@ def _inspect(
     for row in run.passes:
         if row.transform is None:
             continue
-        mask = hidden(draws.mask[row.name], shared.ratio(row), size)
+        mask = hidden_tokens(draws.mask[row.name], shared.ratio(row), size)
         panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
         if not row.decoded:
             continue

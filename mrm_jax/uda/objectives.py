@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.multires import crop
 from mrm_jax.ops.resize import resize
-from mrm_jax.types import IGNORE, Array, Metrics, Scalars, SegOutput, View
+from mrm_jax.types import Array, Metrics, Scalars, SegOutput, View
 
 
 @struct.dataclass

@@ -41,7 +41,7 @@ def ema(
     return jax.tree.unflatten(structure, list(rounded))
 
 
-def predict(
+def teacher_forward(
     segmentor: nn.Module, params: Tree, batch_stats: Tree, image: Array
 ) -> tuple[SegOutput, Tree]:
     """Logits and features of normalised pictures and the BatchNorm moments of this forward ({}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mrm_jax.config import Augment, Method
 from mrm_jax.ops.augment import colour_jitter, gaussian_blur
-from mrm_jax.ops.mask import hidden
+from mrm_jax.ops.mask import hidden_tokens
 from mrm_jax.ops.mix import class_mask, paste
 from mrm_jax.ops.normalise import from_unit, normalise, to_unit
 from mrm_jax.registry import InputStats
@@ -138,5 +138,5 @@ def _masked(
         )
         view = replace(target, image=image)
     size = (view.image.shape[1], view.image.shape[2])
-    hide = hidden(draws.mask["masked"], scalars["method.mic.ratio"], size)[..., None]
+    hide = hidden_tokens(draws.mask["masked"], scalars["method.mic.ratio"], size)[..., None]
     return replace(view, image=jnp.where(hide, jnp.zeros((), view.image.dtype), view.image))

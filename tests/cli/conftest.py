@@ -11,7 +11,7 @@ import pytest
 
 from mrm_jax import config
 from mrm_jax.runs.checkpoint import Checkpoints
-from mrm_jax.train.state import init, networks
+from mrm_jax.train.state import build_networks, init_state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
@@ -65,7 +65,7 @@ def workdir(tmp_path_factory, dataset):
     teacher and student differ.
     """
     path, cfg = tmp_path_factory.mktemp("run"), with_data(dataset)
-    shapes = jax.eval_shape(partial(init, cfg, networks(cfg)), jax.random.key(0))
+    shapes = jax.eval_shape(partial(init_state, cfg, build_networks(cfg)), jax.random.key(0))
     rng = np.random.default_rng(1)
 
     def some(leaf):

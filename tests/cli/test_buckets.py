@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrm_jax import main
-from mrm_jax.convert.reader import read, write
+from mrm_jax.convert.reader import read_weights, write_weights
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import local, located
 
@@ -64,9 +64,9 @@ def test_evaluate_and_predict_read_from_a_bucket_and_write_there(gs, workdir, da
 def test_files_of_weights_in_a_bucket_are_read_as_here(gs, tmp_path):
     for suffix in (".npz", ".safetensors"):
         name = f"weights{suffix}"
-        write(tmp_path / name, {"a.weight": np.arange(6, dtype=np.float32)}, {})
+        write_weights(tmp_path / name, {"a.weight": np.arange(6, dtype=np.float32)}, {})
         bucket.upload(tmp_path, gs)
-        here, there = read(tmp_path / name), read(f"{gs}/{name}")
+        here, there = read_weights(tmp_path / name), read_weights(f"{gs}/{name}")
         assert str(there.path) == f"{gs}/{name}"
         assert there.sha256 == here.sha256
         np.testing.assert_array_equal(there.tensors["a.weight"], here.tensors["a.weight"])

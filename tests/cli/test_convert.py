@@ -12,7 +12,7 @@ import pytest
 
 from mrm_jax.cli.convert import named_classes
 from mrm_jax.convert import leaves
-from mrm_jax.convert.reader import WeightFile, read, write
+from mrm_jax.convert.reader import WeightFile, read_weights, write_weights
 from mrm_jax.data.labels import CITYSCAPES
 from mrm_jax.errors import UsageError
 from mrm_jax.main import run
@@ -57,9 +57,9 @@ def convert(*words: Any) -> int:
 
 def altered(folder: Path, to: Path, drop: str = "", **more: np.ndarray) -> Path:
     """`out.npz` without the tensors that start with `drop`, and with some more."""
-    tensors = read(folder / "out.npz").tensors
+    tensors = read_weights(folder / "out.npz").tensors
     kept = {k: v for k, v in tensors.items() if not drop or not k.startswith(drop)}
-    write(to, kept | more, {})
+    write_weights(to, kept | more, {})
     return to
 
 
@@ -166,8 +166,10 @@ def test_a_file_that_makes_no_network_of_ours_is_blamed_itself(folder, tmp_path)
 def test_the_encoders_kind_for_a_whole_checkpoint_is_answered_with_the_right_one(
     folder, tmp_path
 ) -> None:
-    whole = read(folder / "out.npz").tensors
-    write(tmp_path / "uda.npz", {f"model.{name}": value for name, value in whole.items()}, {})
+    whole = read_weights(folder / "out.npz").tensors
+    write_weights(
+        tmp_path / "uda.npz", {f"model.{name}": value for name, value in whole.items()}, {}
+    )
     with pytest.raises(UsageError, match="those of kind segmentor: leave out --kind, or give"):
         convert("--from", tmp_path / "uda.npz", "--to", tmp_path / "net", "--kind", "mit")
 
@@ -233,9 +235,9 @@ def test_a_classifier_of_other_classes_may_be_left_out(folder, tmp_path) -> None
 
 
 def test_parts_and_names_of_an_export_can_be_chosen(folder, tmp_path, capsys) -> None:
-    whole = read(folder / "out.npz").tensors
+    whole = read_weights(folder / "out.npz").tensors
     assert convert("--from", folder / "run", "--to_torch", tmp_path / "e.npz", "--kind", "mit") == 0
-    encoder = read(tmp_path / "e.npz").tensors
+    encoder = read_weights(tmp_path / "e.npz").tensors
     assert {f"backbone.{name}" for name in encoder} == {n for n in whole if n[:8] == "backbone"}
     assert "made anew" not in capsys.readouterr().out
     assert convert("--from", folder / "run", "--to_torch", tmp_path / "w.safetensors") == 0

@@ -10,7 +10,7 @@ import pytest
 from refusals import refused
 
 from mrm_jax.errors import UsageError
-from mrm_jax.evaluation.pictures import adapted, collect, name_outputs, scale_warning
+from mrm_jax.evaluation.pictures import adapted, collect_pictures, name_outputs, scale_warning
 from mrm_jax.main import run
 from mrm_jax.runs.checkpoint import load_run
 
@@ -116,7 +116,7 @@ def test_a_result_never_replaces_a_picture(tmp_path):
     with refused("--to", tmp_path, way_out="another folder"):
         name_outputs([picture], tmp_path)
     with refused("--to", tmp_path, way_out="another one"):
-        collect([str(tmp_path)], tmp_path)
+        collect_pictures([str(tmp_path)], tmp_path)
 
 
 def test_folders_patterns_and_files_mean_each_picture_once(tmp_path):
@@ -125,17 +125,17 @@ def test_folders_patterns_and_files_mean_each_picture_once(tmp_path):
     (tmp_path / "in/notes.txt").write_text("no picture")
     earlier = write(tmp_path / "in/out/a.png", (4, 4, 3))
     words = [str(tmp_path / "in"), str(first), str(tmp_path / "in/**/*.jpg")]
-    assert collect(words, tmp_path / "in/out") == [first, second]
-    assert earlier in collect([str(tmp_path / "in")], tmp_path / "elsewhere")
+    assert collect_pictures(words, tmp_path / "in/out") == [first, second]
+    assert earlier in collect_pictures([str(tmp_path / "in")], tmp_path / "elsewhere")
     # Results above the pictures hide nothing.
-    assert collect([str(tmp_path / "in/deep")], tmp_path) == [second]
+    assert collect_pictures([str(tmp_path / "in/deep")], tmp_path) == [second]
 
 
 @pytest.mark.parametrize("word", ["nowhere.png", "*.png", "empty"])
 def test_a_word_that_means_no_picture_is_named(tmp_path, word):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=word.replace("*", r"\*")):
-        collect([str(tmp_path / word)], tmp_path / "out")
+        collect_pictures([str(tmp_path / word)], tmp_path / "out")
 
 
 def test_scales_far_from_training_are_warned_of_and_near_ones_not():
@@ -188,4 +188,4 @@ def test_odd_names_and_links_in_the_folder_cost_no_result_and_no_other_file(
 
 def test_a_word_longer_than_any_name_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: File name too long"):
-        collect([str(tmp_path / ("n" * 300))], tmp_path / "out")
+        collect_pictures([str(tmp_path / ("n" * 300))], tmp_path / "out")

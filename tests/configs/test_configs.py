@@ -29,7 +29,7 @@ def _step(path, *overrides):
     plane = jax.ShapeDtypeStruct(shape, jnp.uint8)
     index = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
     batch = Batch(Labelled(picture, plane), Unlabelled(picture, plane), index)
-    program = step.build(config)
+    program = step.build_step(config)
     state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
     return state, *jax.eval_shape(program.train_step, state, program.frozen(config), batch)
 

@@ -118,7 +118,7 @@ def config(row: Row, **model: object) -> Config:
 def variables(made: Config, seed: int = 0) -> tuple[dict, dict]:
     """(params, batch_stats), drawn so that nothing is degenerate: no zero biases, no BatchNorm
     that is off."""
-    start = functools.partial(state.init, made, state.networks(made))
+    start = functools.partial(state.init_state, made, state.build_networks(made))
     fresh = jax.eval_shape(start, jax.ShapeDtypeStruct((2,), jnp.uint32))
     rng = np.random.default_rng(seed)
 
@@ -172,4 +172,4 @@ def draws(made: Config, rows: tuple[methods.Pass, ...], seed: int = 2) -> Draws:
 
 def shared(made: Config, batch_stats: dict, drawn: Draws) -> Shared:
     """What the passes of the run read."""
-    return Shared(state.networks(made), batch_stats, state.frozen(made), drawn)
+    return Shared(state.build_networks(made), batch_stats, state.frozen(made), drawn)

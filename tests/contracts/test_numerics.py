@@ -15,7 +15,7 @@ import pytest
 from mrm_jax import sharding
 from mrm_jax.models.layers import BatchNorm, fold_moments
 from mrm_jax.train.passes import accumulate
-from mrm_jax.train.state import Networks, networks
+from mrm_jax.train.state import Networks, build_networks
 from mrm_jax.uda import methods
 from mrm_jax.uda.methods import Pass
 
@@ -57,7 +57,7 @@ def without_drops(made):
 
 def forward(made, params, stats, pictures, mode, offset):
     """(logits by name, moments) of one forward with the rows' own key."""
-    output, moved = networks(made).segmentor.apply(
+    output, moved = build_networks(made).segmentor.apply(
         {"params": params["segmentor"], "batch_stats": stats},
         pictures,
         mode=mode,
@@ -261,7 +261,7 @@ def test_stacked_views_go_through_the_encoder_in_one_call_and_others_in_one_each
     """Counted in the traced program, where nothing but the encoder multiplies; a loop over the
     views behind the flag would be counted turn by turn."""
     made = narrow.config(narrow.Row(encoder, "deeplabv2", False, "off", False))
-    modules = Networks(networks(made).segmentor.clone(decoder=Sums(), covers=None), None)
+    modules = Networks(build_networks(made).segmentor.clone(decoder=Sums(), covers=None), None)
     views = narrow.views(made)
     params, stats = narrow.variables(made)
     rows = tuple(Pass(name, name, (level,)) for name in views)

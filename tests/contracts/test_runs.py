@@ -50,7 +50,7 @@ def test_every_config_with_every_recipe_is_built(path, recipe):
     weights = "--config.model.encoder.weights=mit.pth"  # where DAFormer's frozen encoder is from
     made = load_config([f"--config={path}:{recipe}", labels, weights])
     assert made is not None
-    modules = step.build(made).networks
+    modules = step.build_step(made).networks
     assert (modules.rebuilder is not None) == made.method.mrm.enabled
     assert isinstance(
         modules.segmentor, MultiResSegmentor if made.model.multires.enabled else Segmentor
@@ -71,7 +71,7 @@ def kinds(tree):
 @pytest.mark.parametrize(("method", "mrm", "family"), RUNS)
 def test_a_full_size_step_keeps_its_state_and_names_its_metrics(method, mrm, family):
     made = recipes.apply(BASE, f"{method},mrm={str(mrm).lower()},{FAMILIES[family]}")
-    program = step.build(made)
+    program = step.build_step(made)
     state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), jnp.uint32))
     batch = abstract_batch(made.data.crop)
     student = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}

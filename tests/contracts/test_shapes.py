@@ -3,7 +3,7 @@ full size, uncomputed.
 
 A network is put together from parts that know each other only by `FeatureSpec`, so each part is
 traced once, and the networks that share it share the answer: parts are told apart by the modules
-that `networks` builds, never by name.
+that `build_networks` builds, never by name.
 """
 
 import functools
@@ -21,7 +21,7 @@ from mrm_jax.checks.model import check_crops
 from mrm_jax.config import Classes, Config, Data, Model, detail_crop
 from mrm_jax.models.build import feature_spec
 from mrm_jax.recipes import DECODERS, ENCODERS
-from mrm_jax.train.state import networks
+from mrm_jax.train.state import build_networks
 
 BATCH, CLASSES, PLAIN, HRDA = 2, 19, 512, 1024
 PATCHES = 518  # of 14 px: nothing is padded
@@ -196,12 +196,12 @@ def test_maps_logits_and_rebuilt_maps_have_the_shapes_that_the_feature_spec_says
         with refused("config.model.multires.enabled", None, way_out="set it to False."):
             check_crops(made)
         return
-    plain = networks(made)
+    plain = build_networks(made)
     assert plain.rebuilder is None
     check_encoder(made, plain.segmentor)
     check_decoder(made, plain.segmentor)
     for stages in ("auto", "multi"):
-        masked = networks(config(encoder, decoder, hrda, stages))
+        masked = build_networks(config(encoder, decoder, hrda, stages))
         # MRM adds a Rebuilder and changes nothing in the network that is kept.
         assert masked.segmentor == plain.segmentor
         check_rebuilder(made, masked.rebuilder, stages)
@@ -210,5 +210,5 @@ def test_maps_logits_and_rebuilt_maps_have_the_shapes_that_the_feature_spec_says
 @pytest.mark.parametrize("encoder", ["mit_b0", "resnet50"])
 def test_hrda_without_an_offset_encodes_the_crops_of_all_pictures_as_one_batch(encoder):
     made = config(encoder, "daformer", True)
-    network = without_heads(made, networks(made).segmentor)
+    network = without_heads(made, build_networks(made).segmentor)
     assert encoded(network, made.data.crop, False) == scales_of(made, crops=9)

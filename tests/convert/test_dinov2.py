@@ -12,7 +12,7 @@ from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch
 from mrm_jax.convert.network import model_of
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.recipes import ENCODERS
-from mrm_jax.runs.weights import check_leaves, check_model, open_weights, published, remarks
+from mrm_jax.runs.weights import check_fits_model, check_leaves, open_weights, published, remarks
 
 ENCODER = Encoder("dinov2", (64,), (2,), (14,), heads=(1,), position_grid=3, drop_path=0.0)
 SIZES = {
@@ -153,7 +153,7 @@ def test_a_run_that_starts_from_timms_file_is_told_what_it_lacks_and_does_otherw
     opened = open_weights(str(file), "model.encoder.weights")
     assert opened.zeros == ("encoder/mask_token",)
     run = Config(model=Model(encoder=SIZES["plain"]))
-    check_model(run, opened, "file", whole=False)
+    check_fits_model(run, opened, "file", whole=False)
     assert check_leaves(run, opened.tree, opened.absent, "file", whole=False) == ()
     zeros, filters = remarks(run, opened)
     assert "encoder/mask_token" in zeros

@@ -21,7 +21,7 @@ from mrm_jax.convert import (
     synthesise,
     trace,
 )
-from mrm_jax.convert.network import load
+from mrm_jax.convert.network import load_network
 from mrm_jax.errors import UsageError
 
 FIVES = hugging_face(FIVE, INSIDE_FIVE, "linear_projections")
@@ -154,13 +154,13 @@ def saved(path: Path, state: states.State) -> Path:
 
 def test_a_file_shows_its_model(tmp_path: Path) -> None:
     hub = hugging_face(HUB, INSIDE_HUB, "linear_c")
-    network = load(saved(tmp_path / "hub.npz", hub))
+    network = load_network(saved(tmp_path / "hub.npz", hub))
     encoder, decoder = network.model.encoder, network.model.decoder
     assert (encoder.dims, encoder.depths) == (states.DIMS, states.DEPTHS)
     assert (encoder.norm_eps, encoder.embed_norm_eps) == (1e-5, 1e-5)
     assert (decoder.kind, decoder.channels, decoder.concat) == ("segformer", 6, "c1..c4")
     assert (network.kind, network.classes) == ("hf_segformer", 5)
-    plain = load(saved(tmp_path / "mit.npz", states.mit()))
+    plain = load_network(saved(tmp_path / "mit.npz", states.mit()))
     assert (plain.model.encoder.norm_eps, plain.model.encoder.embed_norm_eps) == (1e-6, 1e-5)
     assert plain.classes == 0
     assert set(plain.tree["params"]) == {"encoder"}
@@ -172,6 +172,6 @@ def test_a_file_that_does_not_fit_names_the_first_tensor_and_how_many(tmp_path: 
     del state["norm4.bias"]
     path = saved(tmp_path / "x.npz", state)
     with pytest.raises(UsageError, match=r"missing patch_embed2\.norm\.bias and 1 more; nothing"):
-        load(path)
+        load_network(path)
     with pytest.raises(UsageError, match="decoder alone"):
-        load(saved(tmp_path / "head.npz", states.daformer_head()))
+        load_network(saved(tmp_path / "head.npz", states.daformer_head()))

@@ -51,7 +51,9 @@ def test_an_imported_rebuilder_has_the_tree_of_ours() -> None:
 
 
 def test_both_position_tables_are_one() -> None:
-    np.testing.assert_array_equal(position_table(16, 512), rebuilder.position_table((16, 16), 512))
+    np.testing.assert_array_equal(
+        position_table(16, 512), rebuilder.sine_cosine_table((16, 16), 512)
+    )
 
 
 def test_position_table_has_the_published_entries() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch_states as states
 
-from mrm_jax.convert.reader import read, write
+from mrm_jax.convert.reader import read_weights, write_weights
 from mrm_jax.errors import UsageError
 
 
@@ -34,8 +34,8 @@ def safetensors(entries: dict[str, tuple[str, tuple[int, ...], bytes]]) -> bytes
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     state = states.mit() | {"counter": np.asarray(3, np.int64)}
     path = tmp_path / f"weights{suffix}"
-    write(path, state, {"note": "of a test"})
-    found = read(path)
+    write_weights(path, state, {"note": "of a test"})
+    found = read_weights(path)
     assert found.tensors.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(found.tensors[name], value)
@@ -61,7 +61,7 @@ def test_other_floats_become_float32(tmp_path: Path) -> None:
             }
         )
     )
-    found = read(tmp_path / "x.safetensors").tensors
+    found = read_weights(tmp_path / "x.safetensors").tensors
     assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(found["f32"], value)
     np.testing.assert_array_equal(found["f64"], value)
@@ -74,7 +74,7 @@ def test_other_floats_become_float32(tmp_path: Path) -> None:
 
 def test_prefixes_of_wrapped_networks_are_taken_off(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **states.prefixed("module.net.", states.mit()))
-    found = read(tmp_path / "x.npz")
+    found = read_weights(tmp_path / "x.npz")
     assert found.tensors.keys() == states.mit().keys()
 
 
@@ -83,7 +83,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
     state["block2.0.norm1.weight"] = np.full(12, np.nan, np.float32)
     np.savez(tmp_path / "x.npz", **state)
     with pytest.raises(UsageError, match=r"x\.npz: block2\.0\.norm1\.weight has 12 value"):
-        read(tmp_path / "x.npz")
+        read_weights(tmp_path / "x.npz")
 
 
 def _npz(path: Path) -> bytes:
@@ -129,7 +129,7 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
         data = content(tmp_path / "made.npz") if callable(content) else content
         path.write_bytes(data)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message) as caught:
-        read(path)
+        read_weights(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -179,7 +179,7 @@ def test_tensors_at_odd_offsets_are_read(tmp_path: Path) -> None:
     entry = '{"c": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, '
     head = _tensors(f'{entry}"a": {_entry(1, 9)}}}', 0)
     (tmp_path / "x.safetensors").write_bytes(head + b"\7" + np.float32([3, 5]).tobytes())
-    found = read(tmp_path / "x.safetensors").tensors
+    found = read_weights(tmp_path / "x.safetensors").tensors
     np.testing.assert_array_equal(found["a"], np.float32([3, 5]))
     assert found["a"].flags.aligned
 
@@ -240,7 +240,7 @@ def _refused(path: Path, content: bytes) -> str:
     """The one line that answers a file with this content."""
     path.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        read(path)
+        read_weights(path)
     line = str(caught.value)
     assert str(path) in line
     assert line.isprintable()
@@ -250,8 +250,8 @@ def _refused(path: Path, content: bytes) -> str:
 def test_arrays_that_lie_otherwise_in_memory_are_written_as_they_read(tmp_path: Path) -> None:
     value = np.arange(12, dtype=np.float32).reshape(3, 4)
     turned = {"t": value.T, "part": value[:, ::2], "one": np.float32(2) * np.ones(())}
-    write(tmp_path / "x.safetensors", turned, {})  # type: ignore[arg-type]
-    found = read(tmp_path / "x.safetensors").tensors
+    write_weights(tmp_path / "x.safetensors", turned, {})  # type: ignore[arg-type]
+    found = read_weights(tmp_path / "x.safetensors").tensors
     for name, wanted in turned.items():
         np.testing.assert_array_equal(found[name], wanted)
 
@@ -267,7 +267,7 @@ def test_pickled_objects_in_an_npz_are_refused_and_not_run(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "x.npz", a=np.asarray([Trap()], object))
     with pytest.raises(UsageError, match="refused: to open it, code would have to run"):
-        read(tmp_path / "x.npz")
+        read_weights(tmp_path / "x.npz")
     assert not (tmp_path / "sprung").exists()
     with np.load(tmp_path / "x.npz", allow_pickle=True) as careless:
         careless["a"][0].close()
@@ -278,7 +278,7 @@ def test_a_pytorch_file_without_torch_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(UsageError, match=r"pip install 'mrm-jax\[torch\]'"):
-        read(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
     with pytest.raises(UsageError, match=r"pip install 'mrm-jax\[torch\]'"):
-        write(tmp_path / "y.pth", states.mit(), {})
+        write_weights(tmp_path / "y.pth", states.mit(), {})
     assert not (tmp_path / "y.pth").exists()

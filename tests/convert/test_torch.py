@@ -17,8 +17,8 @@ torch: Any = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from mrm_jax import config, recipes  # noqa: E402 - after the skip
 from mrm_jax.convert import export_torch, import_torch  # noqa: E402
-from mrm_jax.convert.network import load  # noqa: E402
-from mrm_jax.convert.reader import read, write  # noqa: E402
+from mrm_jax.convert.network import load_network  # noqa: E402
+from mrm_jax.convert.reader import read_weights, write_weights  # noqa: E402
 from mrm_jax.errors import UsageError  # noqa: E402
 from mrm_jax.models.build import build_segmentor  # noqa: E402
 
@@ -35,7 +35,7 @@ def test_both_formats_and_their_wrappers_are_read(tmp_path: Path, zipped: bool) 
     path = tmp_path / "x.pth"
     optimiser = {"state": {0: torch.zeros(2)}, "param_groups": [{"lr": 6e-5}]}
     torch.save({**file, "optimizer": optimiser}, path, _use_new_zipfile_serialization=zipped)
-    found = read(path)
+    found = read_weights(path)
     assert found.tensors.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(found.tensors[name], value)
@@ -47,7 +47,7 @@ def test_half_precision_files_become_float32(tmp_path: Path) -> None:
     state = tensors(states.mit())
     for dtype in (torch.float16, torch.bfloat16):
         torch.save({k: v.to(dtype) for k, v in state.items()}, tmp_path / "x.pth")
-        found = read(tmp_path / "x.pth").tensors
+        found = read_weights(tmp_path / "x.pth").tensors
         for name, value in state.items():
             np.testing.assert_array_equal(found[name], value.to(dtype).float().numpy())
 
@@ -60,7 +60,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, zipped: bool, share
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UsageError, match=r"x\.pth cannot be read as a PyTorch file"):
-        read(path)
+        read_weights(path)
 
 
 def test_a_flipped_bit_is_found_by_the_check_sum_that_torch_does_not_look_at(tmp_path) -> None:
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_found_by_the_check_sum_that_torch_does_not_look_at(tmp
     path.write_bytes(content)
     torch.load(path, weights_only=True)
     with pytest.raises(UsageError, match=r"x\.pth cannot be read .* fails its check sum"):
-        read(path)
+        read_weights(path)
 
 
 def nest(depth: int, width: int) -> Any:
@@ -98,7 +98,7 @@ def nest(depth: int, width: int) -> Any:
 def test_what_no_network_is_saved_as_is_refused_in_one_line(tmp_path, content, message) -> None:
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UsageError, match=message) as caught:
-        read(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
     assert str(tmp_path / "x.pth") in str(caught.value)
     assert str(caught.value).isprintable()
 
@@ -106,7 +106,7 @@ def test_what_no_network_is_saved_as_is_refused_in_one_line(tmp_path, content, m
 def test_notes_of_another_type_and_float8_are_read(tmp_path) -> None:
     file = {"state_dict": {"a": torch.ones(2).to(torch.float8_e5m2)}, "meta": [1]}
     torch.save(file, tmp_path / "x.pth")
-    found = read(tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
     np.testing.assert_array_equal(found.tensors["a"], np.ones(2, np.float32))
     assert found.meta == {"meta": [1]}
 
@@ -124,7 +124,7 @@ def test_a_file_that_would_run_code_is_refused_and_not_run(tmp_path, monkeypatch
     file = {"state_dict": tensors(states.mit()), "meta": Trap()}
     torch.save(file, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UsageError, match=r"refused: to open it, code would have to run \(.*open"):
-        read(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
     assert not (tmp_path / "sprung").exists()
     torch.load(tmp_path / "x.pth", weights_only=False)["meta"].close()
     assert (tmp_path / "sprung").exists()  # the trap works
@@ -134,14 +134,14 @@ def test_a_bare_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"a": Trap()}))
     with pytest.raises(UsageError, match=r"refused: .*\(a pickle that torch\.save did not write\)"):
-        read(tmp_path / "x.pth")
+        read_weights(tmp_path / "x.pth")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_what_torch_opens_is_what_was_written(tmp_path: Path) -> None:
     tree = import_torch(states.segmentor(), "segmentor")
     state = export_torch(tree, "segmentor", complete=True)
-    write(tmp_path / "x.pth", state, {})
+    write_weights(tmp_path / "x.pth", state, {})
     found = torch.load(tmp_path / "x.pth", weights_only=True)
     assert found.keys() == state.keys()
     for name, value in state.items():
@@ -151,12 +151,12 @@ def test_what_torch_opens_is_what_was_written(tmp_path: Path) -> None:
 def test_the_safetensors_package_reads_ours_and_we_read_its(tmp_path: Path) -> None:
     package: Any = pytest.importorskip("safetensors.torch", reason="comes with transformers")
     state = states.segmentor()
-    write(tmp_path / "ours.safetensors", state, {"note": "x"})
+    write_weights(tmp_path / "ours.safetensors", state, {"note": "x"})
     theirs = package.load_file(tmp_path / "ours.safetensors")
     package.save_file(
         {**theirs, "half": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "theirs.safetensors"
     )
-    found = read(tmp_path / "theirs.safetensors").tensors
+    found = read_weights(tmp_path / "theirs.safetensors").tensors
     for name, value in state.items():
         np.testing.assert_array_equal(theirs[name].numpy(), value)
         np.testing.assert_array_equal(found[name], value)
@@ -214,8 +214,8 @@ def test_logits_of_hugging_face_and_ours_agree_in_both_directions(tmp_path, name
     # In: its own state dict (transformers 5 names), and what it saves (hub names).
     torch.save(theirs.state_dict(), tmp_path / "five.pth")
     theirs.save_pretrained(tmp_path / "hub")
-    network = load(tmp_path / "five.pth")
-    hub = load(tmp_path / "hub" / "model.safetensors")
+    network = load_network(tmp_path / "five.pth")
+    hub = load_network(tmp_path / "hub" / "model.safetensors")
     assert (network.kind, hub.kind) == ("hf_segformer", "hf_segformer")
     jax.tree.map(np.testing.assert_array_equal, network.tree, hub.tree)
     model = network.model
@@ -226,7 +226,7 @@ def test_logits_of_hugging_face_and_ours_agree_in_both_directions(tmp_path, name
     state = export_torch(network.tree, "hf_segformer", complete=True)
     folder = tmp_path / "ours"
     folder.mkdir()
-    write(folder / "model.safetensors", state, {"format": "pt"})
+    write_weights(folder / "model.safetensors", state, {"format": "pt"})
     settings = json.loads((tmp_path / "hub" / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings))
     loaded, report = type(theirs).from_pretrained(folder, output_loading_info=True)
@@ -246,7 +246,7 @@ def test_torchvisions_resnet50_gives_our_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
-    network = load(tmp_path / "resnet50.pth")
+    network = load_network(tmp_path / "resnet50.pth")
     assert network.kind == "resnet_torchvision"
     assert network.model.encoder.depths == (3, 4, 6, 3)
     # torchvision's own strides; the segmentation papers trade the last two for dilation.

@@ -9,6 +9,7 @@ from pathlib import Path
 import downloads
 import numpy as np
 import pytest
+from mrm_jax.data.locate import Located, locate
 from refusals import refused
 
 from mrm_jax.config import Domain
@@ -45,7 +46,7 @@ LAYOUTS = {
 }
 
 
-def train_ids(located: datasets.Located, stem: str) -> np.ndarray:
+def train_ids(located: Located, stem: str) -> np.ndarray:
     domain, file = located.domain, located.labels[stem]
     raw = files.read_raw_label(file, domain.label_colours)
     how = {"classes": 19, "name": str(file), "field": "x"}
@@ -56,7 +57,7 @@ def train_ids(located: datasets.Located, stem: str) -> np.ndarray:
 def test_every_split_of_a_download_is_found_and_its_labels_become_train_ids(name, tmp_path):
     build, counts = LAYOUTS[name]
     build(tmp_path)
-    found = datasets.locate(datasets.DATA_SETS[name.split()[0]], tmp_path)
+    found = locate(datasets.DATA_SETS[name.split()[0]], tmp_path)
     assert {split: len(each.pictures) for split, each in found.items()} == counts
     for split, each in found.items():
         unlabelled = split == "test" and "camvid" not in name or name + split == "dark_zurichtrain"
@@ -72,7 +73,7 @@ def test_archives_are_read_where_they_lie(tmp_path, leading):
     downloads.cityscapes(tmp_path / "raw")
     downloads.zipped(tmp_path / "raw", tmp_path / "zips", ("leftImg8bit", "gtFine"), leading)
     data_set = datasets.DATA_SETS["cityscapes"]
-    packed, plain = (datasets.locate(data_set, tmp_path / part) for part in ("zips", "raw"))
+    packed, plain = (locate(data_set, tmp_path / part) for part in ("zips", "raw"))
     assert {s: list(each.pictures) for s, each in packed.items()} == {
         s: list(each.pictures) for s, each in plain.items()
     }
@@ -87,27 +88,27 @@ def test_an_archive_with_members_outside_of_it_is_refused(tmp_path, member):
         archive.writestr("images/00001.png", b"x")
         archive.writestr(member, b"x")
     with refused("gta --from", way_out="official source"):
-        datasets.locate(datasets.DATA_SETS["gta"], tmp_path)
+        locate(datasets.DATA_SETS["gta"], tmp_path)
 
 
 def test_what_is_no_archive_is_named(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"half a download")
     with refused("gta --from", way_out="fetch it again"):
-        datasets.locate(datasets.DATA_SETS["gta"], tmp_path)
+        locate(datasets.DATA_SETS["gta"], tmp_path)
 
 
 def test_a_folder_of_something_else_is_told_what_should_be_there(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(UsageError, match=r"no picture of GTA5.*images/\*"):
-        datasets.locate(datasets.DATA_SETS["gta"], tmp_path)
+        locate(datasets.DATA_SETS["gta"], tmp_path)
     with pytest.raises(UsageError, match="there is no folder"):
-        datasets.locate(datasets.DATA_SETS["gta"], tmp_path / "nowhere")
+        locate(datasets.DATA_SETS["gta"], tmp_path / "nowhere")
 
 
 def test_a_flattened_copy_beside_the_tree_is_not_counted_twice(tmp_path):
     downloads.acdc(tmp_path)
     downloads.acdc(tmp_path, flattened=True)
-    found = datasets.locate(datasets.DATA_SETS["acdc"], tmp_path)
+    found = locate(datasets.DATA_SETS["acdc"], tmp_path)
     assert [len(each.pictures) for each in found.values()] == [4, 4, 4]
 
 
@@ -118,7 +119,7 @@ def test_links_out_of_the_tree_are_followed_and_a_loop_is_walked_once(tmp_path):
     for part in ("images", "labels"):
         (root / part).symlink_to(tmp_path / "disk è 2" / part, target_is_directory=True)
     (root / "loop").symlink_to(root, target_is_directory=True)
-    found = datasets.locate(datasets.DATA_SETS["gta"], root)
+    found = locate(datasets.DATA_SETS["gta"], root)
     assert list(found["train"].pictures) == ["00001", "00002", "00003"]
     assert not found["train"].repeated
 
@@ -126,7 +127,7 @@ def test_links_out_of_the_tree_are_followed_and_a_loop_is_walked_once(tmp_path):
 def test_a_picture_that_occurs_twice_is_reported(tmp_path):
     for part in ("a", "b"):
         downloads.gta(tmp_path / part, count=1)
-    found = datasets.locate(datasets.DATA_SETS["gta"], tmp_path)
+    found = locate(datasets.DATA_SETS["gta"], tmp_path)
     assert len(found["train"].repeated["00001"]) == 2
 
 
@@ -234,7 +235,7 @@ def test_a_stray_flat_file_hides_no_picture_and_what_is_left_out_is_said(tmp_pat
 def test_what_no_split_takes_is_counted_and_is_no_orphan(tmp_path):
     downloads.acdc(tmp_path)
     downloads.acdc(tmp_path, flattened=True)
-    found = datasets.locate(datasets.DATA_SETS["acdc"], tmp_path)
+    found = locate(datasets.DATA_SETS["acdc"], tmp_path)
     assert [len(each.copies) for each in found.values()] == [4, 4, 4]
     assert not any(each.orphans for each in found.values())
     others = [each.others for each in found.values()]

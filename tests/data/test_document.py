@@ -50,7 +50,7 @@ def replaced(document, path, value):
 
 
 def load(folder):
-    found = manifest.load(folder, field="config.data.source.path")
+    found = manifest.read_manifest(folder, field="config.data.source.path")
     return found, manifest.load_known(folder, found, "train", field="config.data.source.path")
 
 

@@ -26,7 +26,7 @@ def test_a_picture_that_was_written_is_read_to_the_bit(size, channels, filter_):
     array = _scene(size, channels)
     how = (cv2.IMWRITE_PNG_FILTER, getattr(cv2, f"IMWRITE_PNG_FILTER_{filter_}"))
     written = cv2.imencode(".png", array if channels == 1 else array[..., ::-1], how)[1].tobytes()
-    read = png.decode(written)
+    read = png.decode_png(written)
     assert read is not None
     np.testing.assert_array_equal(read, array)
 
@@ -35,7 +35,7 @@ def test_records_are_written_so_that_the_fast_reader_reads_them():
     image, label = _scene((50, 70), 3), _scene((50, 70), 1)
     written = [records.encode_image(image, "png"), records.encode_label(label)]
     for content, expected in zip(written, (image, label), strict=True):
-        np.testing.assert_array_equal(png.decode(content), expected)
+        np.testing.assert_array_equal(png.decode_png(content), expected)
 
 
 @pytest.mark.parametrize("kind", ["paeth", "palette", "16 bits", "interlaced", "transparent"])
@@ -44,7 +44,7 @@ def test_what_else_png_can_do_is_left_to_a_general_decoder(kind):
     if kind == "palette":
         file = io.BytesIO()
         Image.fromarray(image[..., 0]).convert("P").save(file, "png")
-        assert png.decode(file.getvalue()) is None
+        assert png.decode_png(file.getvalue()) is None
         return
     if kind == "16 bits":
         written = cv2.imencode(".png", image.astype(np.uint16) * 257)[1].tobytes()
@@ -55,7 +55,7 @@ def test_what_else_png_can_do_is_left_to_a_general_decoder(kind):
         written = cv2.imencode(".png", image, (cv2.IMWRITE_PNG_FILTER, filter_))[1].tobytes()
         if kind == "interlaced":
             written = written[:28] + b"\x01" + written[29:]
-    assert png.decode(written) is None
+    assert png.decode_png(written) is None
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "short", "text"])
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_an_error(kind):
     else:
         written = bytearray(b"not a picture at all, but long enough to be one")
     with pytest.raises(ValueError, match=r".+"):
-        png.decode(bytes(written))
+        png.decode_png(bytes(written))
 
 
 def test_pixels_are_inflated_no_further_than_the_header_promises():
@@ -80,7 +80,7 @@ def test_pixels_are_inflated_no_further_than_the_header_promises():
     content = image[: at - 4] + len(grown).to_bytes(4, "big") + b"IDAT" + grown + bytes(4)
     tracemalloc.start()
     with pytest.raises(ValueError, match="it does not hold the 25 bytes of its size"):
-        png.decode(content + image[-12:])
+        png.decode_png(content + image[-12:])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20

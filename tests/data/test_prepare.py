@@ -14,6 +14,7 @@ from dataclasses import replace
 import downloads
 import numpy as np
 import pytest
+from mrm_jax.data.locate import locate
 from refusals import refused
 from test_datasets import LAYOUTS
 
@@ -49,7 +50,7 @@ def test_a_prepared_set_has_the_pictures_labels_and_counts_of_its_download(name,
     build, counts = LAYOUTS[name]
     build(tmp_path / "raw")
     data_set = datasets.DATA_SETS[name.split()[0]]
-    found = datasets.locate(data_set, tmp_path / "raw")
+    found = locate(data_set, tmp_path / "raw")
     stored = made(data_set.name, tmp_path / "raw", tmp_path / "to", resize="native", shards=2)
     assert {split: each.count for split, each in stored.splits.items()} == counts
     for split, located in found.items():
@@ -279,7 +280,7 @@ def test_half_a_shard_takes_no_room_while_its_run_goes_on(tmp_path, monkeypatch)
     half = tmp_path / "to/.gta-train.array_record-00001-of-00002.4194305"
     half.write_text("half")
     seen = []
-    monkeypatch.setattr(prepare.room, "check", lambda to, jobs: seen.append(half.exists()))
+    monkeypatch.setattr(prepare.room, "check_room", lambda to, jobs: seen.append(half.exists()))
     note = tmp_path / "to/.gta-train.array_record-00000-of-00002.json"
     for text in ("[]", "{}", "[" * 100_000, '{"source": {"bytes": []}}', "\xff"):
         note.write_text(text)  # notes that are none: the shard is written again
@@ -476,7 +477,9 @@ def test_prepared_pictures_travel_to_loader_processes(tmp_path):
 def test_jpeg_changes_pixels_by_little_and_labels_by_nothing():
     image, label = downloads.scene(0, (96, 160))
     record = records.PictureRecord("x", image, label, (96, 160))
-    png, jpeg = (records.StoredPicture(records.encode(record, codec)) for codec in records.CODECS)
+    png, jpeg = (
+        records.StoredPicture(records.encode_record(record, codec)) for codec in records.CODECS
+    )
     np.testing.assert_array_equal(png.image(), image)
     np.testing.assert_array_equal(jpeg.label(), label)
     assert not np.array_equal(jpeg.image(), image)

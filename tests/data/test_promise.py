@@ -9,6 +9,7 @@ import cv2
 import downloads
 import numpy as np
 import pytest
+from mrm_jax.data.locate import locate
 from PIL import Image
 from refusals import refused
 
@@ -160,14 +161,14 @@ def test_a_newline_in_a_name_leaves_nothing_out_and_a_nul_is_refused(tmp_path):
     downloads.gta(tmp_path / "raw")
     for part in ("images", "labels"):
         (tmp_path / f"raw/{part}/00002.png").rename(tmp_path / f"raw/{part}/a\nb.png")
-    found = datasets.locate(datasets.DATA_SETS["gta"], tmp_path / "raw")["train"]
+    found = locate(datasets.DATA_SETS["gta"], tmp_path / "raw")["train"]
     assert list(found.pictures) == list(found.labels) == ["00001", "00003", "a\nb"]
     archive = tmp_path / "raw/more.zip"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("images/00001.pngX.png", b"")
     archive.write_bytes(archive.read_bytes().replace(b"pngX", b"png\0"))
     with pytest.raises(UsageError, match=r"'images/00001.png\\x00.png' .* a name with a NUL byte"):
-        datasets.locate(datasets.DATA_SETS["gta"], tmp_path / "raw")
+        locate(datasets.DATA_SETS["gta"], tmp_path / "raw")
 
 
 def test_a_stem_of_a_list_without_a_picture_is_said(tmp_path, capsys):

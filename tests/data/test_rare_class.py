@@ -12,7 +12,7 @@ from drawn_config import drawn_config
 from refusals import refused
 
 from mrm_jax import config as options
-from mrm_jax.checks import check
+from mrm_jax.checks import check_config
 from mrm_jax.data import class_statistics as counting
 from mrm_jax.data import pipeline, rare_class, sources, transforms
 from mrm_jax.errors import UsageError
@@ -183,7 +183,7 @@ def _counting_places(monkeypatch, maps):
         height, width = maps[0].shape
         return transforms.Place(transforms.Box(0, at * width, height, width), False)
 
-    monkeypatch.setattr(transforms, "place", place)
+    monkeypatch.setattr(transforms, "choose_place", place)
     return np.hstack(maps), calls
 
 
@@ -515,7 +515,7 @@ def test_options_that_cannot_work_are_refused(given, field, tmp_path):
     config = _folder(tmp_path / "set", [_label(rider=400)])
     model = options.Model(encoder=replace(options.Encoder(), sr_ratios=(1, 1, 1, 1)))
     config = replace(config, model=model)
-    check(config)
+    check_config(config)
     rare = replace(config.data.rare_class, **given)
     with refused(f"config.data.{field}"):
-        check(replace(config, data=replace(config.data, rare_class=rare)))
+        check_config(replace(config, data=replace(config.data, rare_class=rare)))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrm_jax.evaluation.confusion import count, scores
+from mrm_jax.evaluation.confusion import confusion_matrix, scores
 
 CLASSES = 5
 
@@ -26,7 +26,7 @@ def by_hand(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def test_counts_are_those_of_a_loop_over_pixels():
     prediction, label = pixels(0, (3, 7, 11))
-    assert np.array_equal(count(prediction, label, CLASSES), by_hand(prediction, label))
+    assert np.array_equal(confusion_matrix(prediction, label, CLASSES), by_hand(prediction, label))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -38,7 +38,7 @@ def test_padding_and_another_batch_size_change_no_count(batch):
         rows, columns = batch - len(p), 3
         p = np.pad(p, ((0, rows), (0, 2), (0, columns)), constant_values=4)
         y = np.pad(y, ((0, rows), (0, 2), (0, columns)), constant_values=255)
-        total += np.asarray(count(p, y, CLASSES))
+        total += np.asarray(confusion_matrix(p, y, CLASSES))
     assert np.array_equal(total, by_hand(prediction, label))
 
 
@@ -49,7 +49,7 @@ def test_a_batch_spread_over_devices_gives_the_same_counts():
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     spread = [jax.device_put(x, rows) for x in (prediction, label)]
-    counted = jax.jit(count, static_argnums=2)(*spread, CLASSES)
+    counted = jax.jit(confusion_matrix, static_argnums=2)(*spread, CLASSES)
     assert np.array_equal(counted, by_hand(prediction, label))
 
 

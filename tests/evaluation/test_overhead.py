@@ -28,14 +28,16 @@ VITS = {
 def trained(enabled: bool, model: config.Model = CONFIG.model):
     """(config, state with numbers from a hat, variables of the networks that are evaluated)."""
     cfg = replace(CONFIG, model=model, method=config.Method(mrm=replace(MRM, enabled=enabled)))
-    shapes = jax.eval_shape(partial(state.init, cfg, state.networks(cfg)), jax.random.key(0))
+    shapes = jax.eval_shape(
+        partial(state.init_state, cfg, state.build_networks(cfg)), jax.random.key(0)
+    )
     rng = np.random.default_rng(0)
 
     def some(leaf):
         return rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype)
 
     made = jax.tree.map(some, shapes.replace(root_key=None))
-    return cfg, made, hooks.networks(made)
+    return cfg, made, hooks.evaluated_networks(made)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,6 @@ def test_deleting_the_rebuilder_changes_no_bit_of_the_scores(pair):
     pictures = examples((40, 40), (40, 40))
     before = evaluate_networks(cfg, model, networks, pictures)
     bare = made.replace(params={"segmentor": made.params["segmentor"]}, opt_state=None)
-    after = evaluate_networks(cfg, model, hooks.networks(bare), pictures)
+    after = evaluate_networks(cfg, model, hooks.evaluated_networks(bare), pictures)
     for name in ("student", "teacher"):
         assert np.array_equal(before[name].confusion, after[name].confusion)

@@ -16,7 +16,7 @@ def described(name):
     weights = "--config.model.encoder.weights=x"
     config = load_config([f"--config={CONFIGS / name}.py:hrda", weights])
     how = {"network": "student", "pictures": 1, "input_sizes": set(), "label_sizes": set()}
-    return config, protocols.describe(config, **how)
+    return config, protocols.protocol_of(config, **how)
 
 
 @pytest.mark.parametrize(

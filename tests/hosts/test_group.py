@@ -108,7 +108,7 @@ def test_tasks_of_slurm_meet_at_the_address_that_jax_makes_of_their_job(monkeypa
 
 
 def test_one_host_agrees_with_itself():
-    assert (group.index(), group.count(), group.is_main()) == (0, 1, True)
+    assert (group.host_index(), group.host_count(), group.is_main()) == (0, 1, True)
     assert group.together(lambda: 7) == [7]
     assert group.from_main(lambda: 7) == 7
     group.same("x", {"a": 1})

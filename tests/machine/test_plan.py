@@ -17,7 +17,7 @@ from mrm_jax import sharding
 from mrm_jax.command import load_config
 from mrm_jax.errors import RunError
 from mrm_jax.machine import chips, estimate, plan
-from mrm_jax.train.step import build
+from mrm_jax.train.step import build_step
 
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 
@@ -128,16 +128,16 @@ def config(*words):
 
 
 def planned(words=(), topology="h100:4", **options):
-    where = chips.parse(topology)
+    where = chips.parse_topology(topology)
     return plan.plan(config(*words), where, compiled=False, say=lambda line: None, **options)
 
 
 def test_parts_are_the_bytes_of_the_arrays_that_training_holds():
     found = planned(["--config.train.batch=4"])
     made = config("--config.train.batch=4")
-    program = build(made)
+    program = build_step(made)
     key = jax.random.key_data(jax.random.key(0))
-    state = sharding.init(program.init, key, sharding.mesh(1))
+    state = sharding.init_on_mesh(program.init, key, sharding.mesh(1))
     frozen = program.frozen(made, {"params": state.params["segmentor"]["encoder"]})
 
     def held(*trees):
@@ -161,7 +161,7 @@ def test_fsdp_divides_what_can_be_divided():
 
 def test_a_batch_that_the_devices_cannot_share_is_enlarged_and_that_is_said():
     said = []
-    found = plan.plan(config(), chips.parse("h100:4"), compiled=False, say=said.append)
+    found = plan.plan(config(), chips.parse_topology("h100:4"), compiled=False, say=said.append)
     assert found["batch"] == 4
     assert any("--config.train.batch=4" in line for line in said)
     with refused("config.train.batch", 2):
@@ -171,7 +171,7 @@ def test_a_batch_that_the_devices_cannot_share_is_enlarged_and_that_is_said():
 def test_a_plan_without_its_compiler_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = []
-    found = plan.plan(config(), chips.parse("v5e:2x1"), say=said.append)
+    found = plan.plan(config(), chips.parse_topology("v5e:2x1"), say=said.append)
     assert found["source"] == "estimated"
     assert said == ["libtpu is not there, so this is an estimate; install mrm-jax[tpu]."]
 
@@ -180,7 +180,7 @@ def test_the_bound_is_the_slowest_of_arithmetic_memory_and_links():
     chip = chips.CHIPS["h100"]
     made = config("--config.train.steps=3600")
     parts = dict.fromkeys(PARTS, 0)
-    where = chips.parse("h100:4")
+    where = chips.parse_topology("h100:4")
     assert plan.bound(made, where, int(chip.flops), parts, None) == {
         "lower_bound_seconds": 1.0,
         "bound_by": "arithmetic",
@@ -204,13 +204,13 @@ def test_what_does_not_fit_comes_with_options_that_are_not_yet_set(monkeypatch):
     assert "--config.model.remat=blocks" not in found["knobs"]
     for words in found["knobs"]:  # each of them is an option that a config takes
         config("--config.train.batch=8", words)
-    assert "DOES NOT FIT" in plan.text(found)
+    assert "DOES NOT FIT" in plan.plan_text(found)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:2x", "h100:2x4", "v7:2x2", "v5e:0x2", "8"])
 def test_a_topology_that_is_none_is_one_line(name):
     with refused("--topology", name):
-        chips.parse(name)
+        chips.parse_topology(name)
 
 
 # --- What compilers print -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from mrm_jax.config import MRM
 from mrm_jax.models.build import build_rebuilder, feature_spec
-from mrm_jax.models.rebuilder import Blank, Rebuilder, doublings, position_table
+from mrm_jax.models.rebuilder import Blank, Rebuilder, doublings, sine_cosine_table
 from mrm_jax.ops.resize import resize
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import FeatureSpec
@@ -196,7 +196,7 @@ def test_rebuilt_vectors_are_normalised_over_channels_after_any_resize(variables
 
 # Entries and sums of the published 16x16 table (the released module).
 def test_the_position_table_is_the_published_one():
-    table = position_table((16, 16), 512).astype(np.float64)
+    table = sine_cosine_table((16, 16), 512).astype(np.float64)
     entry = table[3 * 16 + 5, [0, 1, 127, 128, 256, 384]]
     expected = [0.141120, 0.342782, 0.000322, -0.989992, -0.958924, 0.283662]
     np.testing.assert_allclose(entry, expected, atol=1e-6)
@@ -205,7 +205,7 @@ def test_the_position_table_is_the_published_one():
 
 
 def test_a_position_table_of_another_shape_is_made_of_the_same_vectors():
-    square, wide = position_table((6, 6), 16), position_table((2, 6), 16)
+    square, wide = sine_cosine_table((6, 6), 16), sine_cosine_table((2, 6), 16)
     np.testing.assert_array_equal(wide, square[:12])
 
 

@@ -1,7 +1,7 @@
 """Whole training steps of the stored cases: their configuration, state, batch and draws for our
 step, and what our step gives under the names that a case stores it with.
 
-Everything runs in float64 through `train.step.build`, as training runs it. A method that arrives
+Everything runs in float64 through `train.step.build_step`, as training runs it. A method that arrives
 later adds: to `method` its options, to `losses` its metrics, to `CHOICES` its stored draws.
 """
 
@@ -19,7 +19,7 @@ from networks import nhwc, segmentor_config
 from mrm_jax import config
 from mrm_jax.convert import describe, export_torch, import_torch
 from mrm_jax.train.optimizer import adam
-from mrm_jax.train.step import Program, build
+from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Draws, Frozen, Labelled, TrainState, Unlabelled
 
 Arrays = dict[str, Any]
@@ -212,7 +212,7 @@ class Compiled:
 def compiled(case: Case) -> Compiled:
     """The step of a case. Call this and all that uses it under `jax.enable_x64`."""
     options = configuration(case)
-    program = build(options)
+    program = build_step(options)
     start, first = state(case, options), batch(case, 0)
     given = frozen(case, program.frozen(options))
     draws = jax.device_get(jax.jit(program.draw)(start.root_key, start.step, first.index))

@@ -4,7 +4,7 @@ import golden
 import numpy as np
 import pytest
 
-from mrm_jax.evaluation.confusion import count, scores
+from mrm_jax.evaluation.confusion import confusion_matrix, scores
 
 
 @pytest.mark.parametrize("name", golden.cases("metrics"))
@@ -14,7 +14,7 @@ def test_metrics(name):
     classes = case.meta["num_classes"]
     # One picture at a time, as evaluation streams them.
     confusion = sum(
-        np.asarray(count(p, y, classes), np.int64)
+        np.asarray(confusion_matrix(p, y, classes), np.int64)
         for p, y in zip(given["pred"], given["gt"], strict=True)
     )
     assert isinstance(confusion, np.ndarray)
@@ -36,5 +36,5 @@ def test_one_pixel_of_metrics_more_is_seen(name):
     at = tuple(np.argwhere(label != case.meta["ignore"])[0])
     classes = case.meta["num_classes"]
     prediction[at] = (prediction[at] + 1) % classes
-    changed = np.asarray(count(prediction, label, classes))
+    changed = np.asarray(confusion_matrix(prediction, label, classes))
     assert not np.array_equal(changed, case.groups["out"]["confusion_gt_rows_pred_cols_numpy"])

@@ -21,7 +21,7 @@ from mrm_jax import convert
 from mrm_jax.config import Config, Method, Optimizer, Train
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.augment import blur_kernel_size, colour_jitter, gaussian_blur
-from mrm_jax.ops.mask import block_grid, hidden
+from mrm_jax.ops.mask import block_grid, hidden_tokens
 from mrm_jax.ops.normalise import from_unit, to_unit
 from mrm_jax.registry import IMAGENET
 from mrm_jax.train import optimizer
@@ -292,6 +292,6 @@ def test_block_mask(name: str) -> None:
     image = nhwc(given["img"])
     size = (image.shape[1], image.shape[2])
     assert block_grid(size, case.meta["block"]) == given["uniform"].shape[2:]
-    hide = np.asarray(hidden(given["uniform"][:, 0], case.meta["ratio"], size))
+    hide = np.asarray(hidden_tokens(given["uniform"][:, 0], case.meta["ratio"], size))
     np.testing.assert_array_equal(~hide, stored["mask"][:, 0] > 0)
     np.testing.assert_array_equal(np.where(hide[..., None], 0, image), nhwc(stored["masked_img"]))

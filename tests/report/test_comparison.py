@@ -9,7 +9,7 @@ from scipy import stats
 
 from mrm_jax.arms import Arm
 from mrm_jax.report import ablation
-from mrm_jax.report.comparison import collect, estimate, picked, rank_correlation
+from mrm_jax.report.comparison import collect_runs, estimate, picked, rank_correlation
 
 STEPS = 40
 SCORES = {"base": {0: 0.41, 1: 0.46, 2: 0.43}, "new one": {0: 0.45, 2: 0.44, 7: 0.52}}
@@ -46,7 +46,7 @@ def workdir(tmp_path):
 
 
 def test_means_have_students_intervals_and_differences_are_of_the_same_seeds(workdir):
-    base, new = collect(workdir).outcomes
+    base, new = collect_runs(workdir).outcomes
     values = np.array(list(SCORES["new one"].values()))
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert new.student.mean == pytest.approx(values.mean())
@@ -66,7 +66,7 @@ def test_one_value_has_no_interval_and_none_no_mean():
 
 
 def test_what_is_picked_without_labels_is_the_step_of_the_highest_score(workdir):
-    run = collect(workdir).outcomes[0].runs[0]
+    run = collect_runs(workdir).outcomes[0].runs[0]
     assert run.best == picked(run, "infomax") == pytest.approx(0.45)
     assert run.best_step == 20
     assert picked(run, "agreement") == pytest.approx(0.41)  # a score that is no number picks none
@@ -76,7 +76,7 @@ def test_what_is_picked_without_labels_is_the_step_of_the_highest_score(workdir)
 
 
 def test_tables_say_what_the_numbers_are(workdir):
-    found = collect(workdir)
+    found = collect_runs(workdir)
     assert ablation.scores_table(found)[1][1][:6] == [
         *("new one", "3", "47.0 ± 10.8", "+2.5 ± 19.1", "base", "47.0 ± 10.8"),
     ]
@@ -84,7 +84,7 @@ def test_tables_say_what_the_numbers_are(workdir):
         ["arm", "seed 0", "seed 1", "seed 2", "seed 7"],
         [["base", "41.0", "46.0", "43.0", "–"], ["new one", "45.0", "–", "44.0", "52.0"]],
     )
-    assert ablation.class_table(found)[1][0] == ["base", "53.3 ± 6.3", "33.3 ± 6.3"]
+    assert ablation.arm_class_table(found)[1][0] == ["base", "53.3 ± 6.3", "33.3 ± 6.3"]
     text = ablation.markdown(found)
     assert "Drawn data" in text
     assert "whole pictures" in text
@@ -94,20 +94,20 @@ def test_tables_say_what_the_numbers_are(workdir):
 def test_runs_under_way_and_foreign_folders_are_left_out(workdir):
     write_run(workdir / "base" / "seed5", 0.9, last=30)
     write_run(workdir / "base" / "seed0.bak", 0.9)
-    found = collect(workdir)
+    found = collect_runs(workdir)
     assert [run.seed for run in found.outcomes[0].runs] == [0, 1, 2]
     assert "Left out: 1 begun but unfinished" in ablation.markdown(found)
 
 
 def test_arms_that_are_scored_otherwise_are_told_apart(workdir):
     write_run(workdir / "new_one" / "seed9", 0.5, sentence="windows")
-    text = ablation.markdown(collect(workdir))
+    text = ablation.markdown(collect_runs(workdir))
     assert "Scored (base, new one): whole pictures." in text
     assert "Scored (new one): windows." in text
 
 
 def test_the_plot_holds_whole_intervals(workdir):
-    found = collect(workdir)
+    found = collect_runs(workdir)
     svg = ablation.plot(found)
     xs = [float(word) for part in svg.split('d="M')[1:] for word in [part.split(" ")[0]]]
     assert min(xs) >= 0
@@ -129,6 +129,6 @@ def test_files_are_written_whole_and_numbers_that_do_not_exist_are_null(workdir)
 
 def test_without_scores_there_is_no_plot(tmp_path):
     (tmp_path / "arms.json").write_text(json.dumps([Arm("base")._asdict()]))
-    text = ablation.markdown(collect(tmp_path))
-    assert ablation.plot(collect(tmp_path)) == ""
+    text = ablation.markdown(collect_runs(tmp_path))
+    assert ablation.plot(collect_runs(tmp_path)) == ""
     assert "svg" not in text

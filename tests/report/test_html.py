@@ -279,7 +279,7 @@ def test_a_run_stopped_early_says_so(workdir):
 
 
 def test_null_and_nan_break_a_curve_and_nothing_else(workdir):
-    run = record.read(workdir)
+    run = record.read_record(workdir)
     losses = run.series("source/ce")
     assert [math.isnan(value) for _, value in losses] == [False, False, True, False, False, False]
     svg = charts.line_chart([charts.Curve("loss", losses, "red")])

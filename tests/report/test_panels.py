@@ -13,7 +13,7 @@ from mrm_jax.machine.bench import random_batch
 from mrm_jax.main import load_config
 from mrm_jax.report import panels
 from mrm_jax.train.hooks import sheet_name
-from mrm_jax.train.step import build
+from mrm_jax.train.step import build_step
 
 CLASSES = Classes(names=("road", "sky", "car"), colours=((128, 64, 128), (70, 130, 180), (1, 2, 3)))
 SIZE = (208, 208)  # a cell's width: pictures are neither enlarged nor thinned
@@ -154,7 +154,7 @@ def test_a_sheet_shows_the_masked_picture_and_the_detail_crop_of_a_step():
     config = load_config(
         [f"--config={path}:mic,mrm=true", off, "--config.data.rare_class.min_share=0.006"]
     )
-    program = build(config)
+    program = build_step(config)
     state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((2,), np.uint32))
     frozen, batch = program.frozen(config), random_batch(config)
     found = jax.eval_shape(program.inspect, state, frozen, batch)

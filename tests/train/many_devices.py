@@ -23,7 +23,7 @@ from mrm_jax.hosts import group
 from mrm_jax.machine.plan import collectives
 from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import hooks
-from mrm_jax.train.step import build
+from mrm_jax.train.step import build_step
 
 MESHES = ((1, 1), (2, 1), (4, 2), (8, 4))
 PAIR = "two processes"
@@ -49,7 +49,7 @@ def config(tiny):
 
 def batches(made, mesh):
     """The first two, each read where it is needed."""
-    rows = {"process_index": group.index(), "process_count": group.count()}
+    rows = {"process_index": group.host_index(), "process_count": group.host_count()}
     both = train_batches(replace(made, train=replace(made.train, steps=2)), **rows)
     return [sharding.put_batch(batch, mesh) for batch in both]
 
@@ -62,7 +62,7 @@ def flat(tree, name, mesh):
 def two_steps(made, program, mesh, checkpoints):
     """What both steps were given and what they gave, as flat arrays."""
     key = jax.random.key_data(jax.random.key(1))
-    state = sharding.init(program.init, key, mesh)
+    state = sharding.init_on_mesh(program.init, key, mesh)
     encoder = sharding.gathered(state.params["segmentor"]["encoder"], mesh)
     encoder = {"params": jax.tree.map(lambda leaf: leaf * 0.9, encoder), "batch_stats": {}}
     frozen = jax.device_put(program.frozen(made, encoder), sharding.replicated(mesh))
@@ -85,8 +85,8 @@ def two_steps(made, program, mesh, checkpoints):
     found |= flat(after.opt_state, "moments", mesh) | flat(metrics, "metric", mesh)
     kernel = after.params["segmentor"]["decoder"]["classifier"]["kernel"]
     found["held"] = np.asarray(kernel.addressable_shards[0].data.shape)
-    if group.count() > 1:
-        checkpoints.save(1, after, hooks.facts(made, scores={}))
+    if group.host_count() > 1:
+        checkpoints.save(1, after, hooks.checkpoint_facts(made, scores={}))
         checkpoints.wait()
     after, _ = checkpoints.restore(1, like)
     _, metrics = compiled(after, frozen, second)
@@ -100,14 +100,16 @@ def main(folder, tiny, address=None, index="0"):
         ours = replace(ours, process_count=2, process_index=int(index))
     with group.joined(replace(made, mesh=ours)):
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
-        program, found = build(made), {}
-        meshes = {PAIR: (4, 2)} if group.count() > 1 else {f"{d}x{f}": (d, f) for d, f in MESHES}
+        program, found = build_step(made), {}
+        meshes = (
+            {PAIR: (4, 2)} if group.host_count() > 1 else {f"{d}x{f}": (d, f) for d, f in MESHES}
+        )
         for name, (devices, fsdp) in meshes.items():
             mesh = sharding.mesh(devices, batch=8, fsdp=fsdp)
             arrays = two_steps(made, program, mesh, checkpoints)
             found |= {f"{name}:{key}": value for key, value in arrays.items()}
         if group.is_main():
-            np.savez(Path(folder) / f"found.{group.count()}.npz", **found)
+            np.savez(Path(folder) / f"found.{group.host_count()}.npz", **found)
 
 
 if __name__ == "__main__":

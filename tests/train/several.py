@@ -95,14 +95,14 @@ def while_evaluating(act):
     """Calls `act()` in the first evaluation, which then goes on to where all hosts agree."""
 
     def install(patch):
-        real = hooks.evaluate
+        real = hooks.evaluate_on_hosts
 
         def evaluate(*arguments, **more):
             act()
             group.together(stop.look)
             return real(*arguments, **more)
 
-        patch.setattr(hooks, "evaluate", evaluate)
+        patch.setattr(hooks, "evaluate_on_hosts", evaluate)
 
     return install
 

@@ -26,7 +26,7 @@ from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train.state import Networks
-from mrm_jax.train.step import build
+from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Labelled, Unlabelled
 
 CLASSES, CELL, WIDTH = 4, 4, 6
@@ -110,7 +110,7 @@ def program(run, dropout=0.0):
         network = MultiResSegmentor(*parts, Decoder(dropout), stride=CELL, detail=detail_crop(run))
     rebuilder = Blank((0,), GRID) if run.method.mrm.hidden == "blank" else Rebuilder()
     heads = build_auxiliary(run.method, CELL, CLASSES)
-    return build(run, Networks(network, rebuilder if run.method.mrm.enabled else None, heads))
+    return build_step(run, Networks(network, rebuilder if run.method.mrm.enabled else None, heads))
 
 
 def batch(seed=0, size=SIZE):

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import standin
+from mrm_jax.label_ids import IGNORE
 from toy_run import TINY
 
 from mrm_jax import sharding
-from mrm_jax.checks import check
+from mrm_jax.checks import check_config
 from mrm_jax.config import Contrast, Domain, MaskedImages, mim_block
 from mrm_jax.errors import UsageError
 from mrm_jax.main import load_config
@@ -21,7 +22,6 @@ from mrm_jax.runs.checkpoint import Checkpoints
 from mrm_jax.train import optimizer
 from mrm_jax.train import step as steps
 from mrm_jax.train.passes import Shared, accumulate, transform
-from mrm_jax.types import IGNORE
 from mrm_jax.uda.objectives import contrast
 
 KEY = np.array([0, 7], np.uint32)
@@ -276,7 +276,7 @@ FLAGS = {
 def test_a_step_of_the_real_networks_under_hrda_keeps_its_state_and_names_its_losses(flags):
     words = [f"--config.method.{flag}" for flag in flags.split()]
     config = load_config([f"--config={TINY}:dacs,hrda=true,mrm=true", *words])
-    program = steps.build(config)
+    program = steps.build_step(config)
     state = jax.eval_shape(program.init, KEY)
     batch = standin.batch(size=(2, *config.data.crop))
     after, metrics = jax.eval_shape(program.train_step, state, program.frozen(config), batch)
@@ -311,7 +311,7 @@ def _checked(method, mrm):
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_accepted(name):
-    check(_checked(*ARMS[name][:2]))
+    check_config(_checked(*ARMS[name][:2]))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +332,6 @@ def test_every_arm_is_accepted(name):
 )
 def test_what_makes_no_sense_is_refused_in_one_line(method, mrm, message):
     with pytest.raises(UsageError) as error:
-        check(_checked(method, mrm))
+        check_config(_checked(method, mrm))
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -48,7 +48,7 @@ def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
         monkeypatch.setattr(owner, name, wrapped)
 
     record(Writer, "write", lambda _, step, values: (step, sorted(values)[0].split("/")[0]))
-    record(hooks, "evaluate", lambda _, state, *__, **___: (int(state.step), "evaluate"))
+    record(hooks, "evaluate_on_hosts", lambda _, state, *__, **___: (int(state.step), "evaluate"))
     record(Checkpoints, "save", lambda _, step, *__: (step, "save"))
     record(hooks, "save_views", lambda _, __, step, ___: (step, "panels"))
     record(hooks, "write_report", lambda _: (0, "report"))
@@ -376,7 +376,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, monkeypatch
 
 
 def test_a_run_traces_its_step_once(toy, monkeypatch):
-    traces, make = [], loop.build
+    traces, make = [], loop.build_step
 
     def counting(config):
         program = make(config)
@@ -387,6 +387,6 @@ def test_a_run_traces_its_step_once(toy, monkeypatch):
 
         return program._replace(train_step=step)
 
-    monkeypatch.setattr(loop, "build", counting)
+    monkeypatch.setattr(loop, "build_step", counting)
     toy.train()
     assert len(traces) == 1

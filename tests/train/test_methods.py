@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 import standin
+from mrm_jax.label_ids import IGNORE
 
 from mrm_jax import sharding
 from mrm_jax.config import MIC, FeatureDistance
 from mrm_jax.models.segmentor import Segmentor
-from mrm_jax.types import IGNORE
 
 KEY = np.array([0, 7], np.uint32)
 DISTANCE = FeatureDistance(weight=0.5, classes=("b", "c"))

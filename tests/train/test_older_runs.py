@@ -75,13 +75,13 @@ def walk(config):
         metrics = {"total/loss": zero, "teacher/class_share": shares, "finite": jnp.bool_(True)}
         return replace(state, step=state.step + 1), metrics | {"teacher/confident_share": zero}
 
-    return step.build(config)._replace(train_step=train_step, inspect=lambda *_: {})
+    return step.build_step(config)._replace(train_step=train_step, inspect=lambda *_: {})
 
 
 def go_on(path, monkeypatch):
     """Trains to the end from where the run in `path` stopped."""
-    monkeypatch.setattr(loop, "build", walk)
-    monkeypatch.setattr(hooks, "evaluate", lambda *_, **__: {})
+    monkeypatch.setattr(loop, "build_step", walk)
+    monkeypatch.setattr(hooks, "evaluate_on_hosts", lambda *_, **__: {})
     monkeypatch.setattr(hooks, "select", lambda *_, **__: {})
     monkeypatch.setattr(hooks, "save_views", lambda *_, **__: None)
     monkeypatch.setattr(hooks, "write_report", lambda folder: folder)
@@ -132,8 +132,8 @@ def test_an_option_that_came_later_has_the_value_that_the_run_computed_with(edit
     assert load_run(path).config.method.threshold == 0.5
     assert as_asked(path).method.threshold == 0.5
     with pytest.raises(UsageError, match=r"threshold is 0.9 here and was 0.5 there"):
-        workdir.check(path, as_asked(path, **{"method.threshold": 0.9}))
-    workdir.check(path, as_asked(path))
+        workdir.check_workdir(path, as_asked(path, **{"method.threshold": 0.9}))
+    workdir.check_workdir(path, as_asked(path))
 
 
 def test_without_a_word_on_it_an_option_that_is_missing_has_its_default(edit):
@@ -143,7 +143,7 @@ def test_without_a_word_on_it_an_option_that_is_missing_has_its_default(edit):
     path = edit(change)
     config = load_run(path).config
     assert (config.method.mim, config.optimizer.eps) == (Config().method.mim, 1e-8)
-    workdir.check(path, config)
+    workdir.check_workdir(path, config)
 
 
 def test_options_that_were_renamed_or_removed_go_through_the_table(edit, monkeypatch, capsys):
@@ -156,12 +156,12 @@ def test_options_that_were_renamed_or_removed_go_through_the_table(edit, monkeyp
     monkeypatch.setitem(stored.REMOVED, "train.turbo", False)
     found = workdir.read_config(path)
     assert (found.config.method.threshold, found.remark) == (0.968, "")
-    workdir.check(path, found.config)
+    workdir.check_workdir(path, found.config)
     monkeypatch.setitem(stored.REMOVED, "train.turbo", True)
     assert load_run(path).step == 2
     assert "config.train.turbo=False, which this version" in capsys.readouterr().err
     with pytest.raises(UsageError, match="computes only as with True"):
-        workdir.check(path, found.config)
+        workdir.check_workdir(path, found.config)
 
 
 def test_the_table_names_options_that_there_are():
@@ -183,7 +183,7 @@ def test_a_run_with_an_option_that_nobody_knows_opens_with_a_line_and_does_not_g
     with pytest.raises(
         UsageError, match=r"mrm_jax 9\.1\.0 with config\.method\.telepathy"
     ) as found:
-        workdir.check(path, config)
+        workdir.check_workdir(path, config)
     assert "\n" not in str(found.value)
     assert (config.method.kind, config.train) == ("dacs", as_asked(path).train)
 
@@ -213,7 +213,7 @@ def test_a_config_of_another_shape_is_refused_in_a_line_that_names_the_file(
 ):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UsageError) as found:
-        workdir.check(tmp_path, Config(train=Train(steps=1)))
+        workdir.check_workdir(tmp_path, Config(train=Train(steps=1)))
     assert str(tmp_path / "config.json") in str(found.value)
     assert message in str(found.value)
     assert "\n" not in str(found.value)

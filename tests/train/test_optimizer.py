@@ -9,7 +9,7 @@ import pytest
 
 from mrm_jax.config import MRM, Config, Method, Optimizer, Train
 from mrm_jax.train import optimizer
-from mrm_jax.train.state import init, networks, scalars
+from mrm_jax.train.state import build_networks, init_state, scalars
 
 # Rates of a run of 40000 steps with 1500 of warm-up, by hand.
 PAPER = [
@@ -45,8 +45,10 @@ def _real_params(mrm=True):
         model=replace(base.model, encoder=small),
         data=replace(base.data, classes=names, crop=(64, 64)),
     )
-    modules = networks(config)
-    return config, jax.eval_shape(lambda key: init(config, modules, key).params, jax.random.key(0))
+    modules = build_networks(config)
+    return config, jax.eval_shape(
+        lambda key: init_state(config, modules, key).params, jax.random.key(0)
+    )
 
 
 def test_every_parameter_of_the_real_networks_has_the_group_of_the_reference():

@@ -11,7 +11,7 @@ from toy_run import TINY
 from mrm_jax import options
 from mrm_jax.command import load_config
 from mrm_jax.config import Config
-from mrm_jax.train.step import build, structure
+from mrm_jax.train.step import build_step, structure
 
 DECLARED = options.declared(Config)
 NOT_COMPILED = [path for path, option in DECLARED.items() if option.step != "compiled"]
@@ -65,7 +65,10 @@ def test_every_other_option_shares_the_program():
 
 STEPS = {  # every loss around a stand-in; and real networks, which read the options of the model
     "losses": (standin.program, everything),
-    "networks": (build, lambda: load_config([f"--config={TINY}", "--config.method.mrm.depth=1"])),
+    "networks": (
+        build_step,
+        lambda: load_config([f"--config={TINY}", "--config.method.mrm.depth=1"]),
+    ),
 }
 
 

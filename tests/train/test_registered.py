@@ -12,7 +12,7 @@ import standin
 from refusals import refused
 
 from mrm_jax import sharding
-from mrm_jax.checks import check
+from mrm_jax.checks import check_config
 from mrm_jax.config import (
     MRM,
     Classes,
@@ -32,7 +32,7 @@ from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.evaluator import class_ids
 from mrm_jax.evaluation.selection import label_free
 from mrm_jax.models.build import feature_spec
-from mrm_jax.ops.mask import hidden
+from mrm_jax.ops.mask import hidden_tokens
 from mrm_jax.recipes import apply
 from mrm_jax.registry import (
     DECODER_KINDS,
@@ -136,7 +136,7 @@ def _config():
         ),
     )
     config = apply(start, "dacs,mrm=true,encoder=toy_small")
-    check(config)
+    check_config(config)
     return config
 
 
@@ -144,7 +144,7 @@ def test_a_step_trains_a_registered_encoder_by_a_registered_objective(registered
     config = _config()
     assert config.model.encoder == Encoder(kind="toy", dims=(6,), depths=(1,))
     assert published(config.model.encoder) == "toy_small"
-    program, mesh = steps.build(config), sharding.mesh(1)
+    program, mesh = steps.build_step(config), sharding.mesh(1)
     assert program.networks.rebuilder.spec.sizes(28, 35) == ((4, 5),)
     assert program.networks.auxiliary["pixels"].cell == mim_block(config) == PATCH
     state = filled(program)
@@ -173,7 +173,7 @@ def test_a_crop_and_a_detail_have_to_fit_the_maps_of_the_registered_encoder(regi
     config = _config()
     data = replace(config.data, crop=(16, 21))
     with refused("config.data.crop", (16, 21), way_out="Try 14"):
-        check(replace(config, data=data))
+        check_config(replace(config, data=data))
     assert feature_spec(config.model.encoder).strides == (PATCH,)
 
 
@@ -219,7 +219,7 @@ def test_pieces_that_do_not_fit_each_other_or_the_options_are_one_error(piece, v
     ENCODER_KINDS.register(replace(toy_encoder("wrong"), **{piece: value}))
     try:
         with pytest.raises(UsageError, match=message):
-            check(apply(Config(), "dacs,encoder=wrong_small"))
+            check_config(apply(Config(), "dacs,encoder=wrong_small"))
     finally:
         ENCODER_KINDS.remove("wrong")
 
@@ -249,7 +249,7 @@ def test_what_is_registered_twice_or_not_at_all_is_refused(registered):
     for part, name in (("encoder", "mitt"), ("decoder", "daformr")):
         model = replace(_config().model, **{part: replace(getattr(Model(), part), kind=name)})
         with refused(f"config.model.{part}.kind", name, way_out="Did you mean"):
-            check(replace(_config(), model=model))
+            check_config(replace(_config(), model=model))
 
 
 # Mean and deviation: two encoders that differ in nothing else.
@@ -280,7 +280,7 @@ def test_views_are_normalised_by_the_encoders_mean_and_shown_as_they_were(regist
         inspect = jax.jit(program.inspect, compiler_options=sharding.quick(sharding.mesh(1)))
         panels.append(jax.tree.map(np.array, inspect(state, frozen, batch)))
         draws = program.draw(KEY, 5, batch.index)
-        hide = np.asarray(hidden(draws.mask["masked"], method.mic.ratio, standin.CROP))
+        hide = np.asarray(hidden_tokens(draws.mask["masked"], method.mic.ratio, standin.CROP))
         assert hide.any()
         np.testing.assert_array_equal(
             panels[-1]["masked/image"][hide], np.broadcast_to(stats.grey, (hide.sum(), 3))

@@ -15,14 +15,14 @@ from toy_run import Toy
 from weight_files import config, same, starting, write_files
 
 from mrm_jax import sharding
-from mrm_jax.checks import check
+from mrm_jax.checks import check_config
 from mrm_jax.config import Config, FeatureDistance
 from mrm_jax.errors import UsageError
 from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
-from mrm_jax.train.start import Start, frozen_encoder, load, place
-from mrm_jax.train.state import init, networks
+from mrm_jax.train.start import Start, frozen_encoder, insert_weights, load_start
+from mrm_jax.train.state import build_networks, init_state
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def fresh():
     """A state of random numbers with the real one's leaves and shardings."""
     cfg, mesh, rng = config(), sharding.mesh(batch=2), np.random.default_rng(0)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
-    abstract = jax.eval_shape(partial(init, cfg, networks(cfg)), key)
+    abstract = jax.eval_shape(partial(init_state, cfg, build_networks(cfg)), key)
 
     def some(leaf, where):
         return jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype), where)
@@ -53,11 +53,11 @@ def fresh():
 def test_init_from_goes_before_encoder_weights_before_random_numbers(files, fresh) -> None:
     folder, first, second = files
     cfg = config()
-    assert load(starting(cfg)) is None
+    assert load_start(starting(cfg)) is None
 
-    start = load(starting(cfg, encoder=folder / "encoder.npz"))
+    start = load_start(starting(cfg, encoder=folder / "encoder.npz"))
     assert start is not None
-    state = place(fresh, start)
+    state = insert_weights(fresh, start)
     student = state.params["segmentor"]
     assert same(student["encoder"], second["params"]["encoder"])
     assert same(student["decoder"], jax.device_get(fresh.params["segmentor"]["decoder"]))
@@ -65,9 +65,9 @@ def test_init_from_goes_before_encoder_weights_before_random_numbers(files, fres
     assert start.fingerprint["field"] == "model.encoder.weights"
 
     both = starting(cfg, encoder=folder / "encoder.npz", whole=folder / "network.npz")
-    start = load(both)
+    start = load_start(both)
     assert start is not None
-    state = place(fresh, start)
+    state = insert_weights(fresh, start)
     assert same(state.params["segmentor"], first["params"])
     assert same(state.batch_stats, first["batch_stats"])
     assert any("model.encoder.weights is not read" in line for line in start.lines())
@@ -75,16 +75,18 @@ def test_init_from_goes_before_encoder_weights_before_random_numbers(files, fres
 
 def test_the_encoder_of_a_whole_network_will_do(files, fresh) -> None:
     folder, first, _ = files
-    start = load(starting(config(), encoder=folder / "network.npz"))
+    start = load_start(starting(config(), encoder=folder / "network.npz"))
     assert start is not None
-    assert same(place(fresh, start).params["segmentor"]["encoder"], first["params"]["encoder"])
+    assert same(
+        insert_weights(fresh, start).params["segmentor"]["encoder"], first["params"]["encoder"]
+    )
 
 
 def test_the_teacher_starts_as_a_copy_and_no_two_leaves_share_memory(files, fresh) -> None:
     folder, first, _ = files
-    start = load(starting(config(), whole=folder / "network.npz"))
+    start = load_start(starting(config(), whole=folder / "network.npz"))
     assert start is not None
-    state = place(fresh, start)
+    state = insert_weights(fresh, start)
     assert same(state.teacher_params, first["params"])
     assert same(state.teacher_batch_stats, first["batch_stats"])
     networks = (state.params["segmentor"], state.teacher_params)
@@ -104,14 +106,16 @@ def test_a_run_and_a_converted_folder_start_a_run(files, fresh, tmp_path) -> Non
     found = fingerprint(cfg.model, first, file="network.npz", kind="segmentor")
     facts = {"config": asdict(cfg), "weights": found, "converted": True}
     save_network(tmp_path / "converted", first, facts)
-    start = load(starting(cfg, whole=tmp_path / "converted"))
+    start = load_start(starting(cfg, whole=tmp_path / "converted"))
     assert start is not None
-    assert same(place(fresh, start).params["segmentor"], first["params"])
+    assert same(insert_weights(fresh, start).params["segmentor"], first["params"])
     assert start.fingerprint["tensors_sha256"] == found["tensors_sha256"]
     assert start.fingerprint["kind"] == "segmentor"
-    start = load(starting(cfg, encoder=tmp_path / "converted"))
+    start = load_start(starting(cfg, encoder=tmp_path / "converted"))
     assert start is not None
-    assert same(place(fresh, start).params["segmentor"]["encoder"], first["params"]["encoder"])
+    assert same(
+        insert_weights(fresh, start).params["segmentor"]["encoder"], first["params"]["encoder"]
+    )
 
 
 def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
@@ -126,17 +130,17 @@ def test_leaves_that_a_conversion_left_out_keep_their_initial_values(
     missing = ["decoder/classifier/bias", "decoder/classifier/kernel"]
     facts = {"config": asdict(cfg), "converted": True, "weights": {"missing": missing}}
     save_network(tmp_path / "partial", tree, facts)
-    start = load(starting(cfg, whole=tmp_path / "partial"))
+    start = load_start(starting(cfg, whole=tmp_path / "partial"))
     assert start is not None
     assert sorted(start.fingerprint["missing"]) == missing
-    student = place(fresh, start).params["segmentor"]["decoder"]
+    student = insert_weights(fresh, start).params["segmentor"]["decoder"]
     assert same(
         student["classifier"], jax.device_get(fresh.params["segmentor"]["decoder"]["classifier"])
     )
     assert same(student["fuse"], first["params"]["decoder"]["fuse"])
     save_network(tmp_path / "torn", tree, {"config": asdict(cfg), "weights": {}})
     with pytest.raises(UsageError, match="params/decoder/classifier/bias is missing and 1 more"):
-        load(starting(cfg, whole=tmp_path / "torn"))
+        load_start(starting(cfg, whole=tmp_path / "torn"))
 
 
 def test_a_resumed_run_reads_no_weights_and_remembers_them(tmp_path, monkeypatch) -> None:
@@ -149,7 +153,7 @@ def test_a_resumed_run_reads_no_weights_and_remembers_them(tmp_path, monkeypatch
             {"params": {"scale": np.float32(5)}}, {"file": "x.npz", "file_sha256": "abc"}, ()
         )
 
-    monkeypatch.setattr(loop, "load", once)
+    monkeypatch.setattr(loop, "load_start", once)
     toy.train(train__steps=6)
     assert len(asked) == 1
     assert toy.weight("last") > 5  # scratch is 1, and six steps add less than 4 a piece
@@ -203,8 +207,8 @@ def test_the_frozen_encoder_may_be_that_of_a_trained_run(files, tmp_path):
 
 def test_a_distance_to_random_features_is_refused():
     with pytest.raises(UsageError, match=r"config\.model\.encoder\.weights names no frozen encod"):
-        check(compared(config()))
+        check_config(compared(config()))
     with pytest.raises(UsageError, match="feature_distance.checkpoint names no frozen encoder"):
-        check(compared(config(), source="checkpoint"))
+        check_config(compared(config(), source="checkpoint"))
     with pytest.raises(UsageError, match="none of them is in the class table"):
-        check(compared(starting(config(), encoder="x"), classes=("unicorn",)))
+        check_config(compared(starting(config(), encoder="x"), classes=("unicorn",)))

@@ -44,7 +44,7 @@ def _leaves_equal(a, b):
 def test_one_compilation_serves_every_step_and_learning_rate_without_implicit_transfers():
     config = standin.config()
     program, mesh = standin.program(config), sharding.mesh(1)
-    state = sharding.init(program.init, KEY, mesh)
+    state = sharding.init_on_mesh(program.init, KEY, mesh)
     compiled = sharding.jit_step(program.train_step, state, mesh)
     copy = sharding.replicated(mesh)
     other = replace(config, optimizer=replace(config.optimizer, learning_rate=3e-2))
@@ -81,7 +81,7 @@ def test_two_devices_make_the_same_step_as_one():
     for count in (1, 2):
         config, mesh = standin.config(), sharding.mesh(count)
         program = standin.program(config)
-        state = sharding.init(program.init, KEY, mesh)
+        state = sharding.init_on_mesh(program.init, KEY, mesh)
         frozen = jax.device_put(program.frozen(config), sharding.replicated(mesh))
         compiled = sharding.jit_step(program.train_step, state, mesh)
         for seed in range(2):
@@ -325,7 +325,7 @@ def test_a_step_without_a_target_is_the_step_with_one():
     batch, found = standin.batch(), []
     empty = Unlabelled(np.zeros((2, 0, 0, 3), np.uint8), np.zeros((2, 0, 0), np.uint8))
     for given in (batch, replace(batch, target=empty)):
-        state = sharding.init(program.init, KEY, mesh)
+        state = sharding.init_on_mesh(program.init, KEY, mesh)
         step = sharding.jit_step(program.train_step, state, mesh)
         found.append(jax.device_get(step(state, frozen, sharding.put_batch(given, mesh))))
     assert _leaves_equal(*found)
@@ -403,7 +403,7 @@ def test_passes_run_one_at_a_time_so_that_only_one_graph_needs_memory():
     modules = Networks(Segmentor(_Deep(), _Wide()), None)
     rows = tuple(replace(SOURCE, name=name, view=name) for name in ("a", "b", "c"))
     run = steps._Run(config, modules, rows)
-    program = steps.build(config, modules)
+    program = steps.build_step(config, modules)
     state, frozen = jax.eval_shape(program.init, KEY), program.frozen(config)
     draws = jax.eval_shape(functools.partial(draw, passes=rows, grid=(1, 1)), KEY, 0, np.arange(2))
     size = (2, 128, 128)
@@ -440,7 +440,7 @@ def test_the_real_networks_keep_float32_state_in_bfloat16_arithmetic():
         model=Model(encoder=small, dtype="bfloat16"),
         data=replace(config.data, crop=(32, 32)),
     )
-    program = steps.build(config)
+    program = steps.build_step(config)
     state = jax.eval_shape(program.init, KEY)
     batch = standin.batch(size=(2, 32, 32))
     after, metrics = jax.eval_shape(program.train_step, state, program.frozen(config), batch)

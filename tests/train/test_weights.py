@@ -18,7 +18,7 @@ from mrm_jax.models.build import build_encoder
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET
 from mrm_jax.runs.fingerprint import feature_norms, picture, tensors_sha256
-from mrm_jax.train.start import load
+from mrm_jax.train.start import load_start
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def test_weights_of_another_network_are_refused_with_the_option_to_change(files)
     cfg = config()
     deeper = replace(ENCODER, depths=(2, 2, 1, 1))
     with pytest.raises(UsageError, match=r"encoder depths \(1, 2, 1, 1\), and config\.model\.enc"):
-        load(starting(other_encoder(cfg, deeper), encoder=folder / "encoder.npz"))
+        load_start(starting(other_encoder(cfg, deeper), encoder=folder / "encoder.npz"))
     wider = replace(cfg.model.decoder, channels=12)
     with pytest.raises(
         UsageError, match=r"decoder channels 8, and config\.model\.decoder\.channels"
     ):
-        load(starting(config(decoder=wider), whole=folder / "network.npz"))
+        load_start(starting(config(decoder=wider), whole=folder / "network.npz"))
     names, colours = cfg.data.classes.names[:3], cfg.data.classes.colours[:3]
     classes = replace(cfg.data.classes, names=names, colours=colours)
     fewer = replace(cfg, data=replace(cfg.data, classes=classes))
     with pytest.raises(UsageError, match=r"17 classes apart, and config\.data\.classes has 3"):
-        load(starting(fewer, whole=folder / "network.npz"))
+        load_start(starting(fewer, whole=folder / "network.npz"))
     with pytest.raises(UsageError, match=r"an encoder alone; give it as config\.model\.encoder\.w"):
-        load(starting(cfg, whole=folder / "encoder.npz"))
+        load_start(starting(cfg, whole=folder / "encoder.npz"))
 
 
 def test_a_published_size_is_named_as_the_recipe_key(tmp_path, monkeypatch) -> None:
@@ -60,7 +60,7 @@ def test_a_published_size_is_named_as_the_recipe_key(tmp_path, monkeypatch) -> N
     np.savez(tmp_path / "x.npz", **_encoder_file(cfg))
     shallow = other_encoder(cfg, replace(ENCODER, depths=(1, 1, 1, 1)))
     with pytest.raises(UsageError, match="add encoder=mit_b9 after the colon"):
-        load(starting(shallow, encoder=tmp_path / "x.npz"))
+        load_start(starting(shallow, encoder=tmp_path / "x.npz"))
 
 
 def _encoder_file(cfg: Config) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _encoder_file(cfg: Config) -> dict[str, Any]:
 @pytest.mark.parametrize("field", ["encoder", "whole"])
 def test_a_missing_file_is_named_with_its_field(tmp_path, field) -> None:
     with pytest.raises(UsageError, match=r"config\.\S+: .*gone\.pth is not there"):
-        load(starting(config(), **{field: tmp_path / "gone.pth"}))
+        load_start(starting(config(), **{field: tmp_path / "gone.pth"}))
 
 
 def test_a_half_matching_file_is_never_loaded_in_part(tmp_path) -> None:
@@ -81,12 +81,12 @@ def test_a_half_matching_file_is_never_loaded_in_part(tmp_path) -> None:
     with pytest.raises(
         UsageError, match=r"missing block2\.1\.mlp\.fc1\.weight; nothing was loaded"
     ):
-        load(starting(config(), encoder=tmp_path / "half.npz"))
+        load_start(starting(config(), encoder=tmp_path / "half.npz"))
 
 
 def test_another_epsilon_is_said_and_not_taken(files) -> None:
     folder, *_ = files
-    start = load(
+    start = load_start(
         starting(
             other_encoder(config(), replace(ENCODER, norm_eps=1e-5)), encoder=folder / "encoder.npz"
         )
@@ -100,9 +100,9 @@ def test_fingerprints_tell_weights_apart_and_not_files(files, tmp_path) -> None:
     with np.load(folder / "network.npz") as archive:
         np.savez_compressed(tmp_path / "again.npz", **dict(reversed(list(archive.items()))))
     cfg = config()
-    found = load(starting(cfg, whole=folder / "network.npz"))
-    again = load(starting(cfg, whole=tmp_path / "again.npz"))
-    other = load(starting(cfg, whole=folder / "other.npz"))
+    found = load_start(starting(cfg, whole=folder / "network.npz"))
+    again = load_start(starting(cfg, whole=tmp_path / "again.npz"))
+    other = load_start(starting(cfg, whole=folder / "other.npz"))
     assert found is not None
     assert again is not None
     assert other is not None

@@ -80,7 +80,7 @@ def program(config, poisoned=()):
 def evaluation(config, score):
     count = len(config.data.classes.names)
     return EvaluationResult(
-        protocol=protocols.describe(
+        protocol=protocols.protocol_of(
             config, network="student", pictures=1, input_sizes={(32, 64)}, label_sizes={(32, 64)}
         ),
         classes=config.data.classes.names,
@@ -103,8 +103,8 @@ class Toy:
         self.poisoned = ()
         self.scores = [0.5] * 100
         self.picks = None
-        monkeypatch.setattr(loop, "build", lambda config: program(config, self.poisoned))
-        monkeypatch.setattr(hooks, "evaluate", self._evaluate)
+        monkeypatch.setattr(loop, "build_step", lambda config: program(config, self.poisoned))
+        monkeypatch.setattr(hooks, "evaluate_on_hosts", self._evaluate)
         monkeypatch.setattr(hooks, "select", self._select)
         self.write_report = hooks.write_report  # the real one takes seconds
         monkeypatch.setattr(hooks, "write_report", self._report)

@@ -21,7 +21,7 @@ from mrm_jax.data.drawn.light import expose
 from mrm_jax.data.drawn.paint import Paint
 
 DRAWN_VERSION = 1
-"""Changing what `draw` returns voids every table of results on drawn data: count this up and run
+"""Changing what `draw_scene` returns voids every table of results on drawn data: count this up and run
 them all again.
 """
 
@@ -39,7 +39,7 @@ _SPLITS = {"train": 1, "val": 2}
 _LOOKS = {"rendered": 1, "camera": 2}
 
 
-def draw(
+def draw_scene(
     seed: int,
     split: DrawnSplit,
     index: int,

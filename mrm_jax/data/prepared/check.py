@@ -21,11 +21,11 @@ from mrm_jax.data.check import (
     spread,
     threaded,
 )
-from mrm_jax.data.labels import IGNORE
 from mrm_jax.data.prepared import manifest, records, verified
 from mrm_jax.data.prepared.manifest import AGAIN
 from mrm_jax.data.prepared.reading import Records, RecordsLabelled
 from mrm_jax.errors import UsageError
+from mrm_jax.label_ids import IGNORE
 from mrm_jax.paths import below
 
 
@@ -33,7 +33,7 @@ def check_prepared(
     folder: Path, *, fast: bool, progress: Callable[[int], Any]
 ) -> tuple[manifest.Manifest, list[Checked]]:
     """What is in a prepared set, and whether its files are those of its manifest."""
-    made = manifest.load(folder, field="--from")
+    made = manifest.read_manifest(folder, field="--from")
     results, done = [], 0
     total = sum(min(s.count, SAMPLED) if fast else s.count for s in made.splits.values())
     with progress(total) as advance:

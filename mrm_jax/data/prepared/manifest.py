@@ -28,7 +28,7 @@ FORMAT = 1
 class Shard:
     """A file of records, how many it holds and its SHA-256.
 
-    `size` bytes, and `index`, a digest of what stands at `places` in it (`verified.index`): by them
+    `size` bytes, and `index`, a digest of what stands at `places` in it (`verified.heads_digest`): by them
     a file that lies in another one's place is known when the set is opened. None: the set was
     prepared before they were kept.
     """
@@ -115,7 +115,7 @@ def _one_line(path: Path, where: str) -> Iterator[None]:
         raise UsageError.at(where, f": {path} cannot be read ({what}); {AGAIN}.") from error
 
 
-def load(folder: Path, *, field: str) -> Manifest:
+def read_manifest(folder: Path, *, field: str) -> Manifest:
     """The manifest of the prepared set in `folder`. Raises UsageError for one that cannot be
     read, naming the value that is wrong.
     """
@@ -194,7 +194,7 @@ def _digest(value: Node) -> str:
     return value.text(_HASH, "a SHA-256, 64 hex digits")
 
 
-def save(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest in one move."""
     write_json(folder / FILE, {"format": FORMAT, **asdict(manifest)})
 

@@ -17,7 +17,7 @@ CHANNELS = {0: 1, 2: 3}  # by colour type: grey, RGB
 PLAIN, ABOVE = 0, 2  # filters of rows: none, differences to the row above
 
 
-def decode(content: bytes) -> np.ndarray | None:
+def decode_png(content: bytes) -> np.ndarray | None:
     """The pixels of a grey or RGB file of 8 bits, u8[H,W] or u8[H,W,3]; None for a file that uses
     more of PNG than that, which is for a general decoder.
 

@@ -22,6 +22,7 @@ import numpy as np
 from mrm_jax import children
 from mrm_jax.data import datasets
 from mrm_jax.data.document import DocumentError, parsed
+from mrm_jax.data.locate import Located, locate
 from mrm_jax.data.prepared import manifest, records, room, shards, verified
 from mrm_jax.data.prepared.shards import Pair, ShardJob
 from mrm_jax.data.tree import size_of
@@ -65,11 +66,11 @@ def prepare(
     download that is not usable, a folder of other things, or too little room; OSError where a file
     cannot be written. What is finished stays in every case.
     """
-    found = _chosen(data_set, datasets.locate(data_set, root), options)
+    found = _chosen(data_set, locate(data_set, root), options)
     jobs = _jobs(data_set, found, options, say)
     source = jobs[0].source
     if manifest.is_prepared(to):
-        there = manifest.load(to, field="--to")
+        there = manifest.read_manifest(to, field="--to")
         if there.source == source:
             _clean(to, jobs)
             say(f"{to} is prepared already.")
@@ -82,7 +83,7 @@ def prepare(
     mine = [job for i, job in enumerate(jobs) if number - 1 == i * of // len(jobs)]
     mine = [job for job in mine if job in missing]
     _drop_halves(to, mine)
-    room.check(to, mine)
+    room.check_room(to, mine)
     done = sum(len(job.pairs) for job in jobs) - sum(len(job.pairs) for job in missing)
     if done:
         say(f"{done} pictures are stored already.")
@@ -99,8 +100,8 @@ def prepare(
 
 
 def _chosen(
-    data_set: datasets.DataSet, found: dict[str, datasets.Located], options: Options
-) -> dict[str, datasets.Located]:
+    data_set: datasets.DataSet, found: dict[str, Located], options: Options
+) -> dict[str, Located]:
     for name in options.splits:
         if name not in found:
             raise UsageError.at(
@@ -112,7 +113,7 @@ def _chosen(
 
 def _jobs(
     data_set: datasets.DataSet,
-    found: dict[str, datasets.Located],
+    found: dict[str, Located],
     options: Options,
     say: Callable[[str], None],
 ) -> list[ShardJob]:
@@ -145,7 +146,7 @@ def _jobs(
 
 def _pairs(
     data_set: datasets.DataSet,
-    located: datasets.Located,
+    located: Located,
     skip_broken: bool,
     say: Callable[[str], None],
 ) -> tuple[list[Pair], dict[str, str]]:
@@ -233,7 +234,7 @@ def _runs(process: int) -> bool:
 
 
 def estimated_bytes(
-    data_set: datasets.DataSet, found: dict[str, datasets.Located], options: Options
+    data_set: datasets.DataSet, found: dict[str, Located], options: Options
 ) -> dict[str, int]:
     """About how many bytes each split will take, from a few of its pictures."""
     jobs = _jobs(data_set, found, replace(options, skip_broken=True), lambda line: None)
@@ -251,7 +252,7 @@ def _share(counter: Any, stop: Any) -> None:
 
 
 def _write_counted(job: ShardJob, to: Path) -> None:
-    for _ in shards.write(job, to):
+    for _ in shards.write_shard(job, to):
         with _counter.get_lock():
             _counter.value += 1
         if _stop.is_set():
@@ -263,7 +264,7 @@ def _run(jobs: list[ShardJob], to: Path, workers: int, advance: Advance) -> None
     if workers == 1 or len(jobs) < 2:
         done = 0
         for job in jobs:
-            for _ in shards.write(job, to):
+            for _ in shards.write_shard(job, to):
                 done += 1
                 advance(done)
         return
@@ -334,7 +335,7 @@ def _finish(
         splits=splits,
         files={name: verified.sha256(to / name) for name in beside},
     )
-    manifest.save(to, made)
+    manifest.write_manifest(to, made)
     _clean(to, jobs)
     return made
 

@@ -25,7 +25,7 @@ Sized = TypeVar("Sized", np.ndarray, Picture)
 log = logging.getLogger(__name__)
 
 
-def is_prepared(domain: Domain) -> bool:
+def reads_prepared(domain: Domain) -> bool:
     """Whether the domain's path holds a prepared set."""
     return bool(domain.path) and manifest.is_prepared(located(domain.path or ""))
 
@@ -63,7 +63,7 @@ class Records:
 
     def __init__(self, domain: Domain, field: str) -> None:
         self._folder, self._split = located(domain.path or ""), domain.split
-        self.manifest = manifest.load(self._folder, field=f"{field}.path")
+        self.manifest = manifest.read_manifest(self._folder, field=f"{field}.path")
         split = self.manifest.split(domain.split, field=field)
         _check_resize(split, domain, field)
         self._resize = split.resize
@@ -77,7 +77,7 @@ class Records:
                 "choose another one.",
             )
         self._files = tuple(_at_hand(self._folder, shard, field) for shard in split.shards)
-        verified.check(self._files, split, field=f"{field}.path")
+        verified.check_unchanged(self._files, split, field=f"{field}.path")
         stops = domain.on_unreadable == "error"
         self.shards = tuple(
             verified.Held(path, shard, stops)

@@ -43,7 +43,7 @@ class PictureRecord(NamedTuple):
     size: tuple[int, int]
 
 
-def encode(record: PictureRecord, codec: str) -> bytes:
+def encode_record(record: PictureRecord, codec: str) -> bytes:
     """The record as bytes, equal for equal input; `codec` is one of `CODECS`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -124,7 +124,7 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarra
     """The pixels of a PNG or JPEG file, by OpenCV's `flags`. Raises ValueError where there are
     none.
     """
-    array = png.decode(content) if content.startswith(png.SIGNATURE) else None
+    array = png.decode_png(content) if content.startswith(png.SIGNATURE) else None
     if array is None:
         array = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if array is None:

@@ -25,7 +25,7 @@ def said(count: float) -> str:
     return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
 
 
-def check(to: Path, jobs: list[ShardJob]) -> None:
+def check_room(to: Path, jobs: list[ShardJob]) -> None:
     """Raises UsageError where the shards would not fit, as far as a few pictures show."""
     needed = sum(size * count for size, count in sizes(jobs).values()) + EMPTY * len(jobs)
     there = next(folder for folder in (to, *to.parents) if folder.exists())

@@ -51,7 +51,7 @@ class ShardJob:
     source: str
 
 
-def write(job: ShardJob, to: Path) -> Iterator[None]:
+def write_shard(job: ShardJob, to: Path) -> Iterator[None]:
     """Writes a shard and then its note; yields after every picture. Raises UsageError naming a
     picture that cannot be used, unless such are left out, and OSError."""
     from array_record.python import (
@@ -83,7 +83,7 @@ def write(job: ShardJob, to: Path) -> Iterator[None]:
         _sync(temporary, written)
         digest, size = verified.sha256(temporary), temporary.stat().st_size
         places = verified.places(temporary, len(names))
-        index = verified.index(temporary, places)
+        index = verified.heads_digest(temporary, places)
         os.replace(temporary, to / job.file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def encoded(job: ShardJob, pair: Pair) -> tuple[bytes, tuple[int, int], np.ndarr
     image, label = transforms.fit_source(image, label, job.resize)
     image = transforms.resize_image(image, label.shape)
     record = records.PictureRecord(pair.stem, image, label, size)
-    return records.encode(record, job.codec), size, pixels
+    return records.encode_record(record, job.codec), size, pixels
 
 
 def _skipped(job: ShardJob, pair: Pair, error: UsageError) -> str:
@@ -172,7 +172,10 @@ def note(to: Path, job: ShardJob) -> Note | None:
             return None
         shard = manifest.shard_of(values["shard"])
         path = to / job.file
-        if path.stat().st_size != shard.size or verified.index(path, shard.places) != shard.index:
+        if (
+            path.stat().st_size != shard.size
+            or verified.heads_digest(path, shard.places) != shard.index
+        ):
             return None
         return Note(
             shard,

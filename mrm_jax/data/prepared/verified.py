@@ -54,7 +54,7 @@ def places(path: Path, count: int) -> tuple[int, ...]:
     return (*(found[i] for i in chosen), found[-1])
 
 
-def index(path: Path, where: Sequence[int]) -> str:
+def heads_digest(path: Path, where: Sequence[int]) -> str:
     """A digest, in hex, of the heads that stand at these places; raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -87,15 +87,19 @@ def misplaced(path: Path, shard: Shard, split: PreparedSplit) -> str | None:
     size = path.stat().st_size
     if size != shard.size:
         return f"{path} has {size} bytes, the manifest says {shard.size}"
-    if index(path, shard.places) == shard.index:
+    if heads_digest(path, shard.places) == shard.index:
         return None
     for other in split.shards:
-        if other is not shard and other.size == size and index(path, other.places) == other.index:
+        if (
+            other is not shard
+            and other.size == size
+            and heads_digest(path, other.places) == other.index
+        ):
             return f"{path} holds what belongs into {other.file}"
     return f"{path} holds other records than the manifest says"
 
 
-def check(paths: Sequence[Path], split: PreparedSplit, *, field: str) -> None:
+def check_unchanged(paths: Sequence[Path], split: PreparedSplit, *, field: str) -> None:
     """Raises UsageError where a file of a split that is opened is not the one that was prepared,
     as far as `misplaced` shows; of older sets, where it holds another number of records, and a line
     says so unless all of it was hashed before."""
@@ -176,7 +180,7 @@ class ShardWatch:
 
     The thread takes a fifth of a core at the lowest priority and ends with the process. Of several
     processes on a machine one hashes at a time, and finds the stamps of those before it. A fault is
-    logged, and raised by `check` where it is to end the run.
+    logged, and raised by `check_unchanged` where it is to end the run.
     """
 
     def __init__(self, shards: Iterable[Held]) -> None:
