@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mrm_jax.checks.require import require_at, require_value
-from mrm_jax.config import TEACHER_METHODS, Config
+from mrm_jax.config import TEACHER_METHODS, Config, map_sizes
 
 
 def check_method(config: Config) -> None:
@@ -123,4 +123,17 @@ def check_feature_distance(config: Config) -> None:
         "config.method.feature_distance.classes",
         f" has {', '.join(classes)}; none of them is in the class table.",
         "Name some of its classes, or none to compare all cells.",
+    )
+    shrunk = 2 if config.model.multires.enabled else 1  # HRDA's context
+    crop = config.data.crop
+    cells = map_sizes(config.model.encoder, crop[0] // shrunk, crop[1] // shrunk)[-1]
+    sides = [side / count for side, count in zip(crop, cells, strict=True)]
+    require_value(
+        not classes or (sides[0] == sides[1] and sides[0].is_integer()),
+        "config.data.crop",
+        crop,
+        f": the last map's {cells[0]} x {cells[1]} cells are {sides[0]:.4g} x {sides[1]:.4g} px, "
+        "and the feature distance takes a cell's label from a square of whole px",
+        "take a crop of whole cells, or compare all of them "
+        "(config.method.feature_distance.classes=()).",
     )

@@ -30,7 +30,8 @@ def check_model(config: Config) -> None:
         )
     field, _, fault = (kind.problem(encoder) or "").partition(" ")
     require_at(not field, f"config.model.encoder.{field}", f" {fault}")
-    side, channels = crop_multiple(encoder), kind.channels(encoder)
+    side = max(crop_multiple(encoder), smallest_side(encoder))
+    channels = kind.channels(encoder)
     sizes = map_sizes(encoder, side, side)
     require_at(
         len(sizes) == len(channels) and all(min(size) >= 1 for size in sizes),
@@ -46,6 +47,7 @@ def check_crops(config: Config) -> None:
     if not multires.enabled:
         _check_crop(config, "data.crop", crop, 1)
         return
+    _check_hrda(config)
     _check_crop(config, "data.crop", crop, 2)
     detail = detail_crop(config)
     _check_crop(config, "model.multires.detail", detail, 1)
@@ -57,6 +59,7 @@ def check_crops(config: Config) -> None:
     )
     encoder, multiple = config.model.encoder, multires.offset_multiple
     stage = DECODER_KINDS[config.model.decoder.kind].logits
+    assert stage is not None  # `_check_hrda`
     side, stride = crop_multiple(encoder), strides(encoder)[stage]
     rows = map_sizes(encoder, side, side)[stage][0]
     require_at(
@@ -73,6 +76,21 @@ def check_crops(config: Config) -> None:
         "; where a detail crop starts has to be a multiple of the decoder's stride, "
         f"{stride}, or its logits lie beside their place.",
     )
+
+
+def _check_hrda(config: Config) -> None:
+    """Raises UsageError: an encoder or a decoder that HRDA cannot run at two resolutions."""
+    encoder, decoder = config.model.encoder.kind, config.model.decoder.kind
+    for what, fits in (
+        (f"encoder kind {encoder}", ENCODER_KINDS[encoder].hrda),
+        (f"decoder kind {decoder}", DECODER_KINDS[decoder].logits is not None),
+    ):
+        require_at(
+            fits,
+            "config.model.multires.enabled",
+            f" is True, but {what} does not go with HRDA, which puts crops on cells of whole px",
+            "set it to False.",
+        )
 
 
 def _check_crop(config: Config, name: str, crop: tuple[int, int], shrunk: int) -> None:

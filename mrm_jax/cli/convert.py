@@ -174,6 +174,8 @@ def _import(arguments: argparse.Namespace, config: Config | None) -> int:
         print(line)
     if config is None:
         print(f"assumed, as no tensor shows it: {'; '.join(network.assumed)}")
+    for path in network.zeros:
+        print(f"zeros, as such files have none: {path}")
     for path in network.absent:
         print(f"missing, keeps the network's initial value: {path}")
     count = len(chosen.data.classes.names)
@@ -305,10 +307,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _natural_kind(model: Model, variables: Mapping[str, Any]) -> str:
-    if "decoder" in variables["params"]:
-        return "segmentor"
-    from mrm_jax.convert.tables import encoder_files
+    from mrm_jax.convert.tables import decoder_files, encoder_files
 
+    if "decoder" in variables["params"]:
+        found = decoder_files().get(model.decoder.kind)
+        return "segmentor" if found is None else found.natural(model)
     kind = model.encoder.kind
     files = encoder_files().get(kind)
     if files is None:
@@ -344,6 +347,7 @@ def _grouped(added: Mapping[str, Any]) -> dict[str, list[str]]:
     reasons = {
         "num_batches_tracked": "counters of BatchNorm, 0",
         "pos_embed": "the fixed position table",
+        "mask_token": "a second name of the mask token",
     }
     groups: dict[str, list[str]] = {}
     for name in added:

@@ -22,12 +22,17 @@ class Encoder:
         "ResNet, 2 in EfficientNet-Lite and MobileNetV2.",
         low=1,
     )
-    heads: tuple[int, ...] = option((1, 2, 5, 8), "MiT: attention heads of each stage.", low=1)
+    heads: tuple[int, ...] = option(
+        (1, 2, 5, 8), "MiT, DINOv2: attention heads of each stage.", low=1
+    )
     sr_ratios: tuple[int, ...] = option(
         (8, 4, 2, 1), "MiT: spatial reduction of keys and values in each stage.", low=1
     )
     mlp_ratios: tuple[int, ...] = option(
-        (4, 4, 4, 4), "MiT: hidden width of each stage's Mix-FFNs over their input's.", low=1
+        (4, 4, 4, 4),
+        "MiT, DINOv2: hidden width of each stage's dense layers over their input's; DINOv2's "
+        "swiglu has two thirds of it.",
+        low=1,
     )
     drop_path: float = option(
         0.1,
@@ -36,7 +41,10 @@ class Encoder:
         low=0,
         high=1,
     )
-    norm_eps: float = option(1e-6, "MiT: epsilon of the block and stage LayerNorms.", low=0)
+    drop_path: float = option(
+        0.1, "MiT, DINOv2: largest drop-path rate; grows linearly over the blocks.", low=0, high=1
+    )
+    norm_eps: float = option(1e-6, "MiT, DINOv2: epsilon of block and stage LayerNorms.", low=0)
     embed_norm_eps: float = option(
         1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms.", low=0
     )
@@ -63,6 +71,36 @@ class Encoder:
     )
     stem_width: int = option(
         32, "EfficientNet-Lite, MobileNetV2: channels of the stem's map.", low=1
+    )
+    ffn: Literal["mlp", "swiglu"] = option(
+        "mlp", "DINOv2: two dense layers with a GELU, or gated ones (its giant)."
+    )
+    registers: int = option(0, "DINOv2: register tokens beside the class token.", low=0)
+    position_grid: int = option(
+        37,
+        "DINOv2: positions a side that are learned.",
+        unit="cells",
+        source="DINOv2: 518 px pictures",
+        low=1,
+    )
+    positions: Literal["meta", "resize", "antialias"] = option(
+        "meta",
+        "DINOv2: bicubic filter that brings the positions to a picture's size. meta: as its own "
+        "code does, with an offset of 0.1, or for registers as antialias; resize: by size without "
+        "the offset (transformers without registers); antialias: wide kernels (timm).",
+    )
+    resize: Literal["native", "1.1"] = option(
+        "native",
+        "DINOv2: how a picture gets sides of whole patches. native: padded with the mean colour at "
+        "the bottom and the right, logits cut; 1.1: resized to 1.1 times its sides, rounded down, "
+        "logits resized back.",
+        source="VFM-UDA: 1.1",
+    )
+    pyramid: bool = option(
+        False,
+        "DINOv2: hand out four maps, of 4, 2, 1 and 1/2 times the patches' grid, instead of one; "
+        "made by transposed convolutions that are trained like the decoder.",
+        source="ViTDet sec. 3",
     )
     weights: str | None = option(
         None,
@@ -152,6 +190,10 @@ class Model:
     )
 
 
+_SIDE = 5040
+"""Of a picture so large that a cell which a border adds does not count; divided by 1 to 10."""
+
+
 def map_sizes(encoder: Encoder, height: int, width: int) -> Sizes:
     """Rows and columns of every map of a picture."""
     return ENCODER_KINDS[encoder.kind].map_sizes(encoder, height, width)
@@ -164,7 +206,7 @@ def crop_multiple(encoder: Encoder) -> int:
 
 def strides(encoder: Encoder) -> tuple[int, ...]:
     """Input px a cell of every map, rounded down where that is no whole number."""
-    side = crop_multiple(encoder)
+    side = _SIDE * crop_multiple(encoder)
     return tuple(max(side // rows, 1) for rows, _ in map_sizes(encoder, side, side))
 
 

@@ -20,7 +20,8 @@ def synthesise(
     state: Mapping[str, np.ndarray], *, grid: int = PUBLISHED_GRID
 ) -> dict[str, np.ndarray]:
     """What `state` lacks for a strict load: BatchNorm's counters (0), the layer `conv_seg` of
-    SegFormer's mmseg head (zeros; it is never called), the Rebuilder's fixed position table.
+    SegFormer's mmseg head (zeros; it is never called), the Rebuilder's fixed position table, the
+    mask token's second name in VFM-UDA's network.
 
     grid: cells a side of that table.
     """
@@ -34,6 +35,9 @@ def synthesise(
             shape = (classes, _UNUSED_WIDTH, 1, 1)
             added[f"{found[1]}conv_seg.weight"] = np.zeros(shape, value.dtype)
             added[f"{found[1]}conv_seg.bias"] = np.zeros(classes, value.dtype)
+        found = re.fullmatch(r"(|.*\.)encoder\.mask_token", name)
+        if found and f"{found[1]}upscale.0.weight" in state:
+            added[f"{found[1]}token_masking.mask_token"] = value
         if found := re.fullmatch(r"(|.*\.)transformer\.mask_token", name):
             table = position_table(grid, value.size)[None]
             added[f"{found[1]}transformer.pos_embed"] = table.astype(value.dtype)

@@ -113,21 +113,28 @@ def plan_export(rows: Iterable[Row], tree: Mapping[str, Any]) -> Plan:
 def convert(plan: Plan, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The leaves of a plan without problems, as a flat tree. Values keep their dtype; nothing is
     rounded."""
-    tree = {}
+    tree: dict[str, np.ndarray] = {}
+    made: dict[str, tuple[int, ...]] = {}
     for leaf in plan.leaves:
         op, start, stop = OPS[leaf.row.op], *_window(plan, leaf)
+        if not leaf.row.sources:
+            made[leaf.path] = tuple(_size(plan, text) for text in leaf.sizes(leaf.row.shape))
+            continue
         blocks = [
             op.forward(np.concatenate([np.asarray(state[key])[start:stop] for key in block]))
             for block in leaf.keys
         ]
         tree[leaf.path] = np.stack(blocks) if leaf.stacked else np.ascontiguousarray(blocks[0])
-    return tree
+    kept = np.result_type(np.float16, *tree.values()) if made else None
+    return tree | {path: np.zeros(shape, kept) for path, shape in made.items()}
 
 
 def invert(plan: Plan, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict that `convert` turns into this flat tree, in the order of the rows."""
     parts: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for leaf in plan.leaves:
+        if not leaf.row.sources:
+            continue
         value = np.asarray(tree[leaf.path])
         start, _ = _window(plan, leaf)
         for block, keys in zip(value if leaf.stacked else [value], leaf.keys, strict=True):
@@ -204,7 +211,8 @@ def _closed_values(row: Row) -> list[dict[str, int]]:
 
 
 def _open_index(row: Row) -> str:
-    return next((name for name in OPEN if "{" + name + "}" in row.sources[0]), "")
+    first = next(iter(row.sources), "")
+    return next((name for name in OPEN if "{" + name + "}" in first), "")
 
 
 def _head(template: str, index: dict[str, int]) -> str:
@@ -235,6 +243,11 @@ def _token(text: str) -> tuple[int, str]:
     return int(found.group(1) or 1), found.group(2) or ""
 
 
+def _size(plan: Plan, text: str) -> int:
+    times, symbol = _token(text)
+    return times * plan.symbols[symbol] if symbol else times
+
+
 def _divided(text: str, parts: int) -> str:
     times, symbol = _token(text)
     return f"{times // parts}{symbol}"
@@ -248,7 +261,10 @@ def _solve(plan: Plan, name: str, shape: tuple[int, ...], spec: list[str]) -> No
             plan.symbols[symbol] = size // times
         fits = fits and size == times * (plan.symbols.get(symbol, -1) if symbol else 1)
     if not fits:
-        wanted = [str(t * plan.symbols[s] if s in plan.symbols else f"{t}{s}") for t, s in tokens]
+        wanted = [
+            str(t * plan.symbols[s]) if s in plan.symbols else f"{t if t > 1 or not s else ''}{s}"
+            for t, s in tokens
+        ]
         plan.problems.append(f"{name} has shape {shape}, expected ({', '.join(wanted)})")
 
 
@@ -293,6 +309,4 @@ def _window(plan: Plan, leaf: Leaf) -> tuple[int | None, int | None]:
     if leaf.row.take is None:
         return None, None
     start, stop, _ = (text.format(**leaf.indices) for text in leaf.row.take)
-    tokens = [_token(start), _token(stop)]
-    first, last = (times * plan.symbols[symbol] if symbol else times for times, symbol in tokens)
-    return first, last
+    return _size(plan, start), _size(plan, stop)

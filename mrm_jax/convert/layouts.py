@@ -21,7 +21,8 @@ class Layout:
     facts: what `describe` reports, name -> symbol; `{s}` in a symbol makes a list over the stages.
     shows(symbols): what it reports in their place.   classifier: rows of a module that is kept on
     demand alone, and otherwise dropped by a rule in `drops`.   fitted(shapes, ours): the layout of
-    that very state or, with `ours`, of that tree, for rows that no index counts.
+    that very state or, with `ours`, of that tree, for rows that no index counts.   fold(leaves
+    below the module): an equal network that the names can say, where they cannot say every one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Layout:
     shows: Callable[[Symbols], dict[str, Any]] | None = None
     classifier: tuple[Row, ...] = ()
     fitted: Callable[[Shapes, bool], Layout] | None = None
+    fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class LayoutKind:
     """A whole name layout.
 
     wrapped: the parts instead, where there is one called "attention" in the names (HRDA).
-    copies: prefixes of full copies in one file, the preferred one first.   spare: a prefix that
-    all names may carry.
+    copies: prefixes of full copies in one file, the preferred one first.
+    spares: prefixes of which all names may carry one.
     sizes: facts that the encoder must have.   found: its names show it; otherwise they show another
     kind with the same names.
     """
@@ -66,7 +68,7 @@ class LayoutKind:
     drops: tuple[Drop, ...] = ()
     wrapped: tuple[Part, ...] = ()
     copies: tuple[str, ...] = ()
-    spare: str = ""
+    spares: tuple[str, ...] = ()
     concat_order: str = "c1..c4"
     sizes: Facts = ()
     found: bool = True
@@ -78,7 +80,9 @@ class EncoderFiles:
 
     layouts: of a file of the encoder alone, each a kind under its own name, and of a segmentor's
     backbone under mmseg's names. alone: the same, but never a segmentor's. others: of files of
-    other kinds. sizes: kinds of one size and other names of a kind, name -> (the layout's, facts
+    other kinds, and `kinds`: those kinds, where they are of this encoder. necks: of what stands
+    behind it; the name of the one that is there is `shown["neck"]` for `fields`. sizes: kinds of
+    one size and other names of a kind, name -> (the layout's, facts
     that `describe` must find). fields(what `describe` shows) -> (fields of
     `config.Encoder`, phrases for what no tensor shows). guessed(encoder): a phrase for what was
     guessed badly, so that the user has to say it. natural(encoder): the layout it is written in.
@@ -89,6 +93,8 @@ class EncoderFiles:
     natural: Callable[[Any], str]
     alone: tuple[Layout, ...] = ()
     others: tuple[Layout, ...] = ()
+    kinds: Mapping[str, LayoutKind] = field(default_factory=dict)
+    necks: tuple[Layout, ...] = ()
     sizes: Mapping[str, tuple[str, Facts]] = field(default_factory=dict)
     guessed: Callable[[Any], str | None] = lambda encoder: None
 
@@ -99,13 +105,14 @@ class DecoderFiles:
 
     layouts: of a head under mmseg's names. attentions: of HRDA's attention head of this kind.
     others: of heads in files of other kinds. fields(what `describe` shows) -> fields of
-    `config.Decoder`.
+    `config.Decoder`. natural(config.Model): the kind that a network with it is written in.
     """
 
     layouts: tuple[Layout, ...]
     fields: Callable[[Mapping[str, Any]], dict[str, Any]]
     attentions: tuple[Layout, ...] = ()
     others: tuple[Layout, ...] = ()
+    natural: Callable[[Any], str] = lambda model: "segmentor"
 
 
 def of_state(
@@ -124,6 +131,15 @@ def of_tree(layout: Layout, tree: Mapping[str, Any], root: str) -> Layout:
         layout = layout.fitted(_below(tree, prefix), True)
     there = any(prefix + row.path in tree for row in layout.classifier)
     return replace(layout, rows=layout.rows + layout.classifier) if there else layout
+
+
+def folded(layout: Layout, tree: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """A flat tree whose leaves below `root` the layout can say."""
+    if layout.fold is None:
+        return dict(tree)
+    prefix = f"params/{root}"
+    below = {path.removeprefix(prefix): x for path, x in tree.items() if path.startswith(prefix)}
+    return {**tree, **{prefix + path: leaf for path, leaf in layout.fold(below).items()}}
 
 
 def _below(arrays: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:

@@ -77,7 +77,7 @@ def _planned(
 ) -> tuple[LayoutKind, list[Choice], str, Plan]:
     """The kind with the parts that lie under the prefix `copy`, their layouts, the prefix with the
     spare one, and the plan that imports them."""
-    spare = row.spare if any(key.startswith(copy + row.spare) for key in state) else ""
+    spare = next((s for s in row.spares if any(key.startswith(copy + s) for key in state)), "")
     base = copy + spare
     row = unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
     row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
@@ -142,7 +142,7 @@ def _copy(row: LayoutKind, state: Mapping[str, Any], variant: Mapping[str, Any])
 def _ends(row: LayoutKind) -> set[str]:
     """How the name of a first tensor of the kind's first part ends."""
     part = row.parts[0]
-    before = {part.prefix, row.spare + part.prefix, *([""] if part.bare else [])}
+    before = {start + part.prefix for start in ("", *row.spares)} | ({""} if part.bare else set())
     return {start + mark for layout in part.layouts for mark in layout.marks for start in before}
 
 

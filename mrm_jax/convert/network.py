@@ -21,7 +21,8 @@ class ConvertedNetwork:
     """Weights of a segmentor, or of its encoder alone, from a file.
 
     `tree`: {"params": {"encoder": ..., "decoder": ...}, "batch_stats": ...}, numpy float32; leaves
-    in `absent` ("encoder/norm1/scale") were allowed to be missing.   `model`: what the tensors and
+    in `absent` ("encoder/norm1/scale") were allowed to be missing, those in `zeros` have no tensor
+    in such files and are 0.   `model`: what the tensors and
     their names show, reference values for the rest.   `whole`: a segmentor, with a decoder.
     `classes`: its number of logits; 0 where no tensor shows it.   `assumed`: phrases for what no
     tensor shows.
@@ -37,6 +38,7 @@ class ConvertedNetwork:
     absent: tuple[str, ...]
     dropped: dict[str, str]
     assumed: tuple[str, ...]
+    zeros: tuple[str, ...] = ()
 
 
 def load_network(
@@ -84,6 +86,7 @@ def load_network(
         absent=tuple(prefix + path.partition("/")[2] for path in shown.absent),
         dropped=shown.dropped,
         assumed=assumed,
+        zeros=tuple(prefix + m[2].partition("/")[2] for m in shown.moves if m[3] == "zeros"),
     )
 
 
@@ -124,7 +127,8 @@ def model_of(found: Mapping[str, Any]) -> tuple[Model, tuple[str, ...]]:
 
     Raises UsageError for a network that ours cannot be.
     """
-    encoder, assumed = _encoder(found["encoder"])
+    neck = found.get("neck", {}).get("layout")
+    encoder, assumed = _encoder({**found["encoder"], "neck": neck})
     shown = found.get("decoder")
     decoder = Decoder() if shown is None else _decoder(shown)
     attention = found.get("attention")

@@ -59,6 +59,14 @@ OPS = {
         4,
     ),
     "token": Op(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1, 1), 1),
+    "row": Op(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1), 1),
+    "cls": Op(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1), 1),
+    "tokens": Op(lambda x: x[0], lambda x: x[None], 2),
+    # A first token that the file has no place for, and that is 0.
+    "tokens_after_zero": Op(
+        lambda x: np.concatenate([np.zeros_like(x[0, :1]), x[0]]), lambda x: x[None, 1:], 2
+    ),
+    "zeros": Op(lambda x: x, lambda x: x, 1),
 }
 
 
@@ -67,7 +75,7 @@ class Row:
     """One leaf of the tree and the tensors it is made of.
 
     source: name of the tensor, with indices in braces; several names are equal parts, joined along
-    torch's first axis.
+    torch's first axis; none, (): no tensor of the file holds the leaf, which is 0.
     path: the leaf, with slashes. An open index in `source` that `path` lacks is stacked on a new
     leading axis.
     op: a name in OPS.   shape: torch's shape of the (joined) tensor, each size a number, a symbol

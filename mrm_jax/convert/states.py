@@ -16,7 +16,7 @@ import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export
-from mrm_jax.convert.layouts import of_tree
+from mrm_jax.convert.layouts import folded, of_tree
 from mrm_jax.convert.matching import (
     check_sizes,
     has_paths,
@@ -83,7 +83,8 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     `import_torch`; `copy` puts that prefix before every name, and `grid` (cells a side, Rebuilder
     only) writes the fixed position table as well. `complete=True` adds all that an import drops
     and a strict load wants: `synthesise`. A classifier that is in the tree is written. Hugging
-    Face's hub names are written.
+    Face's hub names are written. timm's DINOv2 with registers adds the class token's position to
+    the token: an equal network.
     Misfit as in `import_torch`.
     """
     row = kind_row(kind)
@@ -93,6 +94,8 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     row = unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = layouts_of(row, lambda part, layout: has_paths(part, layout, tree))
     chosen = [replace(x, layout=of_tree(x.layout, tree, x.part.root)) for x in chosen]
+    for choice in chosen:
+        tree = folded(choice.layout, tree, choice.part.root)
     plan = plan_export(rows_of(row, chosen, base, variant), tree)
     known = {leaf.path for leaf in plan.leaves}
     plan.problems += [f"not expected {path}" for path in tree if path not in known]
@@ -124,7 +127,7 @@ def trace(state: Mapping[str, Any], kind: str, **variant: Any) -> Trace:
     found, plan = understand(state, kind, variant)
     moves = []
     for leaf in plan.leaves:
-        names = tuple(key for block in leaf.keys for key in block)
+        names = tuple(key for block in leaf.keys for key in block) or ("-",)
         shape = next((tuple(state[key].shape) for key in names if key in state), ())
         moves.append((names, shape, leaf.path, leaf.row.op))
     absent = [leaf.path for leaf in plan.absent]

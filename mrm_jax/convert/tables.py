@@ -24,15 +24,15 @@ from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, resolved
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")
 
 
-def _others(backbone: Part) -> dict[str, LayoutKind]:
-    """Kinds of more than an encoder. `backbone`: a segmentor's under mmseg's names."""
+def _others(backbone: Part, neck: Part) -> dict[str, LayoutKind]:
+    """Kinds of more than an encoder. `backbone`, `neck`: a segmentor's under mmseg's names."""
     decoders = decoder_files().values()
     heads = tuple(layout for files in decoders for layout in files.layouts)
     attentions = tuple(layout for files in decoders for layout in files.attentions)
     return {
-        "decoder": LayoutKind((Part("decoder", heads),), spare="decode_head."),
+        "decoder": LayoutKind((Part("decoder", heads),), spares=("decode_head.",)),
         "segmentor": LayoutKind(
-            (backbone, Part("decoder", heads, "decode_head.", "decoder/")),
+            (backbone, neck, Part("decoder", heads, "decode_head.", "decoder/")),
             wrapped=(
                 backbone,
                 Part("decoder", heads, "decode_head.head.", "decoder/"),
@@ -91,12 +91,15 @@ def _kinds(changes: int) -> dict[str, LayoutKind]:
                     value=layout.name,
                 )
             part = Part("encoder", (layout,))
-            alone[layout.name] = LayoutKind((part,), (_OTHER_HEADS,), spare="backbone.")
+            alone[layout.name] = LayoutKind((part,), (_OTHER_HEADS,), spares=("backbone.",))
+        alone |= files.kinds
         for name, (layout, facts) in files.sizes.items():
             sized[name] = replace(alone[layout], sizes=facts, found=False)
     layouts = tuple(layout for files in encoder_files().values() for layout in files.layouts)
     backbone = Part("encoder", layouts, "backbone.", "encoder/")
-    return {**alone, **_others(backbone), **sized}
+    necks = tuple(layout for files in encoder_files().values() for layout in files.necks)
+    neck = Part("neck", necks, "neck.", "neck/", optional=True)
+    return {**alone, **_others(backbone, neck), **sized}
 
 
 class _Kinds(Mapping[str, LayoutKind]):

@@ -27,8 +27,19 @@ class _MapSizes:
         return config.map_sizes(self.encoder, height, width)
 
 
+@dataclass(frozen=True)
+class _Covers:
+    """What `EncoderKind.covers` says of an encoder; two of equal encoders are equal."""
+
+    encoder: config.Encoder
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        covers = ENCODER_KINDS[self.encoder.kind].covers
+        return (height, width) if covers is None else covers(self.encoder, height, width)
+
+
 def feature_spec(encoder: config.Encoder) -> FeatureSpec:
-    """Channels and sizes of the encoder's maps."""
+    """Channels and sizes of the maps that decoder and Rebuilder see."""
     return FeatureSpec(
         channels=ENCODER_KINDS[encoder.kind].channels(encoder),
         strides=config.strides(encoder),
@@ -37,7 +48,7 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
 
 
 def build_encoder(model: config.Model) -> nn.Module:
-    """The encoder: `module(image, mode)` gives a tuple of maps."""
+    """The encoder without its neck: `module(image, mode)` gives a tuple of maps."""
     return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, _dtype(model))
 
 
@@ -57,6 +68,12 @@ def build_classifier(model: config.Model, classes: int, width: int) -> nn.Module
     return resolved(kind.classifier)(model, _dtype(model), classes, width)
 
 
+def build_neck(encoder: config.Encoder) -> nn.Module | None:
+    """What stands between encoder and decoder: `module(maps)` gives maps; None: nothing."""
+    neck = ENCODER_KINDS[encoder.kind].neck
+    return None if neck is None else resolved(neck)(encoder)
+
+
 def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:
     """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]; `remat` as in
     `config.Model`."""
@@ -71,16 +88,19 @@ def build_segmentor(
     encoder = build_encoder(model)
     decoder = build_decoder(model.decoder, num_classes, model.remat)
     if not model.multires.enabled:
-        return Segmentor(encoder=encoder, decoder=decoder)
+        covers = _Covers(model.encoder) if ENCODER_KINDS[model.encoder.kind].covers else None
+        return Segmentor(encoder, decoder, build_neck(model.encoder), covers)
     detail = model.multires.detail or detail
     if detail is None:
         raise ValueError("build_segmentor: HRDA needs the size of the detail crop.")
-    spec = feature_spec(model.encoder)
+    spec, stage = feature_spec(model.encoder), DECODER_KINDS[model.decoder.kind].logits
+    if stage is None or not ENCODER_KINDS[model.encoder.kind].hrda:
+        raise ValueError("build_segmentor: HRDA goes with neither this encoder nor this decoder.")
     return MultiResSegmentor(
         encoder=encoder,
         decoder=decoder,
         attention=build_decoder(_attention(model), num_classes, model.remat),
-        stride=spec.strides[DECODER_KINDS[model.decoder.kind].logits],
+        stride=spec.strides[stage],
         detail=detail,
     )
 
@@ -109,7 +129,8 @@ def build_rebuilder(
     stages = decoder.reads if mrm.stages == "multi" else decoder.rebuilt
     if OBJECTIVE_KINDS[mrm.target].last_map:
         stages = (-1,)
-    stages = tuple(range(count)) if stages is None else tuple(i % count for i in stages)
+    stages = range(count) if stages is None else dict.fromkeys(i % count for i in stages)
+    stages = tuple(stages)
     if mrm.hidden == "blank":
         return Blank(stages, mrm.grid)
     return Rebuilder(

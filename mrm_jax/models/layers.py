@@ -19,7 +19,14 @@ import numpy as np
 from jax import lax
 
 from mrm_jax.ops.batch_norm import batch_norm
-from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding, transposed_conv
+from mrm_jax.ops.convolution import (
+    Padding,
+    conv,
+    depthwise,
+    doubled,
+    same_padding,
+    transposed_conv,
+)
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.product import as_dot_general
@@ -177,8 +184,8 @@ def drop_path_scales(key: jax.Array, rates: np.ndarray, batch: int, branches: in
 
 
 def scale_samples(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """`x` [B, H, W, C] with every sample times its `factor` [B]; same dtype."""
-    return x * factor.astype(x.dtype).reshape(-1, 1, 1, 1)
+    """`x` [B, ..., C] with every sample times its `factor` [B]; same dtype."""
+    return x * factor.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def dropout2d(x: jax.Array, rate: float, mode: Mode) -> jax.Array:
@@ -308,6 +315,25 @@ class TransposedConv(nn.Module):
         return y + along_channels(bias.astype(x.dtype), y)
 
 
+class Doubling(nn.Module):
+    """Transposed convolution 2x2, stride 2, whose outputs do not overlap; starts as PyTorch's does
+    (fan_in counted as 4 * out)."""
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, 2H, 2W, features] from [B, H, W, C]; kernel as `transposed_conv`'s."""
+        init = uniform((4 * self.features) ** -0.5)
+        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), jnp.float32)
+        y = doubled(x, kernel.astype(x.dtype))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", init, (self.features,), jnp.float32)
+        return y + along_channels(bias.astype(x.dtype), y)
+
+
 def rematerialised(block: type[nn.Module], remat: str, *, looped: bool) -> type[nn.Module]:
     """`block` as `remat` wants it: computed again in the backward pass unless that is "none".
 
@@ -333,14 +359,15 @@ def stacked_blocks(
     """`depth` blocks of one shape, stored stacked under `name` (leading axis = block), called as
     `(x, inputs) -> (x, None)`.
 
-    Running averages and moments are stacked like the parameters. `inputs` [depth, ...] is handed
+    Running averages, moments and what flax's `capture_intermediates` catches are stacked like the
+    parameters. `inputs` [depth, ...] is handed
     out one a block (None: nothing is). `unroll` runs them one after the other instead of in a loop
     (faster on CPU, slower to compile); `remat` other than "none" computes each block again in the
     backward pass. Both change only how the blocks run, never the parameters or the values.
     """
     scanned = nn.scan(
         rematerialised(block, remat, looped=not unroll),
-        variable_axes={"params": 0, "batch_stats": 0, "moments": 0},
+        variable_axes={"params": 0, "batch_stats": 0, "moments": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=0,
         length=depth,

@@ -10,6 +10,7 @@ from typing import Protocol
 import flax.linen as nn
 import jax
 
+from mrm_jax.ops.resize import resize
 from mrm_jax.types import Array, Mode, Scale, SegOutput
 
 Features = dict[Scale, tuple[jax.Array, ...]]
@@ -64,10 +65,17 @@ def transformed(features: Features, transform: Transform) -> Features:
 
 
 class Segmentor(nn.Module):
-    """`encoder(image, mode)` gives one map a stage, `decoder(features, mode)` gives logits."""
+    """`encoder(image, mode)` gives one map a stage, `neck(maps)` (None: nothing) makes the features
+    of them, `decoder(features, mode)` gives logits.
+
+    covers(height, width): px that the features of such a picture lie over, where the encoder pads
+    it at the bottom and the right; None: the picture.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
+    neck: nn.Module | None = None
+    covers: Callable[[int, int], tuple[int, int]] | None = None
 
     def __call__(
         self,
@@ -77,8 +85,8 @@ class Segmentor(nn.Module):
         transform: Transform | None = None,
         offset: Array | None = None,
     ) -> SegOutput:
-        """Logits `main` [B, h, w, K] at the decoder's stride (at least float32), and the encoder's
-        features.
+        """Logits `main` [B, h, w, K] at the decoder's stride, or at the picture's size where it is
+        padded (at least float32), and the features.
 
         image, transform: see `run_network`. offset: a network of one resolution has no use for it.
         Needs rng "dropout" in mode "train" if a drop rate is above 0. In other modes than "eval"
@@ -87,10 +95,19 @@ class Segmentor(nn.Module):
         """
         return run_network(self, image, mode=mode, transform=transform, offset=offset)
 
-    def encode(self, image: Array, *, mode: Mode, offset: Array | None = None) -> Features:
-        """See `Network`."""
+    def encode(
+        self,
+        image: Array,
+        *,
+        mode: Mode,
+        offset: Array | None = None,
+        hide: Array | None = None,
+    ) -> Features:
+        """See `Network`. hide: bool[B, rows, columns], tokens that an encoder which can do so
+        replaces by its mask token."""
         del offset
-        return {"context": self.encoder(image, mode)}
+        maps = self.encoder(image, mode, *(() if hide is None else (hide,)))
+        return {"context": maps if self.neck is None else self.neck(maps)}
 
     def decode(
         self,
@@ -101,6 +118,10 @@ class Segmentor(nn.Module):
         offset: Array | None = None,
     ) -> SegOutput:
         """See `Network`."""
-        del size, offset
+        del offset
         maps = features["context"]
-        return SegOutput({"main": self.decoder(maps, mode)}, maps)
+        logits = self.decoder(maps, mode)
+        covered = size if self.covers is None else self.covers(*size)
+        if covered != tuple(size):
+            logits = resize(logits, covered)[:, : size[0], : size[1]]
+        return SegOutput({"main": logits}, maps)

@@ -347,3 +347,12 @@ def _by_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     y = jnp.concatenate(corners, -1) @ weight
     y = y.reshape(batch, height + 1, width + 1, 2, 2, out).transpose(0, 1, 3, 2, 4, 5)
     return y.reshape(batch, 2 * height + 2, 2 * width + 2, out)[:, 1:-1, 1:-1]
+
+
+def doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution 2x2, stride 2: `x` [B, H, W, I], `kernel` [2, 2, I, O], oriented as
+    `transposed_conv`'s: [B, 2H, 2W, O]. Each input makes four outputs, so it is one product."""
+    batch, height, width, channels = x.shape
+    weight = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
+    y = (x @ weight).reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(batch, 2 * height, 2 * width, -1)

@@ -5,6 +5,7 @@ package asks about it.
 config file may do it itself. CONTRIBUTING.md says how. Costs no jax: what needs it is referred to.
 """
 
+from mrm_jax.registry import dinov2 as _dinov2  # noqa: F401 - registers
 from mrm_jax.registry.decoders import DECODER_KINDS, DecoderKind
 from mrm_jax.registry.encoders import (
     ENCODER_KINDS,

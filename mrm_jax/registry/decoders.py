@@ -18,7 +18,9 @@ class DecoderKind(Registered):
         "(config.Decoder, number of classes, config.Model.remat) -> module(maps, mode) -> logits "
         "f[B,h,w,classes]"
     )
-    logits: int = piece("the stage that its logits are as large as")
+    logits: int | None = piece(
+        "the stage that its logits are as large as; None: no stage's, which HRDA cannot do with"
+    )
     rebuilt: tuple[int, ...] | None = piece("the stages that MRM rebuilds")
     reads: tuple[int, ...] | None = piece("the stages that it reads: what stages=multi rebuilds")
     own_attention: bool = piece(
@@ -99,5 +101,16 @@ DECODER_KINDS.register(
         # The outputs of these are classes, whose number nothing divides.
         sharding=((r"(?:head/)?branch\d+/kernel", -2),),
         conversion="mrm_jax.convert.heads:DEEPLABV2_FILES",
+    )
+)
+DECODER_KINDS.register(
+    DecoderKind(
+        name="vit_light",
+        module="mrm_jax.models.vit_light:build",
+        logits=None,
+        rebuilt=(-1,),
+        reads=(-1,),
+        variants={"vit_light": {}},
+        conversion="mrm_jax.convert.dinov2:LIGHT_FILES",
     )
 )

@@ -42,12 +42,24 @@ class EncoderKind(Registered):
         "3], mode) -> maps, for crops and for any other sides of at least `smallest`"
     )
     map_sizes: Callable[[Any, int, int], Sizes] = piece(
-        "(encoder, height, width) -> rows and columns of every map of such a picture"
+        "(encoder, height, width) -> rows and columns of every map that decoders see of such a "
+        "picture"
     )
     multiple: Callable[[Any], int] = piece(
         "(encoder) -> what the sides of a training crop are a multiple of, px"
     )
     input: InputStats = piece("mean and deviation of its pictures, InputStats(...) or IMAGENET")
+    neck: Reference | None = piece(
+        "(config.Encoder) -> module(maps) -> the maps that decoder and Rebuilder see, or None for "
+        "the encoder's own; it is trained like the decoder",
+        None,
+    )
+    covers: Callable[[Any, int, int], tuple[int, int]] | None = piece(
+        "(encoder, height, width) -> px that the maps of such a picture lie over, where it is "
+        "padded at the bottom and the right; None: the picture",
+        None,
+    )
+    hrda: bool = piece("whether HRDA may run it at two resolutions", True)
     smallest: Callable[[Any], int] | None = piece(
         "(encoder) -> the shortest side that it takes, px; None: `multiple`", None
     )
@@ -57,7 +69,7 @@ class EncoderKind(Registered):
         None,
     )
     channels: Callable[[Any], tuple[int, ...]] = piece(
-        "(encoder) -> channels of every map", lambda encoder: tuple(encoder.dims)
+        "(encoder) -> channels of every such map", lambda encoder: tuple(encoder.dims)
     )
     variants: Mapping[str, Mapping[str, Any]] = piece(
         "name after encoder= -> fields of config.Encoder that differ from its defaults",

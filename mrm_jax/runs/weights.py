@@ -48,6 +48,7 @@ class Opened:
     absent: tuple[str, ...]
     origin: dict[str, Any]
     known: bool
+    zeros: tuple[str, ...] = ()
 
 
 def open_weights(path: str, field: str) -> Opened:
@@ -98,6 +99,7 @@ def _of_file(network: ConvertedNetwork) -> Opened:
         absent=network.absent,
         origin=origin(network),
         known=False,
+        zeros=network.zeros,
     )
 
 
@@ -261,18 +263,22 @@ def shapes(config: Config, *, whole: bool) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
 
 
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def remarks(config: Config, opened: Opened) -> list[str]:
     """What the user should know about weights that fit: epsilons, heads and class names that the
     config does not take from them."""
     ours, theirs = config.model.encoder, opened.model.encoder
-    notes = []
+    notes = [f"these weights have no {path}, which starts from zeros." for path in opened.zeros]
     kind = ENCODER_KINDS[ours.kind]
     for name in kind.implied:
         wanted, found = getattr(ours, name), getattr(theirs, name)
         if wanted != found:
             notes.append(
-                f"these weights come from a network with encoder {name} {found:g}; "
-                f"config.model.encoder.{name} is {wanted:g} and is used."
+                f"these weights come from a network with encoder {name} {_short(found)}; "
+                f"config.model.encoder.{name} is {_short(wanted)} and is used."
             )
     for name in kind.unshown:
         wanted, found = getattr(ours, name), getattr(theirs, name)

@@ -29,7 +29,7 @@ _NORM = r"(?:[^/]+/)*norm\d*/(?:scale|bias)"
 # and every bias are decayed, as in the reference.
 TABLE: tuple[tuple[str, str], ...] = (
     (r"segmentor/encoder/.+", "encoder"),
-    (r"segmentor/(?:decoder|attention)/.+", "decoder"),
+    (r"segmentor/(?:neck|decoder|attention)/.+", "decoder"),
     (r"rebuilder/mask_token", "rebuilder_token"),
     (r"rebuilder/projector\d+/norm\d+/(?:scale|bias)", "rebuilder_inner_norm"),
     (rf"rebuilder/{_NORM}", "rebuilder_norm"),
@@ -129,8 +129,8 @@ def update(
 
 
 def gradient_norms(grads: Any) -> Metrics:
-    """Euclidean norm f[] of the gradient of every part there is (encoder, decoder, HRDA's
-    attention, Rebuilder, auxiliary heads): `grad_norm/...`.
+    """Euclidean norm f[] of the gradient of every part there is (encoder, its neck, decoder,
+    HRDA's attention, Rebuilder, auxiliary heads): `grad_norm/...`.
     """
     others = {name: part for name, part in grads.items() if name != "segmentor"}
     parts = {**grads["segmentor"], **others}

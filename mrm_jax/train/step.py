@@ -153,7 +153,7 @@ def _step_with(
     frozen = replace(frozen, scalars=at_step(frozen.scalars, state.step))
     scalars = frozen.scalars
     taught, pseudo, metrics = _teach(run, state, frozen, batch, draws)
-    views = _views(run, pseudo, batch, draws, frozen)
+    views = _views(run, state, pseudo, batch, draws, frozen)
     shared = Shared(run.modules, state.batch_stats, frozen, draws)
     train = run.config.train
     grads, passed, moments = accumulate(
@@ -228,7 +228,12 @@ def _folded(run: _Run, stats: Tree, moments: Tree) -> Tree:
 
 
 def _views(
-    run: _Run, pseudo: PseudoLabel | None, batch: Batch, draws: Draws, frozen: Frozen
+    run: _Run,
+    state: TrainState,
+    pseudo: PseudoLabel | None,
+    batch: Batch,
+    draws: Draws,
+    frozen: Frozen,
 ) -> dict[str, View]:
     shown = {"target"} if pseudo is not None else set()  # panels show what the teacher says
     views = make_views(
@@ -242,18 +247,21 @@ def _views(
         stats=run.stats,
     )
     if has_feature_distance(run.config.method):
-        views["source"] = replace(views["source"], anchor=_anchor(run, frozen, batch.source.image))
+        anchor = _anchor(run, state, frozen, batch.source.image)
+        views["source"] = replace(views["source"], anchor=anchor)
     if pseudo is not None and pseudo.features is not None:
         for name in {row.view for row in run.passes if row.transform == "rebuild"}:
             views[name] = replace(views[name], taught=pseudo.features)
     return views
 
 
-def _anchor(run: _Run, frozen: Frozen, image: Array) -> jax.Array:
-    """The frozen encoder's last map of pictures f[B, H, W, 3]; under HRDA of the context."""
+def _anchor(run: _Run, state: TrainState, frozen: Frozen, image: Array) -> jax.Array:
+    """The frozen encoder's last map of pictures f[B, H, W, 3], through the student's neck where
+    there is one; under HRDA of the context."""
     encoder = {"params": frozen.imagenet_params, "batch_stats": frozen.imagenet_batch_stats}
+    neck = {k: v for k, v in state.params["segmentor"].items() if k == "neck"}
     applied: Any = run.modules.segmentor.apply(
-        {name: {"encoder": tree} for name, tree in encoder.items()},
+        {name: {"encoder": tree, **neck} for name, tree in encoder.items()},
         image,
         mode="eval",
         offset=jnp.zeros(2, jnp.int32),
@@ -281,7 +289,7 @@ def _inspect(
     raw, batch = batch, _normalise(run, state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
     _, pseudo, _ = _teach(run, state, frozen, batch, draws)
-    views = _views(run, pseudo, batch, draws, frozen)
+    views = _views(run, state, pseudo, batch, draws, frozen)
     size = (raw.source.label.shape[1], raw.source.label.shape[2])
     shared = Shared(run.modules, state.batch_stats, frozen, draws)
     panels: dict[str, jax.Array] = {}

@@ -167,9 +167,15 @@ def contrast(call: Call, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """
     del key
     cosines = call.heads["prototypes"](call.output.features[-1])
-    side = call.view.label.shape[2] // cosines.shape[2]
-    middle = (slice(None), slice(side // 2, None, side), slice(side // 2, None, side))
-    label, weight = (jnp.asarray(x)[middle] for x in (call.view.label, call.view.weight))
+    pixels, cells = call.view.label.shape[1:], cosines.shape[1:3]
+    # Cells of a ViT may be no whole px.
+    rows, columns = (
+        ((np.arange(count) + 0.5) * side / count).astype(int)
+        for side, count in zip(pixels, cells, strict=True)
+    )
+    label, weight = (
+        jnp.asarray(x)[:, rows][:, :, columns] for x in (call.view.label, call.view.weight)
+    )
     temperature = jnp.asarray(call.scalars["method.contrast.temperature"], cosines.dtype)
     loss = weighted_cross_entropy(cosines / temperature, label, weight)
     return jnp.asarray(call.scalars["method.contrast.weight"], loss.dtype) * loss, {

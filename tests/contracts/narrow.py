@@ -34,6 +34,10 @@ ENCODERS["efficientnet_lite"] = Encoder(
 ENCODERS["mobilenet_v2"] = replace(
     ENCODERS["efficientnet_lite"], kind="mobilenet_v2", kernels=(3, 3)
 )
+_VIT = Encoder("dinov2", (16,), (2,), (7,), heads=(2,), mlp_ratios=(2,), position_grid=3)
+# Pictures of 32 px are padded to 35, or looked at as 35 px.
+ENCODERS["dinov2"] = replace(_VIT, ffn="swiglu", registers=1)
+ENCODERS["dinov2_pyramid"] = replace(_VIT, pyramid=True, resize="1.1")
 ENCODERS["resnet_7x7"] = replace(ENCODERS["resnet_v1c"], stem="7x7")
 _V3PLUS = Decoder("deeplabv3plus", channels=8, dilations=(1, 2), low_channels=4)
 DECODERS = {
@@ -43,6 +47,7 @@ DECODERS = {
     "deeplabv2": Decoder("deeplabv2", dilations=(1, 2)),
     "deeplabv3plus": _V3PLUS,
     "deeplabv3plus_bn": replace(_V3PLUS, norm=True),
+    "vit_light": Decoder("vit_light"),
 }
 
 
@@ -86,6 +91,13 @@ ROWS = (
     Row("mit", "deeplabv3plus", True, "multi", False),
     Row("resnet_v1c", "deeplabv3plus_bn", False, "off", True, remat="full"),
 )
+
+# HRDA is refused on a ViT, so these are not crossed with the others.
+VIT_ROWS = (
+    Row("dinov2", "vit_light", False, "auto", True, remat="blocks"),
+    Row("dinov2_pyramid", "conv1", False, "multi", True),
+)
+EVERY = ROWS + VIT_ROWS
 
 
 def uncovered(rows: tuple[Row, ...]) -> list[tuple[tuple[str, object], ...]]:

@@ -23,11 +23,13 @@ OTHER_REMAT = {"none": "full", "blocks": "full", "full": "none"}
 """What is recomputed in the other form of a row."""
 
 # Parameters whose true gradient is 0: before a BatchNorm with nothing but 1x1 convolutions and
-# resizing on the way, a constant is taken off again.
+# resizing on the way, a constant is taken off again; a ViT's mask token hides nothing here.
 UNDONE = {
     "conv1": r"segmentor/decoder/embed\d/bias",
     "segformer": r"segmentor/decoder/linear\d/bias",
     "attention": r"segmentor/attention/embed\d/bias",
+    "dinov2": "segmentor/encoder/mask_token",
+    "dinov2_pyramid": "segmentor/encoder/mask_token",
 }
 
 
@@ -129,7 +131,9 @@ def named(tree):
 
 def undone(row, name):
     return any(
-        re.fullmatch(UNDONE[key], name) for key in (row.decoder, "attention") if key in UNDONE
+        re.fullmatch(UNDONE[key], name)
+        for key in (row.encoder, row.decoder, "attention")
+        if key in UNDONE
     )
 
 
@@ -152,10 +156,10 @@ def test_every_pair_of_choices_meets_in_a_row():
         "remat": {"none", "blocks", "full"},
         "dtype": {"float32", "bfloat16"},
     }.items():
-        assert {getattr(row, field) for row in narrow.ROWS} == levels
+        assert {getattr(row, field) for row in narrow.EVERY} == levels
 
 
-@pytest.mark.parametrize("row", narrow.ROWS, ids=str)
+@pytest.mark.parametrize("row", narrow.EVERY, ids=str)
 def test_stacked_recomputed_and_looped_passes_equal_plain_ones_run_one_by_one(row):
     found = outcome(row)
     (grads, metrics, moments), (others, other_metrics, other_moments) = (
@@ -187,7 +191,7 @@ def test_stacked_recomputed_and_looped_passes_equal_plain_ones_run_one_by_one(ro
         near(others[name], leaf, 1e-4, floor=floor)
 
 
-@pytest.mark.parametrize("row", narrow.ROWS, ids=str)
+@pytest.mark.parametrize("row", narrow.EVERY, ids=str)
 def test_all_numbers_are_finite_and_every_parameter_gets_a_gradient(row):
     found = outcome(row)
     for name, leaf in named(found).items():
@@ -202,7 +206,7 @@ def test_all_numbers_are_finite_and_every_parameter_gets_a_gradient(row):
         assert [name for name in silent if not undone(row, name)] == []
 
 
-@pytest.mark.parametrize("row", narrow.ROWS, ids=str)
+@pytest.mark.parametrize("row", narrow.EVERY, ids=str)
 def test_modes_differ_by_drops_and_by_whose_statistics_they_use_alone(row):
     found = outcome(row)["modes"]
     share = 5e-5 if row.dtype == "float32" else 5e-2
@@ -247,12 +251,12 @@ def level(call, key):
     return loss, {"level": loss}
 
 
-@pytest.mark.parametrize("encoder", ["mit", "resnet_v1c"])
+@pytest.mark.parametrize("encoder", ["mit", "resnet_v1c", "dinov2"])
 def test_stacked_views_go_through_the_encoder_in_one_call_and_others_in_one_each(encoder):
     """Counted in the traced program, where nothing but the encoder multiplies; a loop over the
     views behind the flag would be counted turn by turn."""
     made = narrow.config(narrow.Row(encoder, "deeplabv2", False, "off", False))
-    modules = Networks(build_networks(made).segmentor.clone(decoder=Sums()), None)
+    modules = Networks(build_networks(made).segmentor.clone(decoder=Sums(), covers=None), None)
     views = narrow.views(made)
     params, stats = narrow.variables(made)
     rows = tuple(Pass(name, name, (level,)) for name in views)

@@ -14,14 +14,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from refusals import refused
 
 from mrm_jax import recipes
+from mrm_jax.checks.model import check_crops
 from mrm_jax.config import Classes, Config, Data, Model, detail_crop
 from mrm_jax.models.build import feature_spec
 from mrm_jax.recipes import DECODERS, ENCODERS
 from mrm_jax.train.state import build_networks
 
 BATCH, CLASSES, PLAIN, HRDA = 2, 19, 512, 1024
+PATCHES = 518  # of 14 px: nothing is padded
 NAMES = tuple(f"class{i}" for i in range(CLASSES))
 BASE = Config(data=Data(classes=Classes(NAMES, ((0, 0, 0),) * CLASSES)), model=Model(unroll=False))
 
@@ -31,18 +34,21 @@ STRIDES = {
     "resnet": (4, 8, 8, 8),
     "efficientnet_lite": (4, 8, 16, 32),
     "mobilenet_v2": (4, 8, 16, 32),
+    "dinov2": (14,),
 }
 # The stages that give the maps, where not every one does.
 MAPPED = {"efficientnet_lite": (1, 2, 4, 6), "mobilenet_v2": (1, 2, 4, 6)}
-# The stage that logits are as large as.
-LOGITS_AT = {"daformer": 0, "segformer": 0, "deeplabv2": 3, "deeplabv3plus": 0}
+# The stage that logits are as large as, and how many cells a side they have in one of it.
+LOGITS_AT = {"daformer": 0, "segformer": 0, "deeplabv2": -1, "deeplabv3plus": 0, "vit_light": -1}
+FINER = {"vit_light": 4}
 # Stages that are rebuilt, for MRM.stages "auto" and "multi".
-ALL, LAST, ENDS = (0, 1, 2, 3), (3,), (0, 3)
+ALL, LAST, ENDS = (0, 1, 2, 3), (-1,), (0, -1)
 REBUILT = {
     "daformer": {"auto": ALL, "multi": ALL},
     "segformer": {"auto": ALL, "multi": ALL},
     "deeplabv2": {"auto": LAST, "multi": LAST},
     "deeplabv3plus": {"auto": LAST, "multi": ENDS},
+    "vit_light": {"auto": LAST, "multi": LAST},
 }
 
 
@@ -52,7 +58,8 @@ class Blank(nn.Module):
 
 def config(encoder, decoder, hrda, mrm="off"):
     """The named run; `mrm` is off, auto or multi."""
-    crop, switch = HRDA if hrda else PLAIN, str(mrm != "off").lower()
+    plain = PATCHES if encoder.startswith("dinov2") else PLAIN
+    crop, switch = HRDA if hrda else plain, str(mrm != "off").lower()
     text = f"dacs,encoder={encoder},decoder={decoder},hrda={str(hrda).lower()},crop={crop}"
     made = recipes.apply(BASE, f"{text},mrm={switch}")
     stages = replace(made.method.mrm, stages="auto" if mrm == "off" else mrm)
@@ -160,10 +167,11 @@ def check_encoder(made, network):
 def check_decoder(made, network):
     crop, kind = made.data.crop, made.model.encoder.kind
     stride = STRIDES[kind][LOGITS_AT[made.model.decoder.kind]]
+    finer = FINER.get(made.model.decoder.kind, 1)
     network, hrda = network.clone(encoder=Blank()), made.model.multires.enabled
     scales = tuple(scales_of(made).items())
     logits, extent = decoded(network, scales, crop, True, "train")
-    main = (BATCH, *sides(crop, stride), CLASSES)
+    main = (BATCH, *(finer * side for side in sides(crop, stride)), CLASSES)
     if not hrda:
         assert (logits, extent) == ({"main": main}, None)
         return
@@ -180,7 +188,9 @@ def check_rebuilder(made, rebuilder, stages):
     for maps in scales_of(made).values():
         found, untouched = rebuilt(rebuilder, maps)
         assert found == maps
-        assert sorted((*untouched, *REBUILT[made.model.decoder.kind][stages])) == [0, 1, 2, 3]
+        count = len(maps)
+        expected = {i % count for i in REBUILT[made.model.decoder.kind][stages] if i < count}
+        assert sorted((*untouched, *expected)) == list(range(count))
 
 
 @pytest.mark.parametrize("hrda", [False, True], ids=["plain", "hrda"])
@@ -190,6 +200,10 @@ def test_maps_logits_and_rebuilt_maps_have_the_shapes_that_the_feature_spec_says
     encoder, decoder, hrda
 ):
     made = config(encoder, decoder, hrda)
+    if hrda and (encoder.startswith("dinov2") or decoder == "vit_light"):
+        with refused("config.model.multires.enabled", None, way_out="set it to False."):
+            check_crops(made)
+        return
     plain = build_networks(made)
     assert plain.rebuilder is None
     check_encoder(made, plain.segmentor)

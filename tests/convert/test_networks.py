@@ -78,6 +78,8 @@ KINDS = {
     "uda_": "segmentor",
     "rebuilder_": "rebuilder",
     "hf_segformer_": "hf_segformer",
+    "dinov2_vit": "dinov2",
+    "segmentor_vfmuda_": "vfm_uda",
 }
 LISTS = [(name, kind) for prefix, kind in KINDS.items() for name in shape_lists(prefix)]
 

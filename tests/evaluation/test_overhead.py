@@ -18,9 +18,18 @@ from mrm_jax.train import hooks, state
 MRM = config.MRM(enabled=True, grid=(4, 4), dim=8, depth=1, heads=2)
 
 
-def trained(enabled: bool):
+VIT = config.Encoder("dinov2", (8,), (1,), (7,), heads=(2,), mlp_ratios=(1,), position_grid=3)
+VITS = {
+    "light": config.Model(VIT, config.Decoder("vit_light")),
+    "pyramid": config.Model(
+        replace(VIT, pyramid=True, resize="1.1"), config.Decoder(channels=8, fusion="conv1")
+    ),
+}
+
+
+def trained(enabled: bool, model: config.Model = CONFIG.model):
     """(config, state with numbers from a hat, variables of the networks that are evaluated)."""
-    cfg = replace(CONFIG, method=config.Method(mrm=replace(MRM, enabled=enabled)))
+    cfg = replace(CONFIG, model=model, method=config.Method(mrm=replace(MRM, enabled=enabled)))
     shapes = jax.eval_shape(
         partial(state.init_state, cfg, state.build_networks(cfg)), jax.random.key(0)
     )
@@ -62,6 +71,20 @@ def test_compiled_flops_and_bytes_are_equal_with_and_without_mrm(pair, mode):
     theirs = compiled(without, others["student"], mode)
     assert ours["flops"] == theirs["flops"] > 1e5
     assert ours["bytes accessed"] == theirs["bytes accessed"]
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_vit_with_mrm_costs_at_test_time_what_it_costs_without(name):
+    (ours, made, networks), (theirs, _, others) = (trained(on, VITS[name]) for on in (True, False))
+    assert jax.tree.leaves(made.params["rebuilder"])
+    found, plain = (
+        compiled(cfg, variables["student"], "whole")
+        for cfg, variables in ((ours, networks), (theirs, others))
+    )
+    assert found["flops"] == plain["flops"] > 1e5
+    assert found["bytes accessed"] == plain["bytes accessed"]
+    shapes = [jax.tree.map(np.shape, variables["student"]) for variables in (networks, others)]
+    assert shapes[0] == shapes[1]
 
 
 def test_the_networks_evaluated_have_equally_many_parameters_with_and_without_mrm(pair):
