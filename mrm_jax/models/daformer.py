@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax.config import Decoder
+from mrm_jax.models.blocks import recomputed
 from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -21,7 +22,6 @@ from mrm_jax.models.layers import (
     dense,
     dropout2d,
     fan_out_normal,
-    recomputed,
     torch_dense,
 )
 from mrm_jax.ops.precision import at_least_float32

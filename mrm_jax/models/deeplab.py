@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from mrm_jax.config import Decoder
+from mrm_jax.models.blocks import recomputed
 from mrm_jax.models.daformer import ConvFusion, FusionBottleneck, SeparableBranch
-from mrm_jax.models.layers import Conv, dense, dropout2d, recomputed
+from mrm_jax.models.layers import Conv, dense, dropout2d
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import Mode

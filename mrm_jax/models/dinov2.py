@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from mrm_jax.config import Encoder, Model
+from mrm_jax.models.blocks import stacked_blocks
 from mrm_jax.models.layers import (
     Doubling,
     LayerNorm,
@@ -23,7 +24,6 @@ from mrm_jax.models.layers import (
     drop_path_scales,
     gelu,
     scale_samples,
-    stacked_blocks,
     uniform,
 )
 from mrm_jax.ops.attention import attend

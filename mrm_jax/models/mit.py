@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.config import Model
+from mrm_jax.models.blocks import stacked_blocks
 from mrm_jax.models.layers import (
     Conv,
     DepthwiseConv,
@@ -26,7 +27,6 @@ from mrm_jax.models.layers import (
     fan_out_normal,
     gelu,
     scale_samples,
-    stacked_blocks,
 )
 from mrm_jax.ops.attention import attend
 from mrm_jax.types import Mode

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.config import Model
+from mrm_jax.models.blocks import rematerialised
 from mrm_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -27,7 +28,6 @@ from mrm_jax.models.layers import (
     fan_out_normal,
     pointwise,
     relu6,
-    rematerialised,
     scale_samples,
 )
 from mrm_jax.ops.precision import at_least_float32

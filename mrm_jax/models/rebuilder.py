@@ -17,15 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrm_jax.models.layers import (
-    LayerNorm,
-    TransposedConv,
-    dense,
-    gelu,
-    recomputed,
-    stacked_blocks,
-    torch_dense,
-)
+from mrm_jax.models.blocks import recomputed, stacked_blocks
+from mrm_jax.models.layers import LayerNorm, TransposedConv, dense, gelu, torch_dense
 from mrm_jax.ops.attention import attend
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import FeatureSpec

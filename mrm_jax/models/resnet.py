@@ -14,13 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mrm_jax.config import Model
-from mrm_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    pointwise,
-    rematerialised,
-    stacked_blocks,
-)
+from mrm_jax.models.blocks import rematerialised, stacked_blocks
+from mrm_jax.models.layers import BatchNorm, Conv, pointwise
 from mrm_jax.types import Mode
 
 # A block's output is this many times as wide as its 3x3 convolution.

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 
 from mrm_jax.config import Decoder
+from mrm_jax.models.blocks import recomputed
 from mrm_jax.models.daformer import ConvFusion, aligned
-from mrm_jax.models.layers import dropout2d, recomputed, torch_dense
+from mrm_jax.models.layers import dropout2d, torch_dense
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mrm_jax.ops import convolution
-from mrm_jax.ops.convolution import conv, depthwise, same_padding, transposed_conv
+from mrm_jax.ops import convolution, transposed
+from mrm_jax.ops.convolution import conv, depthwise, same_padding
+from mrm_jax.ops.transposed import transposed_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -133,7 +134,7 @@ def test_the_two_forms_of_the_kernel_gradient_agree(rows):
         np.testing.assert_allclose(*both, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", [transposed_conv, convolution._by_windows])
+@pytest.mark.parametrize("form", [transposed_conv, transposed._by_windows])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4)])
 def test_transposed_convolution_equals_lax_in_value_and_gradient(form, size):
     rng = np.random.default_rng(3)
