@@ -1,5 +1,6 @@
 """Logits of whole pictures and windows, against plain forwards, jax.image and loops over pixels."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from toys import Brightness, Pointwise, forward, network
 
+from mrm_jax.config import Decoder, Encoder, Model
 from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, predict
+from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.windows import grid
 
 
@@ -33,6 +36,24 @@ def test_whole_resizes_logits_to_the_picture_and_from_there_to_the_label():
     np.testing.assert_allclose(ours, by_image(first, 75, 111), atol=1e-4)
     # The detour is part of the protocol: going there directly is something else.
     assert np.abs(ours - by_image(direct, 75, 111)).max() > 1e-3
+
+
+@pytest.mark.parametrize("resize", ["native", "1.1"])
+def test_pictures_and_windows_of_a_vit_are_fitted_to_its_patches_by_the_network_itself(resize):
+    encoder = Encoder("dinov2", (8,), (1,), (7,), heads=(2,), mlp_ratios=(1,), position_grid=3)
+    made = Model(replace(encoder, resize=resize), Decoder("vit_light"), unroll=False)
+    model, image = build_segmentor(made, 5), picture(1, 16, 24)
+    variables = model.init(jax.random.key(0), image, mode="eval")
+    seen = by_image(np.asarray(forward(model, variables, image)), 16, 24)
+    np.testing.assert_allclose(predict(model, variables, image), seen, atol=1e-5)
+    corners, total, coverage = [(0, 0), (0, 8)], np.zeros((1, 16, 24, 5)), np.zeros((16, 24, 1))
+    for top, left in corners:
+        part = (slice(None), slice(top, top + 16), slice(left, left + 16))
+        total[part] += by_image(np.asarray(forward(model, variables, image[part])), 16, 16)
+        coverage[part[1:]] += 1
+    ours = predict(model, variables, image, mode="slide", window=(16, 16), stride=(16, 8))
+    # Two implementations of one float32 interpolation.
+    np.testing.assert_allclose(ours, total / coverage, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(30, 45), (16, 80)])

@@ -376,10 +376,14 @@ def test_the_feature_distance_of_classes_needs_crops_of_whole_cells():
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"dims": (12, 12), "depths": (2, 2), "strides": (7, 7), "heads": (2, 2)}, "dims"),
+        (
+            {name: (12, 12) for name in ("dims", "depths", "strides", "heads", "mlp_ratios")},
+            "dims",
+        ),
         ({"heads": (5,)}, "dims"),
         ({"dims": (6,), "pyramid": True}, "dims"),
         ({"heads": (1, 2)}, "heads"),
+        ({"mlp_ratios": (4, 4, 4, 4)}, "mlp_ratios"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(fields, field):
