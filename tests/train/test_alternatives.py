@@ -80,7 +80,7 @@ def _opened(config):
     if "reconstructed" in draws.mask:  # three tokens: drawn ones may all be hidden or shown
         draws.mask["reconstructed"] = jnp.array([[[0.1, 0.9, 0.8]], [[0.9, 0.2, 0.3]]])
     _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
-    return run, state, frozen, steps._views(run, pseudo, batch, draws, frozen), draws
+    return run, state, frozen, steps._views(run, state, pseudo, batch, draws, frozen), draws
 
 
 @functools.cache
@@ -199,7 +199,7 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
     def total(teacher):
         taught = replace(state, teacher_params=teacher)
         _, pseudo, _ = steps._teach(run, taught, frozen, batch, draws)
-        views = steps._views(run, pseudo, batch, draws, frozen)
+        views = steps._views(run, state, pseudo, batch, draws, frozen)
         shared = Shared(run.modules, state.batch_stats, frozen, draws)
         _, metrics, _ = accumulate(
             shared, run.passes, state.params, views, state.step, "sequential"

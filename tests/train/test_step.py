@@ -156,7 +156,7 @@ def _shared(run, state, frozen, draws):
 def _losses(run, params, teacher, state, frozen, batch, draws):
     state = replace(state, step=jnp.int32(5), teacher_params=teacher)
     _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
-    views = steps._views(run, pseudo, batch, draws, frozen)
+    views = steps._views(run, state, pseudo, batch, draws, frozen)
     return [
         run_pass(_shared(run, state, frozen, draws), row, params, views[row.view]).loss
         for row in run.passes
@@ -187,7 +187,7 @@ def test_passes_give_the_gradient_of_the_summed_loss_however_they_are_run(execut
 
     def apart(params):
         _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
-        views = steps._views(run, pseudo, batch, draws, frozen)
+        views = steps._views(run, state, pseudo, batch, draws, frozen)
         shared = _shared(run, state, frozen, draws)
         return accumulate(shared, run.passes, params, views, state.step, execution)
 
@@ -253,7 +253,7 @@ def test_hidden_cells_pass_no_gradient_to_the_encoder():
     uniforms = jnp.array([[[0.0, 1.0, 1.0]], [[1.0, 0.0, 0.0]]])  # the ratio is 0.5
     draws = replace(draws, mask={row.name: uniforms})
     _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
-    view = steps._views(run, pseudo, batch, draws, frozen)["target"]
+    view = steps._views(run, state, pseudo, batch, draws, frozen)["target"]
 
     def loss(image):
         seen = replace(view, image=image)
@@ -270,7 +270,7 @@ def test_batch_statistics_are_folded_in_the_order_of_the_passes():
     # Fully optimised: QUICK is 1e-3 away from what is run op by op below.
     after, _ = jax.jit(program.train_step)(state, frozen, standin.batch())
     _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
-    views = steps._views(run, pseudo, batch, draws, frozen)
+    views = steps._views(run, state, pseudo, batch, draws, frozen)
     expected = state.batch_stats
     for row in run.passes:
         shared = _shared(run, state, frozen, draws)
