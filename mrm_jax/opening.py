@@ -45,11 +45,13 @@ def _chosen(loaded: LoadedRun, which: str) -> dict[str, dict[str, Any]]:
         raise UsageError(
             "These weights are an encoder alone, which segments nothing",
             "train with them by --config.model.encoder.weights.",
+            field="config.model.encoder.weights",
         )
     if loaded.facts.get("converted") and (missing := loaded.facts["weights"].get("missing")):
         raise UsageError(
             f"These weights lack {len(missing)} leaves, {missing[0]} the first",
             "train with them by --config.train.init_from.",
+            field=missing[0],
         )
     found = {"student": loaded.student}
     if loaded.teacher is not None:
@@ -60,5 +62,7 @@ def _chosen(loaded: LoadedRun, which: str) -> dict[str, dict[str, Any]]:
         raise UsageError(
             f"network {which}: this checkpoint ({loaded.config.method.kind}) holds no {which}",
             "use student." if which == "teacher" else "use student or teacher.",
+            field="network",
+            value=which,
         )
     return {which: found[which]}

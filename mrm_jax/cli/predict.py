@@ -137,7 +137,7 @@ def _products(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
     if arguments.resize is not None and min(arguments.resize) < 1:
-        raise UsageError(f"--resize {arguments.resize}: both sides have to be positive.")
+        raise UsageError.of("--resize", arguments.resize, ": both sides have to be positive.")
     if not 0 <= arguments.opacity <= 1:
         raise UsageError.of("--opacity", arguments.opacity, "", "give a number from 0 to 1.")
     if arguments.batch is not None and arguments.batch < 1:
