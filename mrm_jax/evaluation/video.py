@@ -130,7 +130,7 @@ def _av() -> Any:
         import av.logging
     except ImportError as error:
         raise UsageError(
-            "Videos are read by PyAV, which is not installed", "pip install 'mrm-jax[video]'."
+            "Videos are read by PyAV, which is not installed", "pip install av.", field="av"
         ) from error
     av.logging.set_level(av.logging.PANIC)  # what is wrong is said once, in one line
     return av
