@@ -101,7 +101,7 @@ def test_the_cpu_beside_an_accelerator_is_an_error_unless_it_was_asked_for(
 
 
 def test_training_refuses_another_kind_of_device(tmp_path):
-    with refused("config.mesh.platform", way_out="install mrm-jax[tpu] or mrm-jax[cuda] and"):
+    with refused("config.mesh.platform", way_out="install jax[tpu] or jax[cuda12] and"):
         doctor.require_platform(Config(mesh=Mesh(platform="gpu")))
 
 
