@@ -156,7 +156,7 @@ def test_mistakes_are_answered_in_one_line(workdir, words, message, tmp_path):
 def test_a_teacher_that_was_deleted_is_asked_for_in_vain(workdir, tmp_path):
     shutil.copytree(workdir / "checkpoints" / "7", tmp_path / "7")
     shutil.rmtree(tmp_path / "7" / "teacher")
-    with refused("--network", "teacher", way_out="use --network student"):
+    with refused("network", "teacher", way_out="use student"):
         run(["evaluate", "--checkpoint", str(tmp_path / "7"), "--network", "teacher"])
 
 

@@ -98,8 +98,8 @@ def test_norms_are_decayed_where_the_config_says_so():
 
 
 def test_a_parameter_without_a_row_is_named():
-    with pytest.raises(ValueError, match="segmentor/neck/kernel"):
-        optimizer.groups({"segmentor": {"neck": {"kernel": 1}}, "rebuilder": {}}, Config())
+    with pytest.raises(ValueError, match="segmentor/tail/kernel"):
+        optimizer.groups({"segmentor": {"tail": {"kernel": 1}}, "rebuilder": {}}, Config())
 
 
 def test_the_update_is_adam_with_decoupled_decay():
