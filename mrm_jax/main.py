@@ -20,7 +20,7 @@ from absl import flags
 
 import mrm_jax
 from mrm_jax import backend, children
-from mrm_jax.cli.resolve import load_config
+from mrm_jax.cli.resolve import load_config, to_stderr
 from mrm_jax.command import is_config, packaged, remark, split_config_flags
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
@@ -149,11 +149,7 @@ def run(words: list[str]) -> int:
     if line := remark(config_words):
         print(line, file=sys.stderr)
     unread = getattr(module, "UNREAD", {})
-    return module.run(arguments, load_config(config_words, unread, say=_say))
-
-
-def _say(line: str) -> None:
-    print(shown(line), file=sys.stderr)
+    return module.run(arguments, load_config(config_words, unread, say=to_stderr))
 
 
 def entry() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from mrm_jax import backend
 from mrm_jax.config import Config, detail_crop
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation.network import Network, on_device
@@ -21,9 +22,15 @@ def load(
     """The network of a run, ready to segment pictures, with its variables on the device.
 
     path: a run's folder, one of its checkpoints, or a converted network. which: "last", "best" (by
-    labels), "picked" (without) or a step. Raises UsageError where there is none, or no teacher.
+    labels), "picked" (without) or a step. Raises UsageError where there is none, or no teacher, or
+    where JAX_PLATFORMS asks for a device that is not there.
     """
-    return opened(load_run(path, which), network)[network]
+    try:
+        return opened(load_run(path, which), network)[network]
+    except Exception as error:
+        if line := backend.refusal(error):
+            raise line from error
+        raise
 
 
 def opened(

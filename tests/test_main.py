@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from refusals import refused
 
 import mrm_jax
 from mrm_jax import backend, command, main
@@ -172,6 +173,9 @@ def test_config_prints_the_resolved_values_and_what_differs(capsys, tmp_path):
     workdir.begin(tmp_path, config, {})
     assert main.run([*words, str(tmp_path)]) == 0  # the folder of a run
     assert capsys.readouterr().out.splitlines() == wanted
+    (tmp_path / "empty").mkdir()
+    with refused("--diff", tmp_path / "empty", way_out="a run's folder"):
+        main.run([*words, str(tmp_path / "empty")])
 
 
 def test_config_shows_what_cannot_be_trained_as_it_is(capsys):
@@ -197,13 +201,16 @@ def test_jax_that_finds_no_device_is_one_line_of_every_verb(tmp_path):
         ["doctor", "--config=tiny"],
     ]
     code = (
-        "import json, sys; from mrm_jax import main\n"
-        "for words in json.loads(sys.argv[1]):\n"
+        "import json, sys; from mrm_jax import load, main; from mrm_jax.errors import UsageError\n"
+        "commands, there = json.loads(sys.argv[1]), sys.argv[2]\n"
+        "for words in commands:\n"
         "    sys.argv = ['mrm-jax', *words]\n"
-        "    print(words[0], main._answered(), flush=True)"
+        "    print(words[0], main._answered(), flush=True)\n"
+        "try: load(there)\n"
+        "except UsageError as error: print(error.field, error.value)"
     )
     made = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
+        [sys.executable, "-c", code, json.dumps(commands), str(run)],
         capture_output=True,
         text=True,
         check=True,
@@ -212,6 +219,7 @@ def test_jax_that_finds_no_device_is_one_line_of_every_verb(tmp_path):
     *verbs, doctor = [line for line in made.stdout.splitlines() if line[-2:] in (" 2", " 1")]
     assert [*verbs, doctor] == [f"{words[0]} 2" for words in commands[:-1]] + ["doctor 1"]
     assert "error   devices: JAX_PLATFORMS is 'nonsense', and JAX cannot use such a" in made.stdout
+    assert made.stdout.splitlines()[-1] == "JAX_PLATFORMS nonsense"  # of mrm_jax.load
     lines = made.stderr.splitlines()
     assert len(lines) == len(commands) - 1
     assert all(line.startswith("mrm_jax: JAX_PLATFORMS is 'nonsense'") for line in lines)

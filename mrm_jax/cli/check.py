@@ -120,7 +120,8 @@ def check_lines(title: str, facts: list[str], classes: Classes, found: list[Chec
             text.append(f"  {'; '.join(row)}")
         for f in sorted(checked.findings, key=lambda f: f.severity):
             example = f", such as {f.example}" if f.example else ""
-            text.append(f"  {f.severity}: {f.count} {f.what}{example}. Fix: {f.fix}.")
+            said = f"{f.count} {f.what}{example}".rstrip(".")
+            text.append(f"  {f.severity}: {said}. Fix: {f.fix.rstrip('.')}.")
     if not any(checked.findings for checked in found):
         text.append("nothing was found")
     return text

@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mrm_jax.checks import check_config, resolved
-from mrm_jax.command import load_values, remark
+from mrm_jax.checks import check_config
+from mrm_jax.cli.resolve import to_stderr, unchecked
+from mrm_jax.command import remark
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.options import declared, value_of
@@ -58,14 +59,18 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 def _of_words(words: list[str]) -> Config:
     if line := remark(words):
         print(line, file=sys.stderr)
-    return resolved(load_values(words))
+    return unchecked(words, say=to_stderr)
 
 
 def _other(name: str) -> Config:
     folder = Path(name)
     if folder.is_dir():
-        from mrm_jax.runs.workdir import read_config
+        from mrm_jax.runs.workdir import CONFIG, read_config
 
+        if not (folder / CONFIG).is_file():
+            raise UsageError.at(
+                "--diff", f" holds no {CONFIG}", "give a run's folder.", value=folder
+            )
         return read_config(folder).config
     return _of_words([f"--config={name}"])
 

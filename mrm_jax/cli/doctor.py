@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import json
 
-from mrm_jax.checks import problems, resolved
-from mrm_jax.command import load_values
+from mrm_jax.checks import problems
+from mrm_jax.cli.resolve import to_stderr, unchecked
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.hosts import group
 
     words = arguments.config_words
-    config = resolved(load_values(words)) if words else None
+    config = unchecked(words, say=to_stderr) if words else None
     found = problems(config) if config is not None else []
     with group.joined(config or Config()):
         return _print(arguments, config, found)

@@ -28,9 +28,9 @@ SUFFIXES = (
 
 MEGAPIXELS: float = Domain().max_megapixels
 Image.MAX_IMAGE_PIXELS = None  # what was read has passed our own limit, which the user sets
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what it says of a damaged file is said by our errors, in one line
+# What OpenCV says of a damaged file is said by our errors, in one line. 0: silent; 5.0 moved it.
+_cv2: Any = cv2
+(_cv2 if hasattr(_cv2, "setLogLevel") else _cv2.utils.logging).setLogLevel(0)
 MOST_COLOURS = 64
 """Colours of a picture above which they stand for no ids: it is a photograph, or was stored so."""
 

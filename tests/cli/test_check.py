@@ -160,6 +160,15 @@ def test_what_can_be_trained_on_is_a_warning(name, tmp_path, capsys):
     assert what in findings(document, "warning")
 
 
+def test_no_line_for_people_ends_in_two_full_stops(tmp_path, capsys):
+    downloads.gta(tmp_path / "raw")
+    (tmp_path / "raw/images/00002.png").write_bytes(b"")
+    assert main.run(["check", "gta", "--from", str(tmp_path / "raw")]) == 1
+    text = capsys.readouterr().out
+    assert "00002.png" in text
+    assert ".." not in text
+
+
 def test_synthia_labels_that_lost_their_16_bits_are_an_error(tmp_path, capsys):
     downloads.synthia(tmp_path / "raw")
     _resave_as_8_bits(tmp_path / "raw")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from PIL import Image
 from refusals import refused
 
 from mrm_jax import main
@@ -69,6 +70,20 @@ def test_all_that_is_missing_is_told_at_once(capsys, tmp_path):
     told = " ".join(found for _, found in errors)
     for what in ("feature_distance.checkpoint", "s3x://a", "mit_b5.npz", "gta", "cityscapes/val"):
         assert what in told
+
+
+def test_a_target_of_ones_own_is_what_training_takes_it_for(capsys, tmp_path):
+    """The only thing that is missing is then the published source; `config` shows it, too."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    words = ["--config=gta_to_cityscapes:dacs", f"--config.data.target.path={tmp_path}"]
+    assert main.run(["doctor", "--json", *words, f"--config.data.source.path={tmp_path}/no"]) == 1
+    told = capsys.readouterr()
+    found = [line for line in map(json.loads, told.out.splitlines()) if line["status"] == "error"]
+    assert [(line["name"], "data.source" in line["found"]) for line in found] == [("data", True)]
+    assert str(tmp_path) in told.err
+    assert main.run(["config", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"data.target.images = ''", "data.evaluation.labels = None"} <= {*lines}
 
 
 def test_no_line_ends_in_two_full_stops(capsys):
