@@ -25,6 +25,8 @@ def load(
     labels), "picked" (without) or a step. Raises UsageError where there is none, or no teacher, or
     where JAX_PLATFORMS asks for a device that is not there.
     """
+    if network not in ("student", "teacher"):
+        raise UsageError.of("network", network, "", "use student or teacher.")
     try:
         return opened(load_run(path, which), network)[network]
     except Exception as error:

@@ -7,7 +7,7 @@ fitted, at which scales they are read, what a class is called.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
@@ -31,9 +31,9 @@ class Network:
     """`module` with `variables` {"params", "batch_stats"} of the segmentor, under the protocol of
     `config`. `name`: student or teacher. `step`: steps trained."""
 
-    config: Config
-    module: nn.Module
-    variables: Tree
+    config: Config = field(repr=False)  # a notebook that shows a network prints no weights
+    module: nn.Module = field(repr=False)
+    variables: Tree = field(repr=False)
     name: str = "student"
     step: int = 0
 
@@ -55,7 +55,7 @@ class Network:
         """What the network sees in a picture RGB u8[H,W,3], or in several of any sizes, in the same
         order. Pictures of equal size that follow each other go through together, up to
         `config.evaluation.batch`. Raises UsageError for an array that is no such picture."""
-        if isinstance(images, np.ndarray) and images.ndim != 4:
+        if not isinstance(images, Sequence) and np.ndim(images) != 4:
             return self._together([_checked(images, "the picture")])[0]
         pictures = [_checked(image, f"picture {i}") for i, image in enumerate(images)]
         found: list[Prediction] = []

@@ -381,10 +381,15 @@ def test_values_of_the_options_that_mean_nothing_are_named(
 
 def test_arrays_that_are_no_pictures_are_refused_by_python(workdir):
     net = mrm_jax.load(workdir)
-    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4))):
+    sizes = (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4)))
+    for wrong in (*sizes, None, {"a": 1}):
         with refused("the picture"):
             net.predict(wrong)
     assert net.predict([]) == []
+    assert len(repr(net)) < 80  # in a notebook: no weights
+    for wrong in ("both", "ema"):
+        with refused("network", wrong):
+            mrm_jax.load(workdir, network=wrong)
 
 
 def test_the_package_loads_neither_jax_nor_numpy():
