@@ -114,7 +114,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from mrm_jax.convert.reader import read_weights
 
     file = read_weights(arguments.source)
-    kind = kind_of(file, arguments.kind)
+    kind = kind_of(file, arguments.kind, arguments.copy)
     variant: dict[str, Any] = {"allow_missing": tuple(arguments.allow_missing)}
     if arguments.copy:
         variant["copy"] = arguments.copy

@@ -118,18 +118,17 @@ def _copy(row: LayoutKind, state: Mapping[str, Any], variant: Mapping[str, Any])
     """The prefix under which the network lies: the wanted one, the preferred of the known ones, or
     where the first tensors stand under no known one, the only one under which they do.
 
-    Raises SeveralError where they stand under several, ValueError where the wanted one is not
-    there.
+    Raises SeveralError where they stand under several that are not all known, ValueError where the
+    wanted one is not there.
     """
     wanted = variant.get("copy")
     present = [copy for copy in row.copies if any(key.startswith(copy) for key in state)]
-    if wanted is None and present:
-        return present[0]
-    if wanted is None and (not _ends(row) or _stands(row, state, "", variant)):
+    if wanted is None and not present and (not _ends(row) or _stands(row, state, "", variant)):
         return ""
-    found = [*present, *(place for place in _places(row, state, variant) if place not in present)]
+    known = (*row.copies, "mic.")  # MIC's second teacher lies beside them
+    found = [*present, *(p for p in _places(row, state, variant) if not p.startswith(known))]
     if wanted is None:
-        if len(found) > 1:
+        if len(found) > max(len(present), 1):
             raise SeveralError([place.rstrip(".") for place in found])
         return found[0] if found else ""
     prefix = wanted.rstrip(".") + "."
@@ -215,12 +214,9 @@ def _drops(row: LayoutKind, chosen: list[Choice], copy: str, base: str) -> list[
         prefix = re.escape(base + choice.part.prefix)
         drops += [replace(drop, pattern=prefix + drop.pattern) for drop in choice.layout.drops]
     drops += [replace(drop, pattern=re.escape(copy) + drop.pattern) for drop in row.drops]
-    if copy and copy not in row.copies:
+    if copy:
         outside = rf"(?!{re.escape(copy)}).*"
         drops.append(Drop(outside, f"not under {copy.rstrip('.')}, as the network is"))
-    elif copy:
-        others = [re.escape(other) for other in (*row.copies, "mic.") if other != copy]
-        drops.append(Drop(f"({'|'.join(others)}).*", f"another copy than {copy.rstrip('.')}"))
     return drops
 
 
@@ -250,19 +246,21 @@ def check_sizes(row: LayoutKind, chosen: list[Choice], plan: Plan) -> None:
             plan.problems.append(f"{name} are {facts[name]}, expected {wanted}")
 
 
-def detect(state: Mapping[str, Any]) -> str:
+def detect(state: Mapping[str, Any], copy: str | None = None) -> str:
     """The kind whose names a state dict has: of those whose first tensors are there, the one that
-    uses most tensors. Kinds of one size (`mit_b5`) are not among them.
+    uses most tensors. Kinds of one size (`mit_b5`) are not among them. copy: as for
+    `import_torch`; one that no kind has is left out.
 
     ValueError, with the kinds and the first names, where none or more than one fits.
     """
     used: dict[str, int] = {}
     several: list[SeveralError] = []
+    variant = {"copy": copy} if copy else {}
     for kind, row in KINDS.items():
         if not row.found:
             continue
         try:
-            _, plan = understand(state, kind, {}, marked=True)
+            _, plan = understand(state, kind, variant, marked=True)
         except SeveralError as error:
             several.append(error)
             continue
@@ -273,6 +271,8 @@ def detect(state: Mapping[str, Any]) -> str:
     best = [kind for kind, count in used.items() if count and count == max(used.values())]
     if len(best) == 1:
         return best[0]
+    if not best and copy:
+        return detect(state)
     names = ", ".join(list(state)[:3])
     if not best and several:
         raise min(several, key=lambda error: len(error.places))

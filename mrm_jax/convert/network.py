@@ -55,7 +55,7 @@ def load_network(
     bad tensor, how many there are, the way out.
     """
     file = read_weights(path)
-    kind = kind_of(file, kind)
+    kind = kind_of(file, kind, copy)
     variant: dict[str, Any] = {"allow_missing": tuple(allow_missing)}
     if copy is not None:
         variant["copy"] = copy
@@ -90,10 +90,11 @@ def load_network(
     )
 
 
-def kind_of(file: WeightFile, kind: str | None) -> str:
-    """`kind`, or the file's, or what the names show; UsageError where that is none or not one."""
+def kind_of(file: WeightFile, kind: str | None, copy: str | None = None) -> str:
+    """`kind`, or the file's, or what the names of the `copy` show; UsageError where that is none or
+    not one."""
     try:
-        return kind or file.kind or detect(file.tensors)
+        return kind or file.kind or detect(file.tensors, copy)
     except ValueError as error:
         raise UsageError.at(file.path, f": {error}.") from error
 

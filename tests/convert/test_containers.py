@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch_states as states
+from refusals import refused
 
 from mrm_jax.convert import SeveralError, detect, import_torch, leaves, trace
 from mrm_jax.convert.containers import unwrapped
@@ -46,6 +47,23 @@ def test_parts_of_one_network_under_keys_of_their_own_are_one_network() -> None:
     assert detect(tensors) == "segmentor"
 
 
+def test_what_lies_beside_a_whole_network_is_dropped_by_name_and_another_one_is_not() -> None:
+    """`model.` is where DAFormer's student lies, and where Lightning puts a network."""
+    beside = {"criterion.weight": MATRIX, "teacher_loss.bias": MATRIX[0]}
+    for prefix in ("model.", "net.", "my.net."):
+        state = states.prefixed(prefix, states.segmentor()) | beside
+        assert detect(state) == "segmentor"
+        told = trace(state, "segmentor")
+        assert not told.problems
+        assert all(told.dropped[n].startswith(f"not under {prefix[:-1]}") for n in beside)
+    for other in ("net.", "teacher."):
+        both = state | states.prefixed("model.", states.segmentor())
+        both |= states.prefixed(other, states.segmentor())
+        with pytest.raises(SeveralError) as caught:
+            detect(both)
+        assert {"model", other[:-1]} <= {*caught.value.places}
+
+
 @pytest.mark.parametrize("prefix", ["model.", "ema.", "net.encoder.", "student_net.backbone."])
 def test_an_encoder_under_one_prefix_is_found_beside_other_tensors(prefix: str) -> None:
     state = states.prefixed(prefix, states.mit()) | {"criterion.weight": MATRIX}
@@ -72,9 +90,12 @@ def test_of_several_networks_one_has_to_be_named(tmp_path) -> None:
     np.savez(tmp_path / "both.npz", **tensors)
     with pytest.raises(UsageError, match="student and teacher.*convert --copy student"):
         load_network(tmp_path / "both.npz")
-    found = load_network(tmp_path / "both.npz", "mit", copy="teacher")
-    assert found.copy == "teacher"
-    assert found.dropped.keys() >= {f"student.{name}" for name in other}
+    for kind in ("mit", None):  # as the line says, without a kind
+        found = load_network(tmp_path / "both.npz", kind, copy="teacher")
+        assert (found.kind, found.copy) == ("mit", "teacher")
+        assert found.dropped.keys() >= {f"student.{name}" for name in other}
+    with refused(tmp_path / "both.npz"):
+        load_network(tmp_path / "both.npz", copy="third")
 
 
 def test_of_unknown_names_the_beginnings_are_told_with_their_counts() -> None:
