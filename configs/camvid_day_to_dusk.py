@@ -67,18 +67,23 @@ def domain(listing: str) -> config.Domain:
     )
 
 
+def day_to_dusk(crop: tuple[int, int]) -> config.Data:
+    """Day drives as the source, the dusk drive as the target, scored on its later part."""
+    return config.Data(
+        classes=labels.CAMVID,
+        source=domain("day_train"),
+        target=domain("dusk_train"),
+        evaluation=domain("dusk_test"),
+        crop=crop,
+        rare_class=config.RareClass(min_share=0.005),
+        cache=True,
+    )
+
+
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     base = config.Config(
-        data=config.Data(
-            classes=labels.CAMVID,
-            source=domain("day_train"),
-            target=domain("dusk_train"),
-            evaluation=domain("dusk_test"),
-            crop=(160, 208),
-            rare_class=config.RareClass(min_share=0.005),
-            cache=True,
-        ),
+        data=day_to_dusk(crop=(160, 208)),
         model=config.Model(
             encoder=config.Encoder(
                 dims=(16, 32, 64, 96),

@@ -18,8 +18,7 @@ from dataclasses import replace
 
 from mrm_jax import config, recipes
 from mrm_jax.arms import Arm
-from mrm_jax.configs.camvid_day_to_dusk import domain
-from mrm_jax.data import labels
+from mrm_jax.configs.camvid_day_to_dusk import day_to_dusk
 from mrm_jax.options import to_config_dict
 
 _RANDOM = "--config.model.encoder.weights=None"
@@ -48,15 +47,7 @@ ARMS = {
 def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     base = config.Config(
-        data=config.Data(
-            classes=labels.CAMVID,
-            source=domain("day_train"),
-            target=domain("dusk_train"),
-            evaluation=domain("dusk_test"),
-            crop=(160, 224),
-            rare_class=config.RareClass(min_share=0.005),
-            cache=True,
-        ),
+        data=day_to_dusk(crop=(160, 224)),
         model=config.Model(
             encoder=replace(
                 recipes.ENCODERS["efficientnet_lite0"], weights="package://efficientnet_lite0"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrm_jax import terminal
-from mrm_jax.config import Classes, Config, Data, Domain, Method, Model
+from mrm_jax.config import Config, Data, Domain, Method, Model
 from mrm_jax.convert.named import is_name, name_or_path
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import local
@@ -20,7 +20,6 @@ from mrm_jax.registry import DECODER_KINDS
 
 if TYPE_CHECKING:
     from mrm_jax.convert.network import ConvertedNetwork
-    from mrm_jax.convert.reader import WeightFile
 
 CITYSCAPES_BOX = (1024, 512)
 """(long, short) px that DAFormer-style networks look at Cityscapes in. Source: peer, DAFormer's
@@ -188,6 +187,7 @@ def _config(network: ConvertedNetwork, given: Config | None) -> Config:
     """The config of a folder: the given one, else the network with the reference's values."""
     if given is not None:
         return given
+    from mrm_jax.convert.classes import named_classes
     from mrm_jax.convert.tables import encoder_files
     from mrm_jax.data.labels import CITYSCAPES
 
@@ -214,36 +214,6 @@ def _config(network: ConvertedNetwork, given: Config | None) -> Config:
         evaluation=Domain(images="images", resize=box),
     )
     return Config(data=data, model=network.model, method=Method(kind="source_only"))
-
-
-def named_classes(file: WeightFile, count: int) -> Classes | None:
-    """The classes that the file names, else numbered ones; None for Cityscapes' 19 or an
-    encoder."""
-    names, colours = file.meta.get("CLASSES"), file.meta.get("PALETTE")
-    named = isinstance(names, list) and len(names) == count
-    if count == 0 or (count == 19 and not named):
-        return None
-    numbered = tuple(f"class_{i}" for i in range(count))
-    palette = [(i * 67 % 256, i * 151 % 256, i * 211 % 256) for i in range(count)]
-    if not named or not isinstance(names, list):
-        return Classes(names=numbered, colours=tuple(palette))
-    if not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise UsageError.at(file.path, ": its CLASSES are no names", "give the run's --config.")
-    if isinstance(colours, list) and len(colours) == count:
-        if not all(map(_is_colour, colours)):
-            raise UsageError.at(
-                file.path, ": its PALETTE is no colours", "give the run's --config."
-            )
-        palette = [tuple(colour) for colour in colours]
-    return Classes(names=tuple(names), colours=tuple(palette))
-
-
-def _is_colour(entry: Any) -> bool:
-    return (
-        isinstance(entry, list)
-        and len(entry) == 3
-        and all(isinstance(x, int) and 0 <= x <= 255 for x in entry)
-    )
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -20,13 +20,13 @@ from mrm_jax.models.blocks import stacked_blocks
 from mrm_jax.models.layers import (
     Doubling,
     LayerNorm,
+    SelfAttention,
     dense,
     drop_path_scales,
     gelu,
     scale_samples,
     uniform,
 )
-from mrm_jax.ops.attention import attend
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.registry.dinov2 import ffn_width, tokens
@@ -89,20 +89,6 @@ def positions_of(table: jax.Array, size: tuple[int, int], how: str, registers: i
     return jnp.einsum("ri,cj,ijd->rcd", rows, columns, table, precision=exact)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, C] from [B, N, C]."""
-        qkv = dense(3 * x.shape[-1], x, "qkv", kernel_init=_INIT)
-        query, key, value = jnp.split(qkv, 3, axis=-1)
-        mixed = attend(query, key, value, self.heads)
-        return dense(x.shape[-1], mixed, "proj", kernel_init=_INIT)
-
-
 class FeedForward(nn.Module):
     """Two dense layers with a GELU between them, or gated: the SiLU of one half times the other."""
 
@@ -135,7 +121,7 @@ class Block(nn.Module):
         """(tokens [B, N, C], None): a scan's carry and its missing output. `scales`: as for MiT's
         block."""
         branches = (
-            Attention(self.heads, name="attn"),
+            SelfAttention(self.heads, _INIT, name="attn"),
             FeedForward(self.hidden, self.gated, name="mlp"),
         )
         for i, branch in enumerate(branches):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mrm_jax.ops.attention import attend
 from mrm_jax.ops.batch_norm import batch_norm
 from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding
 from mrm_jax.ops.layer_norm import layer_norm
@@ -291,6 +292,21 @@ class DepthwiseConv(nn.Module):
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
         return y + along_channels(bias.astype(x.dtype), y)
+
+
+class SelfAttention(nn.Module):
+    """Plain multi-head self-attention with one fused projection."""
+
+    heads: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, C] from [B, N, C]."""
+        qkv = dense(3 * x.shape[-1], x, "qkv", kernel_init=self.kernel_init)
+        query, key, value = jnp.split(qkv, 3, axis=-1)
+        mixed = attend(query, key, value, self.heads)
+        return dense(x.shape[-1], mixed, "proj", kernel_init=self.kernel_init)
 
 
 class TransposedConv(nn.Module):

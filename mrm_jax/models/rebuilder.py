@@ -18,8 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.models.blocks import recomputed, stacked_blocks
-from mrm_jax.models.layers import LayerNorm, TransposedConv, dense, gelu, torch_dense
-from mrm_jax.ops.attention import attend
+from mrm_jax.models.layers import (
+    LayerNorm,
+    SelfAttention,
+    TransposedConv,
+    dense,
+    gelu,
+    torch_dense,
+)
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import FeatureSpec
 
@@ -52,20 +58,6 @@ def sine_cosine_table(grid: tuple[int, int], dim: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-class SelfAttention(nn.Module):
-    """Plain multi-head self-attention with one fused projection."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, C] from [B, N, C]."""
-        qkv = dense(3 * x.shape[-1], x, "qkv", kernel_init=_XAVIER)
-        query, key, value = jnp.split(qkv, 3, axis=-1)
-        mixed = attend(query, key, value, self.heads)
-        return dense(x.shape[-1], mixed, "proj", kernel_init=_XAVIER)
-
-
 class MLP(nn.Module):
     """Two dense layers with a GELU between them."""
 
@@ -87,7 +79,7 @@ class TokenBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
         """(tokens [B, N, C], None): a scan's carry and its missing output."""
-        x = x + SelfAttention(self.heads, name="attn")(LayerNorm(1e-5, name="norm1")(x))
+        x = x + SelfAttention(self.heads, _XAVIER, name="attn")(LayerNorm(1e-5, name="norm1")(x))
         return x + MLP(self.mlp_ratio, name="mlp")(LayerNorm(1e-5, name="norm2")(x)), None
 
 

@@ -104,8 +104,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         checkpoints.close()
         _report(workdir, home, screen, stop)
         return 0
-    sampler = open_sampler(config, say=screen.say)
-    noticed = coverage.notice(config, target=looks_at_target(config.method))
+    sampler, target = open_sampler(config, say=screen.say), looks_at_target(config.method)
+    noticed = coverage.notice(config, target=target)
     for line in noticed.lines:
         screen.say(line)
     for line in noticed.warnings:
@@ -116,7 +116,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         start_step=start - bool(undone),  # the batch of that step, which a panel shows
         process_index=group.host_index(),
         process_count=group.host_count(),
-        target=looks_at_target(config.method),
+        target=target,
     )
     first = sharding.put_batch(next(batches), mesh)  # faults in the data show before compilation
     crops = selection_crops(config)
@@ -338,13 +338,12 @@ def _read(run: Run, done: Done) -> None:
         sure = float(values["teacher/confident_share"])
         alarms = run.sentinel.see_shares(shares, done.number, confident=sure)
     alarm(run, done.number, "share", alarms)
-    train = run.config.train
-    if not every(done.number, train.log_every, train.steps):
+    if not every(done.number, run.config.train.log_every, run.config.train.steps):
         return
     if shares is not None:
         names = run.config.data.classes.names
         values |= {f"teacher/class_share/{n}": s for n, s in zip(names, shares, strict=True)}
-    rates = run.pace.read(train.steps - done.number)
+    rates = run.pace.read(run.config.train.steps - done.number)
     run.writer.write(done.number, {**values, **rates})
     text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"])
     run.screen.metrics(done.number, values, text)

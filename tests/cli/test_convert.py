@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from mrm_jax.cli.convert import named_classes
 from mrm_jax.convert import leaves
+from mrm_jax.convert.classes import named_classes
 from mrm_jax.convert.reader import WeightFile, read_weights, write_weights
 from mrm_jax.data.labels import CITYSCAPES
 from mrm_jax.errors import UsageError
