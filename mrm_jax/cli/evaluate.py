@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrm_jax import terminal
 from mrm_jax.cli.progress import progress_bar
-from mrm_jax.config import Config
+from mrm_jax.config import Config, Domain, evaluation_domain
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.options import declared, edited
 from mrm_jax.paths import is_remote, located, what_is_wrong
@@ -151,15 +151,14 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     sentence = next(iter(found.values())).sentence()
     console.print(sentence, markup=False, soft_wrap=True)
     facts = {"checkpoint": str(arguments.workdir or arguments.checkpoint), "step": loaded.step}
-    for path in _write(folder, evaluation_document(found, **facts), found):
+    document = evaluation_document(found, **facts)
+    for path in _write(folder, document, found, evaluation_domain(protocol)):
         console.print(f"written: {path}", markup=False, soft_wrap=True)
     return 0
 
 
 def _protocol(trained: Config, given: Config | None, path: Path | None) -> Config:
     """The checkpoint's config with the pictures and the protocol that the command asks for."""
-    from mrm_jax.config import evaluation_domain
-
     data, evaluation = trained.data, trained.evaluation
     domain = evaluation_domain(trained)
     if given is not None:
@@ -219,9 +218,12 @@ def _saver(
     return save
 
 
-def _write(folder: Path, values: dict, found: Mapping[str, EvaluationResult]) -> list[Path]:
-    """Writes evaluation.json and, of each network, the picture of its confusions."""
+def _write(
+    folder: Path, values: dict, found: Mapping[str, EvaluationResult], domain: Domain
+) -> list[Path]:
+    """Writes evaluation.json and, of each network, the picture of its confusions on `domain`."""
     from mrm_jax.report.matrix import save_matrix
+    from mrm_jax.report.panels import sheet_title
     from mrm_jax.runs.workdir import write_json
 
     written = [folder / "evaluation.json"]
@@ -230,7 +232,7 @@ def _write(folder: Path, values: dict, found: Mapping[str, EvaluationResult]) ->
         write_json(written[0], values)
         for name, result in found.items():
             title = f"{name}, step {values['step']}: mIoU {result.mean_iou:.1%}"
-            path = folder / f"confusion_{name}.png"
+            title, path = sheet_title(title, domain), folder / f"confusion_{name}.png"
             written.append(save_matrix(result.confusion, result.classes, title, path))
     except OSError as error:
         raise RunError.at(

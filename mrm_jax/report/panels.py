@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mrm_jax.config import Classes
+from mrm_jax.config import Classes, Domain
 from mrm_jax.data.labels import colourise
 from mrm_jax.paths import replaced, shown
 
@@ -66,6 +66,11 @@ class Cell:
     caption: str
     picture: np.ndarray
     note: str = ""
+
+
+def sheet_title(text: str, *domains: Domain) -> str:
+    """The title of a picture made from `domains`; says so where they are drawn."""
+    return f"{text} · drawn data" if any(domain.kind == "drawn" for domain in domains) else text
 
 
 def compose(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mrm_jax.config import Config, Domain, detail_crop
+from mrm_jax.config import Config, detail_crop
 from mrm_jax.data.pipeline import Example
 from mrm_jax.evaluation import evaluator, selection
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
@@ -53,7 +53,7 @@ def evaluate_on_hosts(
     ground truth, are written as one PNG, `views/evaluation_<n>.png`. state: with all of its arrays
     on this host (`sharding.on_this_host`).
     """
-    from mrm_jax.report.panels import evaluation_panel
+    from mrm_jax.report.panels import evaluation_panel, sheet_title
 
     model = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     began = time.perf_counter()
@@ -82,7 +82,7 @@ def evaluate_on_hosts(
                 config.data.classes,
                 sheet(workdir, "evaluation", step),
                 teacher=predictions.get("teacher"),
-                title=_title(f"Evaluation, step {step}", config.data.evaluation),
+                title=sheet_title(f"Evaluation, step {step}", config.data.evaluation),
             )
         return counts.as_json()
 
@@ -104,11 +104,6 @@ def select(
         config, modules.segmentor, evaluated_networks(state), crops, rebuilding=rebuilding
     )
     return {f"{selection.PREFIX}{name}": value for name, value in found.items()}
-
-
-def _title(text: str, *domains: Domain) -> str:
-    """The title of a sheet; says so where its pictures are drawn."""
-    return f"{text} · drawn data" if any(domain.kind == "drawn" for domain in domains) else text
 
 
 def score_metrics(found: Mapping[str, EvaluationResult]) -> dict[str, float]:
@@ -149,7 +144,7 @@ def sheet_name(view: str) -> str:
 
 def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax.Array]) -> Path:
     """Writes what a step looks at (`Program.inspect`) as one PNG, `views/training_<n>.png`."""
-    from mrm_jax.report.panels import save_panels
+    from mrm_jax.report.panels import save_panels, sheet_title
 
     shown: dict[str, np.ndarray] = {}
     for name, value in jax.device_get(dict(views)).items():
@@ -157,7 +152,7 @@ def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax
         weight = name.endswith("/weight")
         shown[sheet_name(name)] = value / 255 if weight else value
     path = sheet(workdir, "training", step)
-    title = _title(f"Training, step {step}", config.data.source, config.data.target)
+    title = sheet_title(f"Training, step {step}", config.data.source, config.data.target)
     return save_panels(shown, config.data.classes, path, title=title)
 
 

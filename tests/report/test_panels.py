@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mrm_jax.config import Classes
+from mrm_jax.config import Classes, Domain
 from mrm_jax.machine.bench import random_batch
 from mrm_jax.main import load_config
 from mrm_jax.report import panels
@@ -199,3 +199,9 @@ def test_predictions_stand_beside_the_ground_truth_with_their_share_of_right_pix
         assert holds(sheet, part)
     counted = (SIZE[0] // 2 - 9) / (SIZE[0] - 9)
     assert {"camera_val_00001", "student", "teacher", f"{counted:.1%} right"} <= set(captions)
+
+
+def test_titles_say_where_pictures_are_drawn():
+    drawn, own = Domain(kind="drawn"), Domain(path="pictures")
+    assert panels.sheet_title("Training", own, drawn) == "Training · drawn data"
+    assert panels.sheet_title("Training", own) == "Training"
