@@ -19,7 +19,7 @@ _STARTS_IN = os.path.join("jax", "_src", "xla_bridge.py")
 LONGEST = 300
 
 
-def refusal(error: BaseException) -> UsageError | RunError | None:
+def device_refusal(error: BaseException) -> UsageError | RunError | None:
     """The line for an error that was raised, or caused by one raised, while JAX looked for its
     devices; None for any other. A UsageError where JAX_PLATFORMS asks for what is not there."""
     starts = next((one for one in _causes(error) if _of_start(one)), None)

@@ -172,7 +172,7 @@ def _answered() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        line = backend.refusal(error) or error  # whatever it was taken for on its way here
+        line = backend.device_refusal(error) or error  # whatever it was taken for on its way here
         if isinstance(line, UsageError | RunError):
             code = _complain(line, 2 if isinstance(line, UsageError) else 1)
         elif of_bucket(error):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mrm_jax import backend
 from mrm_jax.config import Config, detail_crop
 from mrm_jax.errors import UsageError
-from mrm_jax.evaluation.network import Network, on_device
+from mrm_jax.evaluation.network import TrainedNetwork, on_device
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.runs.checkpoint import LoadedRun, load_run
 
@@ -18,7 +18,7 @@ def load(
     path: str | Path,
     network: Literal["student", "teacher"] = "student",
     which: str | int = "last",
-) -> Network:
+) -> TrainedNetwork:
     """The network of a run, ready to segment pictures, with its variables on the device.
 
     path: a run's folder, one of its checkpoints, or a converted network. which: "last", "best" (by
@@ -28,23 +28,23 @@ def load(
     if network not in ("student", "teacher"):
         raise UsageError.of("network", network, "", "use student or teacher.")
     try:
-        return opened(load_run(path, which), network)[network]
+        return opened_networks(load_run(path, which), network)[network]
     except Exception as error:
-        if line := backend.refusal(error):
+        if line := backend.device_refusal(error):
             raise line from error
         raise
 
 
-def opened(
+def opened_networks(
     loaded: LoadedRun, which: str, protocol: Callable[[Config], Config] = lambda config: config
-) -> dict[str, Network]:
+) -> dict[str, TrainedNetwork]:
     """The networks of a checkpoint by name, the student first; which: student, teacher or both.
     `protocol` gives the config to look at pictures by from the checkpoint's own. Raises UsageError
     for a teacher that is not there and for weights that are no whole network."""
     config = protocol(loaded.config)
     module = build_segmentor(config.model, len(config.data.classes.names), detail_crop(config))
     return {
-        name: Network(config, module, on_device(variables), name, loaded.step)
+        name: TrainedNetwork(config, module, on_device(variables), name, loaded.step)
         for name, variables in _chosen(loaded, which).items()
     }
 

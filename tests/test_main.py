@@ -244,13 +244,13 @@ def test_a_plugin_that_fails_bare_is_told_with_what_it_needs(monkeypatch):
     for kind in (RunError, ValueError):
         with pytest.raises(kind) as caught:
             wrapped(kind)
-        line = backend.refusal(caught.value)
+        line = backend.device_refusal(caught.value)
         assert isinstance(line, UsageError)
         assert (line.field, line.value) == ("JAX_PLATFORMS", "cuda")
         assert "pip install 'jax[cuda12]'" in line.way_out
-    assert backend.refusal(ValueError("another one")) is None
+    assert backend.device_refusal(ValueError("another one")) is None
     monkeypatch.delenv("JAX_PLATFORMS")
-    assert isinstance(backend.refusal(caught.value), RunError)
+    assert isinstance(backend.device_refusal(caught.value), RunError)
 
 
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):

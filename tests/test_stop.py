@@ -16,7 +16,7 @@ from mrm_jax.runs import workdir
 
 def verb(words):
     config = main.load_config(["--config=configs/tiny.py"])
-    with stop.heard() as wish, workdir.opened(Path(words[0]), config):
+    with stop.heard() as wish, workdir.opened_workdir(Path(words[0]), config):
         wish.doing = words[1]
         libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
         libc.pthread_mutex_lock(mutex)

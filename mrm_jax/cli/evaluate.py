@@ -110,12 +110,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     `config`, if given, says what is evaluated on and how (`data.evaluation`, `evaluation`); the
     network is the checkpoint's. Raises UsageError, or RunError for a folder that cannot be written.
     """
-    from mrm_jax.opening import opened
+    from mrm_jax.opening import opened_networks
     from mrm_jax.runs.checkpoint import load_run
 
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
     protocol = with_protocol(_protocol(loaded.config, config, arguments.path), arguments)
-    nets = opened(loaded, arguments.network, lambda _: protocol)
+    nets = opened_networks(loaded, arguments.network, lambda _: protocol)
     console = terminal.console()
     console.print(
         f"checkpoint: {arguments.workdir or arguments.checkpoint}, step {loaded.step}",

@@ -24,7 +24,7 @@ from mrm_jax.paths import located, shown
 if TYPE_CHECKING:
     from mrm_jax.cli.results import Look
     from mrm_jax.cli.segment import Outcome
-    from mrm_jax.evaluation.network import Network
+    from mrm_jax.evaluation.network import TrainedNetwork
     from mrm_jax.evaluation.pictures import NamedPicture
 
 PRODUCTS = ("ids", "colour", "overlay")
@@ -110,12 +110,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     from mrm_jax.cli import segment
     from mrm_jax.cli.results import Look, Results
     from mrm_jax.data.files import MEGAPIXELS
-    from mrm_jax.opening import opened
+    from mrm_jax.opening import opened_networks
     from mrm_jax.runs.checkpoint import load_run
 
     allocator.keep_memory(jax.default_backend())
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
-    nets = opened(loaded, arguments.network, lambda found: _protocol(found, arguments))
+    nets = opened_networks(loaded, arguments.network, lambda found: _protocol(found, arguments))
     net = nets[arguments.network]
     look = Look(products, arguments.opacity, arguments.legend, arguments.frames)
     megapixels = arguments.max_megapixels or MEGAPIXELS
@@ -168,7 +168,7 @@ def _protocol(config: Config, arguments: argparse.Namespace) -> Config:
     return replace(config, data=data, evaluation=evaluation)
 
 
-def _stamp(net: Network, look: Look) -> dict[str, Any]:
+def _stamp(net: TrainedNetwork, look: Look) -> dict[str, Any]:
     """What makes results: the same stamp, the same results."""
     import hashlib
     import json
@@ -192,7 +192,7 @@ def _stamp(net: Network, look: Look) -> dict[str, Any]:
     }
 
 
-def _report(net: Network, jobs: Sequence[NamedPicture], outcome: Outcome, to: Path) -> int:
+def _report(net: TrainedNetwork, jobs: Sequence[NamedPicture], outcome: Outcome, to: Path) -> int:
     """Prints what became of all, and how; the exit code."""
     from mrm_jax.evaluation import protocols
     from mrm_jax.evaluation.tiling import in_parts

@@ -20,7 +20,7 @@ from mrm_jax.data.files import UnreadableError, read_image
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.evaluation import video
 from mrm_jax.evaluation.inference import forget_programs
-from mrm_jax.evaluation.network import Network, Prediction, stacked
+from mrm_jax.evaluation.network import Prediction, TrainedNetwork, stacked
 from mrm_jax.evaluation.pictures import NamedPicture, scale_warning
 from mrm_jax.evaluation.reading import grouped, read_ahead
 from mrm_jax.paths import is_remote, replaced, shown, what_is_wrong
@@ -65,7 +65,7 @@ class _Read(NamedTuple):
 
 
 def all_of(
-    net: Network, results: Results, jobs: Sequence[NamedPicture], megapixels: float
+    net: TrainedNetwork, results: Results, jobs: Sequence[NamedPicture], megapixels: float
 ) -> Outcome:
     """Segments what is missing of `jobs`. Raises RunError where nothing can be written."""
     outcome = Outcome()
@@ -85,7 +85,7 @@ def all_of(
 
 
 def _pictures(
-    net: Network,
+    net: TrainedNetwork,
     results: Results,
     jobs: Sequence[NamedPicture],
     megapixels: float,
@@ -116,14 +116,14 @@ def _pictures(
             advance(done + len(outcome.failed["read"]))
 
 
-def _grouped(net: Network, found: Iterable[_Read]) -> Iterator[list[_Read]]:
+def _grouped(net: TrainedNetwork, found: Iterable[_Read]) -> Iterator[list[_Read]]:
     def sizes(read: _Read) -> tuple:
         return read.image.shape, *(version.shape for version in read.versions)
 
     return grouped(found, sizes, net.config.evaluation.batch)
 
 
-def _seen(net: Network, group: Sequence[_Read]) -> list[Prediction]:
+def _seen(net: TrainedNetwork, group: Sequence[_Read]) -> list[Prediction]:
     """What the network sees; filled up to the batch, so that there is one program a size, and the
     one that `evaluate` runs."""
     stop.look()
@@ -134,7 +134,7 @@ def _seen(net: Network, group: Sequence[_Read]) -> list[Prediction]:
     return [Prediction(net, *one) for one in found]
 
 
-def _note(net: Network, group: Sequence[_Read], outcome: Outcome) -> None:
+def _note(net: TrainedNetwork, group: Sequence[_Read], outcome: Outcome) -> None:
     """Keeps the size that the network reads, and warns of one that is far from training."""
     height, width, _ = net.reference(group[0].versions).shape
     new = (height, width) not in outcome.sizes
@@ -184,9 +184,9 @@ class _Writer:
             self._pool.shutdown(cancel_futures=kind is not None)
 
 
-def _video(net: Network, results: Results, job: NamedPicture, outcome: Outcome) -> None:
+def _video(net: TrainedNetwork, results: Results, job: NamedPicture, outcome: Outcome) -> None:
     """An overlay video of a video, or pictures of its frames."""
-    with video.opened(job.path) as source, progress_bar("frames", source.frames) as advance:
+    with video.opened_video(job.path) as source, progress_bar("frames", source.frames) as advance:
         found = _frames(net, results, source, job, outcome, advance)
         if results.look.frames:
             with _Writer(results, outcome) as writer:
@@ -217,7 +217,7 @@ def _video(net: Network, results: Results, job: NamedPicture, outcome: Outcome) 
 
 
 def _frames(
-    net: Network,
+    net: TrainedNetwork,
     results: Results,
     source: video.Video,
     job: NamedPicture,

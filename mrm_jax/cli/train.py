@@ -65,10 +65,13 @@ def _with_workdir(config: Config, path: Path) -> int:
     if is_remote(path):
         from mrm_jax.runs.mirror import mirrored
 
-        with mirrored(path) as mirror, workdir.opened(mirror.local, config, identities) as held:
+        with (
+            mirrored(path) as mirror,
+            workdir.opened_workdir(mirror.local, config, identities) as held,
+        ):
             group.check_shared(path / workdir.LOCK)
             return _train(config, held, mirror)
-    with workdir.opened(path, config, identities) as held:
+    with workdir.opened_workdir(path, config, identities) as held:
         group.check_shared(path / workdir.LOCK)
         return _train(config, held, None)
 

@@ -63,7 +63,7 @@ def _open_torch(path: Path) -> Contents:
             raise zipfile.BadZipFile(f"{damaged} fails its check sum")
 
     try:
-        nest, arrays = torch_files.opened(path, check)
+        nest, arrays = torch_files.opened_torch(path, check)
         _check_nest(nest)
         return plain(nest), {}
     except Forbidden as error:

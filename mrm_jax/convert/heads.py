@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mrm_jax.convert.layouts import DecoderFiles, Layout, affine, batch_norm
+from mrm_jax.convert.layouts import DecoderFiles, Layout, affine, batch_norm_rows
 from mrm_jax.convert.rules import Drop, Row, Symbols
 
 HEAD_FACTS = (("in_channels", "C{s}"), ("channels", "E"), ("num_classes", "K"))
@@ -18,7 +18,7 @@ def _conv_bn(source: str, path: str, op: str, shape: str, normed: bool = True) -
     if not normed:
         return affine(f"{source}.conv", f"{path}/conv", op, shape)
     kernel = Row(f"{source}.conv.weight", f"{path}/conv/kernel", op, shape)
-    return (kernel, *batch_norm(f"{source}.bn", f"{path}/bn", shape.split()[0]))
+    return (kernel, *batch_norm_rows(f"{source}.bn", f"{path}/bn", shape.split()[0]))
 
 
 def _separable(
@@ -33,7 +33,7 @@ def _separable(
         torch_name, ours = f"{source}.{name}_conv", f"{path}/{name}"
         if normed:
             rows.append(Row(f"{torch_name}.conv.weight", f"{ours}/kernel", op, shape, count=count))
-            rows += batch_norm(f"{torch_name}.bn", f"{ours}_bn", shape.split()[0])
+            rows += batch_norm_rows(f"{torch_name}.bn", f"{ours}_bn", shape.split()[0])
         else:
             rows += affine(f"{torch_name}.conv", ours, op, shape, count=count)
     return tuple(rows)
@@ -162,7 +162,7 @@ def _hf_head(projection: str) -> tuple[Row, ...]:
     return (
         *affine(projection + ".{i}.proj", "linear{i}", "dense", "E C{n}"),
         Row("linear_fuse.weight", "fuse/conv/kernel", "concat", "E 4E 1 1"),
-        *batch_norm("batch_norm", "fuse/bn", "E"),
+        *batch_norm_rows("batch_norm", "fuse/bn", "E"),
         *affine("classifier", "classifier", "conv1x1", "K E 1 1"),
     )
 

@@ -16,7 +16,7 @@ USUAL = ("model.safetensors", "pytorch_model.bin")
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".npz")
 
 
-class Place(NamedTuple):
+class HubPlace(NamedTuple):
     """ORG/NAME, a file in it or None for the usual one, and a revision or None for the newest."""
 
     repository: str
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     revision: str | None
 
 
-def parsed(text: str) -> Place:
+def parsed_hub_name(text: str) -> HubPlace:
     """The parts of `hf://ORG/NAME[/FILE][@REVISION]`; UsageError for another form."""
     rest, at, revision = text.removeprefix("hf://").partition("@")
     repository, file = "/".join(rest.split("/")[:2]), "/".join(rest.split("/")[2:])
@@ -34,10 +34,10 @@ def parsed(text: str) -> Place:
         or (rest != repository and refusal(file) is not None)
     ):
         raise UsageError.at(text, f" does not have the form {FORM}.")
-    return Place(repository, file or None, revision or None)
+    return HubPlace(repository, file or None, revision or None)
 
 
-def download(text: str, place: Place) -> tuple[Path, str]:
+def download(text: str, place: HubPlace) -> tuple[Path, str]:
     """The file in the hub's cache, downloaded where it is not there yet, and the revision (40 hex
     digits) that it is of. Raises UsageError, which begins with `text`."""
     try:
@@ -86,7 +86,7 @@ def _revision(path: Path) -> str:
     return parts[at + 1]
 
 
-def _answer(error: Exception, errors: Any, place: Place) -> tuple[str, str]:
+def _answer(error: Exception, errors: Any, place: HubPlace) -> tuple[str, str]:
     """What is wrong and the way out, of what the hub answered."""
     if isinstance(error, errors.GatedRepoError):
         return (
@@ -105,7 +105,7 @@ def _answer(error: Exception, errors: Any, place: Place) -> tuple[str, str]:
     return (f" cannot be downloaded: {why}", "ask again, or give a file's path.")
 
 
-def _others(hub: Any, place: Place) -> str:
+def _others(hub: Any, place: HubPlace) -> str:
     """The files of weights that the repository has."""
     try:
         names = hub.HfApi().list_repo_files(place.repository, revision=place.revision)

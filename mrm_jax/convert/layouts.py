@@ -115,7 +115,7 @@ class DecoderFiles:
     natural: Callable[[Any], str] = lambda model: "segmentor"
 
 
-def of_state(
+def layout_of_state(
     layout: Layout, state: Mapping[str, Any], prefix: str, classifier: bool = False
 ) -> Layout:
     """The layout with the rows for the tensors below `prefix`, with its `classifier`'s if asked."""
@@ -124,7 +124,7 @@ def of_state(
     return replace(layout, rows=layout.rows + layout.classifier) if classifier else layout
 
 
-def of_tree(layout: Layout, tree: Mapping[str, Any], root: str) -> Layout:
+def layout_of_tree(layout: Layout, tree: Mapping[str, Any], root: str) -> Layout:
     """The layout with the rows for the leaves below `root`, with its classifier's if there."""
     prefix = f"params/{root}"
     if layout.fitted is not None:
@@ -155,7 +155,7 @@ def norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
     )
 
 
-def batch_norm(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
+def batch_norm_rows(source: str, path: str, size: str, **more: Any) -> tuple[Row, ...]:
     """Rows of a BatchNorm: scale and bias, and its running mean and variance."""
     running = {"collection": "batch_stats", **more}
     mean = Row(f"{source}.running_mean", f"{path}/mean", "vector", size, **running)

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from mrm_jax.convert.engine import Plan, plan_import, unclaimed
-from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part, of_state
+from mrm_jax.convert.layouts import TRACKED, Layout, LayoutKind, Part, layout_of_state
 from mrm_jax.convert.rules import CLOSED, Drop, Row
 from mrm_jax.convert.tables import KINDS
 from mrm_jax.convert.variant import CONCAT_ORDERS, check_variant
@@ -29,7 +29,7 @@ class SeveralError(ValueError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutChoice:
     """The layout that a part of a kind has."""
 
     part: Part
@@ -74,12 +74,12 @@ def _planned(
     *,
     marked: bool,
     may_lack: Callable[[str], bool] | None = None,
-) -> tuple[LayoutKind, list[Choice], str, Plan]:
+) -> tuple[LayoutKind, list[LayoutChoice], str, Plan]:
     """The kind with the parts that lie under the prefix `copy`, their layouts, the prefix with the
     spare one, and the plan that imports them."""
     spare = next((s for s in row.spares if any(key.startswith(copy + s) for key in state)), "")
     base = copy + spare
-    row = unwrapped(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
+    row = fitting_parts(row, lambda part: any(key.startswith(base + part.prefix) for key in state))
     row = replace(row, parts=tuple(_as_in(part, base, state) for part in row.parts))
     chosen = layouts_of(
         row,
@@ -88,7 +88,7 @@ def _planned(
     )
     classifier = bool(variant.get("classifier"))
     chosen = [
-        replace(x, layout=of_state(x.layout, state, base + x.part.prefix, classifier))
+        replace(x, layout=layout_of_state(x.layout, state, base + x.part.prefix, classifier))
         for x in chosen
     ]
     return row, chosen, base, plan_import(rows_of(row, chosen, base, variant), state, may_lack)
@@ -102,7 +102,7 @@ def kind_row(kind: str) -> LayoutKind:
     return KINDS[kind]
 
 
-def unwrapped(row: LayoutKind, there: Callable[[Part], bool]) -> LayoutKind:
+def fitting_parts(row: LayoutKind, there: Callable[[Part], bool]) -> LayoutKind:
     """The kind with the parts that it has: HRDA's if its attention head is there."""
     attention = [part for part in row.wrapped if part.role == "attention"]
     return replace(row, parts=row.wrapped) if any(map(there, attention)) else row
@@ -170,7 +170,7 @@ def _places(row: LayoutKind, state: Mapping[str, Any], variant: Mapping[str, Any
 
 def layouts_of(
     row: LayoutKind, fits: Callable[[Part, Layout], bool], *, marked: bool = False
-) -> list[Choice]:
+) -> list[LayoutChoice]:
     """The layout of every part. Unless `marked`, an only layout needs no mark, so that all it lacks
     gets listed."""
     chosen = []
@@ -183,7 +183,7 @@ def layouts_of(
                 f"{x.name} ({', '.join(part.prefix + m for m in x.marks)})" for x in part.layouts
             )
             raise ValueError(f"no {part.role} recognised; known by their first tensors: {names}")
-        chosen.append(Choice(part, found or next(iter(part.layouts))))
+        chosen.append(LayoutChoice(part, found or next(iter(part.layouts))))
     return chosen
 
 
@@ -193,7 +193,7 @@ def has_paths(part: Part, layout: Layout, tree: Mapping[str, Any]) -> bool:
 
 
 def rows_of(
-    row: LayoutKind, chosen: list[Choice], base: str, variant: Mapping[str, Any]
+    row: LayoutKind, chosen: list[LayoutChoice], base: str, variant: Mapping[str, Any]
 ) -> list[Row]:
     """The rows of the chosen layouts, under the prefix of a state and the roots of our tree."""
     order = variant.get("concat_order", row.concat_order)
@@ -206,7 +206,7 @@ def rows_of(
     return rows
 
 
-def _drops(row: LayoutKind, chosen: list[Choice], copy: str, base: str) -> list[Drop]:
+def _drops(row: LayoutKind, chosen: list[LayoutChoice], copy: str, base: str) -> list[Drop]:
     """Drop rules with the prefixes of this state; those of the kind hold with and without the
     spare prefix."""
     drops = [TRACKED]
@@ -233,7 +233,7 @@ def _facts(layout: Layout, plan: Plan) -> dict[str, Any]:
     return facts
 
 
-def check_sizes(row: LayoutKind, chosen: list[Choice], plan: Plan) -> None:
+def check_sizes(row: LayoutKind, chosen: list[LayoutChoice], plan: Plan) -> None:
     """Adds to the plan's problems where sizes do not go together, or are not the kind's."""
     for choice in chosen:
         wrong = choice.layout.relation and choice.layout.relation(plan.symbols)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mrm_jax.convert.layouts import EncoderFiles, Layout, Shapes, affine, batch_norm
+from mrm_jax.convert.layouts import EncoderFiles, Layout, Shapes, affine, batch_norm_rows
 from mrm_jax.convert.rules import Drop, Row, Symbols
 from mrm_jax.registry import ENCODER_KINDS
 from mrm_jax.registry.encoders import mapped_stages
@@ -72,7 +72,7 @@ _TIMM = Names(
 
 def _conv_bn(conv: str, bn: str, path: str, op: str, shape: str) -> tuple[Row, ...]:
     kernel = Row(f"{conv}.weight", f"{path}/kernel", op, shape)
-    return (kernel, *batch_norm(bn, f"{path}_bn", shape.split()[0]))
+    return (kernel, *batch_norm_rows(bn, f"{path}_bn", shape.split()[0]))
 
 
 def _block_rows(names: Names, prefix: str, path: str, n: int) -> tuple[Row, ...]:
@@ -183,7 +183,7 @@ def _fitted(
     conv, bn = names.head(n)
     classifier = (
         Row(f"{conv}.weight", "classifier/conv/kernel", "conv1x1", f"W B{n} 1 1"),
-        *batch_norm(bn, "classifier/bn", "W"),
+        *batch_norm_rows(bn, "classifier/bn", "W"),
         *affine(names.dense, "classifier/dense", "dense", "N W"),
     )
     pattern = "|".join(re.escape(name) for name in (conv, bn, names.dense))

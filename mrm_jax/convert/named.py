@@ -134,7 +134,7 @@ def name_or_path(text: str) -> str | Path:
     return text if is_name(text) else located(text)
 
 
-def find(source: str | Path) -> Found:
+def find_weights(source: str | Path) -> Found:
     """The file that a name or a path stands for; on the hub it may be downloaded first.
 
     Raises UsageError, which begins with the name: no such name, a package that is not installed, or
@@ -144,9 +144,9 @@ def find(source: str | Path) -> Found:
     if text.startswith(PACKAGE):
         return _in_package(text)
     if text.startswith(HUB):
-        from mrm_jax.convert.hub import download, parsed
+        from mrm_jax.convert.hub import download, parsed_hub_name
 
-        place = parsed(text)
+        place = parsed_hub_name(text)
         path, revision = download(text, place)
         name = f"{HUB}{place.repository}/{path.name if place.file is None else place.file}"
         return Found(

@@ -48,8 +48,8 @@ def load_network(
     copy: str | None = None,
     allow_missing: Sequence[str] = (),
 ) -> ConvertedNetwork:
-    """The network in a file of weights, by path or name (`named.find`); `kind` is found from the
-    tensors' names where it is not given and the place does not tell.
+    """The network in a file of weights, by path or name (`named.find_weights`); `kind` is found
+    from the tensors' names where it is not given and the place does not tell.
 
     copy, allow_missing: as for `import_torch`. Raises UsageError with one line: the file, the first
     bad tensor, how many there are, the way out.

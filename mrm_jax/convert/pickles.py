@@ -38,7 +38,7 @@ class Settable:
         """Takes the state; this one has no use for it."""
 
 
-def load(stream: BinaryIO, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
+def load_pickle(stream: BinaryIO, calls: Calls, persistent: Callable[[Any], Any]) -> Any:
     """The value of the pickle at the stream's position, which is moved behind it.
 
     persistent: what stands for an object that lies outside of the pickle, from its id. Raises

@@ -25,7 +25,7 @@ from mrm_jax.convert.formats import (
     unreadable,
     write_safetensors,
 )
-from mrm_jax.convert.named import find, licence_of
+from mrm_jax.convert.named import find_weights, licence_of
 from mrm_jax.convert.torch_files import save
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import at_hand, replaced, what_is_wrong
@@ -52,13 +52,13 @@ class WeightFile:
 
 def read_weights(source: str | Path) -> WeightFile:
     """Opens .pth, .pt, .bin, .ckpt (PyTorch, zip or legacy), .safetensors or .npz, by path or by
-    name (`named.find`).
+    name (`named.find_weights`).
 
     Raises UsageError, one line with the file, the first bad tensor or the reason, and the way out:
     no such file or name, not what its name says, another digest than its place says, cut short, in
     need of code, without tensors, not finite.
     """
-    place = find(source)
+    place = find_weights(source)
     path = place.path
     _check_place(path)
     with at_hand(path) as file:

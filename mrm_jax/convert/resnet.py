@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mrm_jax.config import Encoder
-from mrm_jax.convert.layouts import EncoderFiles, Layout, batch_norm
+from mrm_jax.convert.layouts import EncoderFiles, Layout, batch_norm_rows
 from mrm_jax.convert.rules import CLOSED, Drop, Row, Symbols
 from mrm_jax.registry import ENCODER_KINDS
 
@@ -30,7 +30,7 @@ def _block(source: str, path: str, inputs: str, group: str = "") -> tuple[Row, .
     ):
         kernel = f"{path}/conv{i}/kernel"
         rows.append(Row(f"{source}.conv{i}.weight", kernel, op, shape, **more))
-        rows += batch_norm(f"{source}.bn{i}", f"{path}/bn{i}", shape.split()[0], **more)
+        rows += batch_norm_rows(f"{source}.bn{i}", f"{path}/bn{i}", shape.split()[0], **more)
     return tuple(rows)
 
 
@@ -39,7 +39,7 @@ def _stem(convolutions: tuple[tuple[str, str, str], ...]) -> tuple[Row, ...]:
     rows: list[Row] = []
     for i, (conv, bn, shape) in enumerate(convolutions, start=1):
         rows.append(Row(f"{conv}.weight", f"stem/conv{i}/kernel", "conv", shape))
-        rows += batch_norm(bn, f"stem/bn{i}", shape.split()[0])
+        rows += batch_norm_rows(bn, f"stem/bn{i}", shape.split()[0])
     return tuple(rows)
 
 
@@ -49,7 +49,7 @@ _FIRST, _SHORTCUT = "layer{s}.0", "layer{s}.0.downsample"
 _STAGES = (
     *_block(_FIRST, "layer{s}/first", "C{p}"),
     Row(f"{_SHORTCUT}.0.weight", "layer{s}/first/shortcut/kernel", "conv1x1", "C{s} C{p} 1 1"),
-    *batch_norm(f"{_SHORTCUT}.1", "layer{s}/first/shortcut_bn", "C{s}"),
+    *batch_norm_rows(f"{_SHORTCUT}.1", "layer{s}/first/shortcut_bn", "C{s}"),
     *_block("layer{s}.{b}", "layer{s}/rest", "C{s}", "rest{s}"),
 )
 

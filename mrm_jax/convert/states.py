@@ -16,15 +16,15 @@ import numpy as np
 
 from mrm_jax.convert.complete import PUBLISHED_GRID, synthesise
 from mrm_jax.convert.engine import Plan, convert, invert, plan_export
-from mrm_jax.convert.layouts import folded, of_tree
+from mrm_jax.convert.layouts import folded, layout_of_tree
 from mrm_jax.convert.matching import (
     check_sizes,
+    fitting_parts,
     has_paths,
     kind_row,
     layouts_of,
     rows_of,
     understand,
-    unwrapped,
 )
 from mrm_jax.convert.rebuilder import position_table
 from mrm_jax.convert.variant import check_heads, check_variant
@@ -91,9 +91,9 @@ def export_torch(variables: Mapping[str, Any], kind: str, **variant: Any) -> dic
     check_variant(variant)
     tree = leaves(variables)
     base = f"{variant['copy'].rstrip('.')}." if variant.get("copy") else ""
-    row = unwrapped(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
+    row = fitting_parts(row, lambda part: any(p.startswith(f"params/{part.root}") for p in tree))
     chosen = layouts_of(row, lambda part, layout: has_paths(part, layout, tree))
-    chosen = [replace(x, layout=of_tree(x.layout, tree, x.part.root)) for x in chosen]
+    chosen = [replace(x, layout=layout_of_tree(x.layout, tree, x.part.root)) for x in chosen]
     for choice in chosen:
         tree = folded(choice.layout, tree, choice.part.root)
     plan = plan_export(rows_of(row, chosen, base, variant), tree)

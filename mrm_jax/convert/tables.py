@@ -19,7 +19,7 @@ from mrm_jax.convert.layouts import DecoderFiles, EncoderFiles, LayoutKind, Part
 from mrm_jax.convert.rebuilder import REBUILDER_MULTI, REBUILDER_SINGLE
 from mrm_jax.convert.rules import Drop
 from mrm_jax.errors import UsageError
-from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, resolved
+from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, referenced
 
 _OTHER_HEADS = Drop(r"(decode_head|auxiliary_head)\..*", "a decoder; this kind is the encoder")
 
@@ -68,12 +68,12 @@ def _others(backbone: Part, neck: Part) -> dict[str, LayoutKind]:
 
 def decoder_files() -> dict[str, DecoderFiles]:
     """What registered decoders say about files, by `config.model.decoder.kind`."""
-    return {row.name: resolved(row.conversion) for row in DECODER_KINDS if row.conversion}
+    return {row.name: referenced(row.conversion) for row in DECODER_KINDS if row.conversion}
 
 
 def encoder_files() -> dict[str, EncoderFiles]:
     """What registered encoders say about files, by `config.model.encoder.kind`."""
-    return {row.name: resolved(row.conversion) for row in ENCODER_KINDS if row.conversion}
+    return {row.name: referenced(row.conversion) for row in ENCODER_KINDS if row.conversion}
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from typing import Any, cast
 import ml_dtypes  # noqa: F401 - NumPy then knows bfloat16 and float8 by name
 import numpy as np
 
-from mrm_jax.convert.pickles import Calls, Name, Settable, as_key, load
+from mrm_jax.convert.pickles import Calls, Name, Settable, as_key, load_pickle
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """The first two pickles of a file in the format before zip."""
@@ -157,7 +157,9 @@ class NotWritten(ValueError):
     """A sound pickle that torch.save did not write."""
 
 
-def opened(path: Path, check_archive: Callable[[zipfile.ZipFile], None]) -> tuple[Any, Arrays]:
+def opened_torch(
+    path: Path, check_archive: Callable[[zipfile.ZipFile], None]
+) -> tuple[Any, Arrays]:
     """The nest of a file, and what turns the tensors in it into arrays.
 
     check_archive: raises what is wrong with a zip. Raises `pickles.Forbidden`, NotWritten, and
@@ -235,7 +237,7 @@ def _zipped(archive: zipfile.ZipFile, content: np.ndarray) -> tuple[Any, Arrays]
         kind, key, _place, size = _kept(entry, 5)
         return _storage(known, key, kind, size)
 
-    nest = load(io.BytesIO(archive.read(f"{root}data.pkl")), CALLS, persistent)
+    nest = load_pickle(io.BytesIO(archive.read(f"{root}data.pkl")), CALLS, persistent)
     order = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
     storages = {}
     for key, storage in known.items():
@@ -273,9 +275,12 @@ def _legacy(path: Path, content: np.ndarray) -> tuple[Any, Arrays]:
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         stream = cast(Any, mapped)
-        if load(stream, CALLS, persistent) != MAGIC or load(stream, CALLS, persistent) != PROTOCOL:
+        if (
+            load_pickle(stream, CALLS, persistent) != MAGIC
+            or load_pickle(stream, CALLS, persistent) != PROTOCOL
+        ):
             raise NotWritten("a pickle that torch.save did not write")
-        system, nest, keys = (load(stream, CALLS, persistent) for _ in range(3))
+        system, nest, keys = (load_pickle(stream, CALLS, persistent) for _ in range(3))
         at = mapped.tell()
     storages = {}
     if sorted(keys) != sorted(known):

@@ -119,7 +119,7 @@ def _decode(path: File, content: bytes, flags: int) -> np.ndarray:
     array = _decoded(content, flags)
     if array is not None:
         return array
-    if what := kinds.named(content):
+    if what := kinds.kind_named(content):
         raise UnreadableError.at(path, f" is {what}, no picture", kinds.WAYS_OUT[what])
     stored = _decoded(content, cv2.IMREAD_UNCHANGED)
     if stored is not None and stored.dtype not in (np.uint8, np.uint16):

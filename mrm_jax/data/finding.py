@@ -21,7 +21,7 @@ Entry = TypeVar("Entry")
 log = logging.getLogger(__name__)
 
 
-def find(
+def find_pictures(
     root: Path, folder: str, suffix: str, *, field: str, without: str | None = None
 ) -> dict[str, File]:
     """Stem to file of all pictures in the folders below `root` that `folder` stands for, sorted by
@@ -62,7 +62,7 @@ def left_out(copies: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def listed(root: Path, folder: str, suffix: str, *, field: str) -> dict[str, File]:
-    """`find` with copies, and empty where there is no such file."""
+    """`find_pictures` with copies, and empty where there is no such file."""
     names = _below(root, folder, field=field)
     return one_each(by_stem(names, folder, suffix).every(), field=field)
 

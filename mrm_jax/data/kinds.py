@@ -45,7 +45,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 _HEAD = 2**12
 
 
-def named(content: bytes) -> str:
+def kind_named(content: bytes) -> str:
     """What a file is, one of `WAYS_OUT`; empty where its first bytes say nothing."""
     head = content[:_HEAD]
     return next((what for start, what in _STARTS if re.match(start, head, re.DOTALL)), "")

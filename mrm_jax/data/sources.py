@@ -167,7 +167,7 @@ class Folder(Pictures):
             way_out = "set it to the folder of the data set."
             raise UsageError.at(f"{field}.path", " is empty", way_out)
         root = located(domain.path)
-        found = finding.find(
+        found = finding.find_pictures(
             root, domain.images, domain.image_suffix, field=field, without=domain.labels
         )
         if domain.listing:
@@ -179,7 +179,7 @@ class Folder(Pictures):
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The stem, see `finding.find`."""
+        """The stem, see `finding.find_pictures`."""
         return self._names[index]
 
     def size(self, index: int) -> tuple[int, int] | None:

@@ -1,9 +1,9 @@
 """Scores of networks on labelled pictures: every picture read once, counted on the device, added up
 exactly.
 
-A picture goes through the networks as `Network` reads it, and what they say is brought to the size
-of its label, which is never resized. Pictures of equal sizes share a forward, the last one filled
-with rows that count nowhere, so that there is one compilation for every size.
+A picture goes through the networks as `TrainedNetwork` reads it, and what they say is brought to
+the size of its label, which is never resized. Pictures of equal sizes share a forward, the last one
+filled with rows that count nowhere, so that there is one compilation for every size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mrm_jax import stop
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import confusion as counting
-from mrm_jax.evaluation.network import Network, on_device, place, stacked
+from mrm_jax.evaluation.network import TrainedNetwork, on_device, spread_rows, stacked
 from mrm_jax.evaluation.reading import grouped, read_ahead
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.label_ids import IGNORE
@@ -99,7 +99,7 @@ def count_predictions(
     """
     # Nothing here is a training step: reading results on the host is the purpose.
     with jax.transfer_guard("allow"):
-        nets = [Network(config, model, on_device(v), name) for name, v in networks.items()]
+        nets = [TrainedNetwork(config, model, on_device(v), name) for name, v in networks.items()]
         totals = {net.name: _Total(np.zeros((len(net.classes),) * 2, np.int64)) for net in nets}
         inputs: set[tuple[int, int]] = set()
         labels: set[tuple[int, int]] = set()
@@ -125,7 +125,7 @@ def _sizes(picture: _Labelled) -> tuple:
 
 
 def _predicted(
-    net: Network, group: list[_Labelled], rows: int, total: _Total
+    net: TrainedNetwork, group: list[_Labelled], rows: int, total: _Total
 ) -> Callable[[], np.ndarray]:
     """Counts what `net` makes of pictures of equal size, filled up to `rows` with ones that count
     nowhere; gives ids u8[rows,H,W] when they are asked for."""
@@ -138,17 +138,17 @@ def _predicted(
         part = label[:, strip.top : strip.top + strip.rows]
         missing = [(0, at - of) for at, of in zip(ids.shape, part.shape, strict=True)]
         part = np.pad(part, missing, constant_values=IGNORE)
-        (part,) = place(net.variables, part)
+        (part,) = spread_rows(net.variables, part)
         total.add(_count(ids, part, classes=len(net.classes)), keep=2)
         strips.append(strip._replace(value=ids))
     return lambda: np.concatenate([strip.cut() for strip in strips], axis=1)
 
 
-def _pictures(net: Network, examples: Sequence[Example]) -> Iterator[_Labelled]:
+def _pictures(net: TrainedNetwork, examples: Sequence[Example]) -> Iterator[_Labelled]:
     return read_ahead(partial(_prepared, examples, net), len(examples))
 
 
-def _prepared(examples: Sequence[Example], net: Network, index: int) -> _Labelled:
+def _prepared(examples: Sequence[Example], net: TrainedNetwork, index: int) -> _Labelled:
     example, classes = examples[index], len(net.classes)
     if example.image.shape[:2] != example.label.shape:
         raise UsageError.at(

@@ -27,7 +27,7 @@ from mrm_jax.types import Tree
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class TrainedNetwork:
     """`module` with `variables` {"params", "batch_stats"} of the segmentor, under the protocol of
     `config`. `name`: student or teacher. `step`: steps trained."""
 
@@ -101,7 +101,7 @@ class Network:
         how: Any = {"stats": input_stats(self.config.model), "smallest": smallest}
 
         def forward(windows: Any) -> jax.Array:
-            (windows,) = place(self.variables, windows)
+            (windows,) = spread_rows(self.variables, windows)
             return inference.maps(self.module, self.variables, windows, **how)
 
         protocol = self.config.evaluation
@@ -125,7 +125,7 @@ class Prediction:
     """What `network` sees in `image` RGB u8[H,W,3]: train `ids` u8[H,W] and `confidence` f32[H,W],
     the probability of each pixel's class."""
 
-    network: Network
+    network: TrainedNetwork
     image: np.ndarray
     ids: np.ndarray
     confidence: np.ndarray
@@ -178,7 +178,7 @@ def on_device(variables: Tree) -> Tree:
     return jax.device_put(variables)
 
 
-def place(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
+def spread_rows(variables: Tree, *arrays: np.ndarray) -> tuple[Any, ...]:
     """`arrays` [B,...] spread over the devices of `variables` where B divides evenly."""
     leaves = jax.tree.leaves(variables)
     lying = leaves[0].sharding if leaves and isinstance(leaves[0], jax.Array) else None

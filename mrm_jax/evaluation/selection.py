@@ -26,7 +26,7 @@ from mrm_jax import stop
 from mrm_jax.config import Config, input_stats
 from mrm_jax.evaluation import confusion
 from mrm_jax.evaluation.inference import predict
-from mrm_jax.evaluation.network import on_device, place
+from mrm_jax.evaluation.network import on_device, spread_rows
 from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.segmentor import transformed
 from mrm_jax.ops.normalise import normalise
@@ -73,7 +73,7 @@ def label_free(
         networks = {name: on_device(variables) for name, variables in networks.items()}
         for index in _rows(len(crops.image), rows):
             stop.look()
-            image, valid, index = place(
+            image, valid, index = spread_rows(
                 networks["student"], *_part(crops, index, rows), np.resize(index, rows)
             )
             normal = _normalise(image, input_stats(config.model))

@@ -45,7 +45,7 @@ class Video:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Video]:
+def opened_video(path: Path) -> Iterator[Video]:
     """A video for reading. Raises UsageError where PyAV is missing, UnreadableError where `path` is
     no video."""
     av = _av()

@@ -124,7 +124,7 @@ def _devices() -> Check:
     try:
         devices = jax.devices()
     except Exception as error:  # AssertionError, say, where no such plugin is installed
-        line = backend.refusal(error)
+        line = backend.device_refusal(error)
         if line is None:
             raise
         return _error("devices", line)
@@ -157,13 +157,13 @@ def _weights(config: Config) -> Iterator[Check]:
     """Whether the weights that a fresh run starts from open and fit its network."""
     from mrm_jax.train import start
 
-    for path, field in start.named(config):
+    for path, field in start.named_weights(config):
         try:
-            start.opened(config, path, field)
+            start.opened_weights(config, path, field)
         except Exception as error:
-            if isinstance(error, UsageError | RunError) and not backend.refusal(error):
+            if isinstance(error, UsageError | RunError) and not backend.device_refusal(error):
                 yield _error("weights", error, "docs/weights.md says which files are read")
-            elif not backend.refusal(error):  # which `devices` has told
+            elif not backend.device_refusal(error):  # which `devices` has told
                 raise
         else:
             yield Check("weights", "ok", f"config.{field} {path} fits")

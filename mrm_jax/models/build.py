@@ -13,7 +13,14 @@ from mrm_jax.errors import UsageError
 from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank, Rebuilder
 from mrm_jax.models.segmentor import Segmentor
-from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, OBJECTIVE_KINDS, Sizes, judging, resolved
+from mrm_jax.registry import (
+    DECODER_KINDS,
+    ENCODER_KINDS,
+    OBJECTIVE_KINDS,
+    Sizes,
+    judging,
+    referenced,
+)
 from mrm_jax.types import FeatureSpec
 
 
@@ -49,7 +56,7 @@ def feature_spec(encoder: config.Encoder) -> FeatureSpec:
 
 def build_encoder(model: config.Model) -> nn.Module:
     """The encoder without its neck: `module(image, mode)` gives a tuple of maps."""
-    return resolved(ENCODER_KINDS[model.encoder.kind].module)(model, _dtype(model))
+    return referenced(ENCODER_KINDS[model.encoder.kind].module)(model, _dtype(model))
 
 
 def _dtype(model: config.Model) -> jnp.dtype | None:
@@ -65,19 +72,19 @@ def build_classifier(model: config.Model, classes: int, width: int) -> nn.Module
     if kind.classifier is None:
         field = "config.model.encoder.kind"
         raise UsageError.of(field, kind.name, ", registered without a classifier", "take another.")
-    return resolved(kind.classifier)(model, _dtype(model), classes, width)
+    return referenced(kind.classifier)(model, _dtype(model), classes, width)
 
 
 def build_neck(encoder: config.Encoder) -> nn.Module | None:
     """What stands between encoder and decoder: `module(maps)` gives maps; None: nothing."""
     neck = ENCODER_KINDS[encoder.kind].neck
-    return None if neck is None else resolved(neck)(encoder)
+    return None if neck is None else referenced(neck)(encoder)
 
 
 def build_decoder(decoder: config.Decoder, num_classes: int, remat: str = "none") -> nn.Module:
     """The decoder: `module(features, mode)` gives logits [B, h, w, num_classes]; `remat` as in
     `config.Model`."""
-    return resolved(DECODER_KINDS[decoder.kind].module)(decoder, num_classes, remat)
+    return referenced(DECODER_KINDS[decoder.kind].module)(decoder, num_classes, remat)
 
 
 def build_segmentor(
@@ -152,5 +159,5 @@ def build_auxiliary(method: config.Method, cell: int, num_classes: int) -> dict[
     heads: dict[str, nn.Module] = {}
     for kind in judging(method):
         if kind.heads is not None:
-            heads |= resolved(kind.heads)(method, cell, num_classes)
+            heads |= referenced(kind.heads)(method, cell, num_classes)
     return heads

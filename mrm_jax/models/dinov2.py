@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
         return dense(x.shape[-1], hidden, "w3", kernel_init=_INIT)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Attention, then feed-forward, each on a normalised input, scaled channel by channel, dropped
     with the same rate and added back."""
 
@@ -195,7 +195,7 @@ class DinoV2(nn.Module):
         batch, rows, columns, _ = x.shape
         x = self._with_prefix(x, hide)
         blocks = stacked_blocks(
-            Block,
+            ViTBlock,
             depth=self.depth,
             unroll=self.unroll,
             remat=self.remat,
@@ -255,7 +255,7 @@ class Pyramid(nn.Module):
         return four, two, x, nn.max_pool(x, (2, 2), (2, 2), "SAME")
 
 
-def build(model: Model, dtype: jnp.dtype | None) -> DinoV2:
+def build_dinov2(model: Model, dtype: jnp.dtype | None) -> DinoV2:
     """The encoder of a config."""
     encoder = model.encoder
     (dim,), (depth,) = encoder.dims, encoder.depths
@@ -278,6 +278,6 @@ def build(model: Model, dtype: jnp.dtype | None) -> DinoV2:
     )
 
 
-def build_neck(encoder: Encoder) -> Pyramid | None:
+def build_pyramid(encoder: Encoder) -> Pyramid | None:
     """The pyramid of a config that has one."""
     return Pyramid() if encoder.pyramid else None

@@ -95,7 +95,7 @@ class Block(nn.Module):
         return x + (mixed if scales is None else scale_samples(mixed, scales[1])), None
 
 
-class PatchEmbed(nn.Module):
+class OverlapPatchEmbed(nn.Module):
     """Overlapping patches: a strided convolution and a LayerNorm."""
 
     features: int
@@ -148,7 +148,7 @@ class MixTransformer(nn.Module):
         x = image.astype(self.dtype or image.dtype)
         features = []
         for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
-            embed = PatchEmbed(
+            embed = OverlapPatchEmbed(
                 dim, 3 if i else 7, self.strides[i], self.embed_eps, name=f"patch_embed{i + 1}"
             )
             blocks = stacked_blocks(

@@ -39,7 +39,7 @@ class LightHead(nn.Module):
         return dense(self.num_classes, x, "classifier", kernel_init=init, use_bias=False)
 
 
-def build(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
+def build_vit_light(decoder: Decoder, num_classes: int, remat: str) -> nn.Module:
     """The decoder of a config."""
     del decoder
     return recomputed(LightHead, remat)(num_classes)

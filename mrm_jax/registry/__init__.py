@@ -17,7 +17,7 @@ from mrm_jax.registry.encoders import (
     total_stride,
 )
 from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging, target_names
-from mrm_jax.registry.table import Reference, Registered, Table, resolved
+from mrm_jax.registry.table import Reference, Registered, Table, referenced
 
 __all__ = [
     "DECODER_KINDS",
@@ -37,5 +37,5 @@ __all__ = [
     "Table",
     "added",
     "judging",
-    "resolved",
+    "referenced",
 ]

@@ -106,7 +106,7 @@ DECODER_KINDS.register(
 DECODER_KINDS.register(
     DecoderKind(
         name="vit_light",
-        module="mrm_jax.models.vit_light:build",
+        module="mrm_jax.models.vit_light:build_vit_light",
         logits=None,
         rebuilt=(-1,),
         reads=(-1,),

@@ -78,8 +78,8 @@ def _variant(dim: int, depth: int, ffn: str = "mlp", registers: int = 0) -> dict
 ENCODER_KINDS.register(
     EncoderKind(
         name="dinov2",
-        module="mrm_jax.models.dinov2:build",
-        neck="mrm_jax.models.dinov2:build_neck",
+        module="mrm_jax.models.dinov2:build_dinov2",
+        neck="mrm_jax.models.dinov2:build_pyramid",
         map_sizes=_map_sizes,
         channels=_channels,
         covers=_covers,

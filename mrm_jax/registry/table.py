@@ -122,7 +122,7 @@ def installed() -> None:
         entry.load()
 
 
-def resolved(reference: Reference) -> Any:
+def referenced(reference: Reference) -> Any:
     """What a reference stands for."""
     if not isinstance(reference, str):
         return reference

@@ -162,7 +162,7 @@ def published(encoder: Encoder) -> str | None:
     return None
 
 
-def place(published: str) -> str:
+def published_place(published: str) -> str:
     """Where the weights of a published encoder are: its name in a package, else "PATH"."""
     return f"{PACKAGE}{published}" if published in PACKAGES else "PATH"
 

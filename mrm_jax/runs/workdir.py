@@ -80,7 +80,7 @@ def fixed(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(path: Path, config: Config, identify: Identify = _unknown) -> Iterator[Path]:
+def opened_workdir(path: Path, config: Config, identify: Identify = _unknown) -> Iterator[Path]:
     """The folder of a run under `config`, new or of the same run, held for this process alone.
 
     Fields marked runtime may differ from the ones it was started with, and paths of data where

@@ -1,7 +1,7 @@
 """The runs of a comparison: which are done, which may start, and processes that share them.
 
-A run is held by the process that trains it (`workdir.opened`), so any number of processes may work
-on one folder. Loads no jax before a run starts.
+A run is held by the process that trains it (`workdir.opened_workdir`), so any number of processes
+may work on one folder. Loads no jax before a run starts.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _train(job: Job, *, again: bool) -> str:
     """Trains a job: "done", "held" by another process, or why it failed. Raises Stopped before its
     end where it was asked to stop. again: what is said of one that is held is said already."""
     try:
-        with folders.opened(job.folder, job.config, identities) as folder:
+        with folders.opened_workdir(job.folder, job.config, identities) as folder:
             print(f"=== {job.arm.name}, seed {job.seed} ({job.folder})", flush=True)
             from mrm_jax.train.loop import train
 

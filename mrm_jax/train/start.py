@@ -30,8 +30,8 @@ from mrm_jax.runs.weights import (
     check_fits_model,
     check_leaves,
     open_weights,
-    place,
     published,
+    published_place,
     remarks,
 )
 from mrm_jax.runs.workdir import FROZEN
@@ -107,7 +107,7 @@ def frozen_encoder(config: Config, workdir: Path) -> dict[str, Any] | None:
     return {name: tree.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
 
 
-def named(config: Config) -> list[tuple[str, str]]:
+def named_weights(config: Config) -> list[tuple[str, str]]:
     """(path, field) of all weights that a fresh run reads."""
     options, weights = config.method.feature_distance, config.model.encoder.weights
     first, anchor = (config.train.init_from, INIT_FROM), (options.checkpoint, ANCHOR)
@@ -130,7 +130,7 @@ def from_random(config: Config) -> UsageError | None:
         f"from random numbers: encoder {name} has published weights and is given none, and "
         f"config.optimizer.learning_rate {rate:g} is made for those; {config.train.steps} steps "
         "will teach it little.",
-        f"Two ways out: its weights by --config.{ENCODER_WEIGHTS}={place(name)} "
+        f"Two ways out: its weights by --config.{ENCODER_WEIGHTS}={published_place(name)} "
         "(docs/weights.md), or a rate for a fresh network, say "
         f"--config.optimizer.learning_rate={FRESH:g}.",
         field=f"config.{ENCODER_WEIGHTS}",
@@ -139,12 +139,12 @@ def from_random(config: Config) -> UsageError | None:
 
 def _read(config: Config, path: str, field: str) -> Start:
     """The weights at `path`: all of them for INIT_FROM, else the encoder's."""
-    found, tree, missing = opened(config, path, field)
+    found, tree, missing = opened_weights(config, path, field)
     origin = fingerprint(config.model, tree, missing=missing, field=field, **found.origin)
     return Start(tree, origin, tuple(remarks(config, found)))
 
 
-def opened(
+def opened_weights(
     config: Config, path: str, field: str
 ) -> tuple[Opened, dict[str, dict[str, Any]], tuple[str, ...]]:
     """The weights at `path`, those of them that `field` is about, and the leaves that they lack.

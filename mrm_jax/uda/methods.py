@@ -15,7 +15,7 @@ from typing import Literal
 
 from mrm_jax.config import TEACHER_METHODS, Method
 from mrm_jax.errors import UsageError
-from mrm_jax.registry import OBJECTIVE_KINDS, ObjectiveKind, added, resolved
+from mrm_jax.registry import OBJECTIVE_KINDS, ObjectiveKind, added, referenced
 from mrm_jax.uda.objectives import Objective, cross_entropy, pixel_regression, weighted
 
 
@@ -118,7 +118,7 @@ def _as_asked(row: Pass, method: Method, classes: tuple[str, ...]) -> Pass:
 
 def _objective(kind: ObjectiveKind, method: Method, classes: tuple[str, ...]) -> Objective:
     """What a registration judges by under the options."""
-    judge: Objective = resolved(kind.judge)
+    judge: Objective = referenced(kind.judge)
     return judge if kind.keywords is None else partial(judge, **kind.keywords(method, classes))
 
 

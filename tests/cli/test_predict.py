@@ -17,7 +17,7 @@ from refusals import refused
 
 import mrm_jax
 from mrm_jax.errors import UsageError
-from mrm_jax.evaluation.network import Network
+from mrm_jax.evaluation.network import TrainedNetwork
 from mrm_jax.evaluation.pictures import NamedPicture, collect_pictures, name_outputs, scale_warning
 from mrm_jax.main import run
 
@@ -293,9 +293,9 @@ def test_a_call_that_was_killed_goes_on_with_what_is_missing(
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]) + "town/c,")
     (out / "b_overlay.png").unlink()
     seen = []
-    classified = Network.classified
+    classified = TrainedNetwork.classified
     monkeypatch.setattr(
-        Network, "classified", lambda *a: seen.append(len(a[1][0])) or classified(*a)
+        TrainedNetwork, "classified", lambda *a: seen.append(len(a[1][0])) or classified(*a)
     )
     capsys.readouterr()
     assert run(words) == 0

@@ -49,7 +49,7 @@ def _refused(tmp_path, says, *, usable=True, **overrides):
     assert "\n" not in str(found.value)
     config = main.load_config(_words(tmp_path / "run")[:1])
     if usable:
-        with workdir.opened(tmp_path / "run", config):
+        with workdir.opened_workdir(tmp_path / "run", config):
             pass  # the corrected command may use it
 
 

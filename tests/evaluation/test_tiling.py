@@ -10,7 +10,7 @@ from toys import CONFIG, Pointwise, network
 from mrm_jax.config import Evaluation
 from mrm_jax.evaluation import inference
 from mrm_jax.evaluation.inference import PADDED, strips
-from mrm_jax.evaluation.network import Network
+from mrm_jax.evaluation.network import TrainedNetwork
 from mrm_jax.evaluation.tiling import OVERLAP, in_parts, part_size, tiling
 from mrm_jax.ops.resize import interpolation_matrix
 
@@ -114,12 +114,12 @@ def changes(ids, axis):
 
 def test_class_changes_along_the_borders_of_parts_are_no_more_than_elsewhere():
     cfg, model, variables = network(whole_pixels=2**12)
-    net = Network(cfg, model, variables)
+    net = TrainedNetwork(cfg, model, variables)
     image = smooth((200, 260))
     grid = tiling((200, 260), cfg.evaluation)
     assert grid.kind == "parts"
     abrupt = replace(cfg.evaluation, mode="slide", window=grid.extent, stride=grid.extent)
-    seams = Network(replace(cfg, evaluation=abrupt), model, variables)
+    seams = TrainedNetwork(replace(cfg, evaluation=abrupt), model, variables)
     for axis, along in enumerate((grid.rows, grid.columns)):
         borders = sorted({*along.starts[1:], *(s + along.extent for s in along.starts[:-1])})
         at = np.array(borders) - 1
@@ -137,15 +137,15 @@ def test_class_changes_along_the_borders_of_parts_are_no_more_than_elsewhere():
 def test_flips_and_scales_are_averaged_as_probabilities():
     cfg, model, variables = network()
     image = smooth((50, 70))
-    once = Network(cfg, model, variables)
+    once = TrainedNetwork(cfg, model, variables)
     parts = []
     for scale in (1.0, 1.25):
         at = replace(cfg, evaluation=replace(cfg.evaluation, scales=(scale,)))
-        net = Network(at, model, variables)
+        net = TrainedNetwork(at, model, variables)
         mirrored = net.predict(np.ascontiguousarray(image[:, ::-1])).probabilities[:, ::-1]
         parts += [net.predict(image).probabilities, mirrored]
     several = replace(cfg, evaluation=replace(cfg.evaluation, scales=(1.0, 1.25), flip=True))
-    found = Network(several, model, variables).predict(image)
+    found = TrainedNetwork(several, model, variables).predict(image)
     mean = np.mean(parts, axis=0)
     np.testing.assert_allclose(found.probabilities, mean, atol=1e-5)
     assert (found.ids == mean.argmax(-1)).mean() > 0.999
@@ -156,7 +156,7 @@ def test_flips_and_scales_are_averaged_as_probabilities():
 def test_results_of_many_sizes_share_a_program():
     model = Pointwise()
     variables = model.init(jax.random.key(1), np.zeros((1, 32, 32, 3)), mode="eval")
-    net = Network(CONFIG, model, jax.tree.map(np.asarray, variables))
+    net = TrainedNetwork(CONFIG, model, jax.tree.map(np.asarray, variables))
     inference._made.clear_cache()
     versions = net.versions(np.zeros((32, 32, 3), np.uint8))
     for size in ((40, 50), (41, 57), (60, 64), (PADDED, 33)):

@@ -187,7 +187,7 @@ def test_a_field_in_which_hosts_differ_is_named(with_other):
 
 def test_a_workdir_that_another_host_does_not_see_is_refused_on_all(tmp_path, monkeypatch):
     path = tmp_path / "run"
-    with workdir.opened(path, Config()):
+    with workdir.opened_workdir(path, Config()):
         group.check_shared(path / workdir.LOCK)
         assert (path / workdir.LOCK).read_text()  # what the others compare
         monkeypatch.setattr(group, "from_main", lambda make: "written by another")

@@ -9,7 +9,7 @@ from compiler import QUICK
 from mrm_jax.config import Model, crop_multiple
 from mrm_jax.models.build import build_encoder, feature_spec
 from mrm_jax.models.layers import LayerNorm
-from mrm_jax.models.mit import Block, MixTransformer, PatchEmbed
+from mrm_jax.models.mit import Block, MixTransformer, OverlapPatchEmbed
 from mrm_jax.recipes import ENCODERS
 
 NARROW: dict = {
@@ -102,7 +102,7 @@ def test_the_feature_spec_says_what_comes_out():
 def test_stacked_blocks_equal_a_loop_over_their_slices(params, plain):
     first, second = plain
     p = params["params"]
-    x = PatchEmbed(12, 3, 2, 1e-5).apply({"params": p["patch_embed2"]}, first)
+    x = OverlapPatchEmbed(12, 3, 2, 1e-5).apply({"params": p["patch_embed2"]}, first)
     block = Block(heads=2, sr_ratio=1, mlp_ratio=4, eps=1e-6, reduction_eps=1e-5)
     for i in range(3):
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], p["block2"])

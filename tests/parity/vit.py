@@ -18,7 +18,7 @@ from mrm_jax import config
 from mrm_jax.convert import describe, detect, import_torch
 from mrm_jax.convert.network import model_of
 from mrm_jax.models.build import build_decoder, build_encoder, build_segmentor
-from mrm_jax.models.dinov2 import Block
+from mrm_jax.models.dinov2 import ViTBlock
 from mrm_jax.ops.layer_norm import layer_norm
 
 State = Mapping[str, np.ndarray]
@@ -59,7 +59,7 @@ def _all_tokens(module: Any, params: Any, image: jax.Array, hide: Any) -> tuple[
     """Tokens before the first block, and [blocks, B, N, C] after each of them."""
 
     def caught(part: Any, method: str) -> bool:
-        return method == "_with_prefix" or (isinstance(part, Block) and method == "__call__")
+        return method == "_with_prefix" or (isinstance(part, ViTBlock) and method == "__call__")
 
     _, kept = module.apply(
         {"params": params},

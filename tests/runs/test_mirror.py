@@ -39,7 +39,7 @@ def train(toy, remote, **overrides):
     """A run whose folder is `remote`, seen through a mirror."""
     config = toy.config(**overrides)
     programs.shared.cache_clear()
-    with mirror.mirrored(remote) as mine, workdir.opened(mine.local, config) as folder:
+    with mirror.mirrored(remote) as mine, workdir.opened_workdir(mine.local, config) as folder:
         return loop.train(config, folder, mine)
 
 

@@ -87,7 +87,7 @@ def go_on(path, monkeypatch):
     monkeypatch.setattr(hooks, "write_report", lambda folder: folder)
     programs.shared.cache_clear()
     config = as_asked(path)
-    with workdir.opened(path, config) as folder:
+    with workdir.opened_workdir(path, config) as folder:
         return loop.train(config, folder)
 
 

@@ -15,7 +15,7 @@ CONFIG = Config()
 
 
 def _begun(path, config=CONFIG):
-    with workdir.opened(path, config) as folder:
+    with workdir.opened_workdir(path, config) as folder:
         workdir.begin(folder, config, {"devices": []})
 
 
@@ -33,7 +33,7 @@ def test_a_folder_without_anything_in_it_may_be_used(tmp_path, content):
 
 def _fails_after_making(path, *names):
     def start():
-        with workdir.opened(path, CONFIG) as folder:
+        with workdir.opened_workdir(path, CONFIG) as folder:
             for name in names:
                 (folder / name).mkdir(parents=True)
             raise ValueError("no weights")
@@ -83,7 +83,7 @@ def test_a_run_goes_on_where_its_data_moved_and_nowhere_else(tmp_path, kept):
         name = config.data.source.path
         return {"source": held[name]} if name in held else {}
 
-    with workdir.opened(tmp_path, _with_source("old"), identify) as folder:
+    with workdir.opened_workdir(tmp_path, _with_source("old"), identify) as folder:
         known = {workdir.DATA: identify(_with_source("old"))} if kept else {}
         workdir.begin(folder, _with_source("old"), known)
     workdir.check_workdir(tmp_path, _with_source("new"), identify)
@@ -147,9 +147,9 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path):
 
 def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
     with (
-        workdir.opened(tmp_path, CONFIG),
+        workdir.opened_workdir(tmp_path, CONFIG),
         refused("--workdir", tmp_path, kind=workdir.InUseError),
-        workdir.opened(tmp_path, CONFIG),
+        workdir.opened_workdir(tmp_path, CONFIG),
     ):
         pass
     _begun(tmp_path)

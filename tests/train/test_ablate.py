@@ -123,7 +123,7 @@ def test_one_failed_run_stops_no_other_and_the_exit_code_says_so(toy, monkeypatc
 def test_a_run_that_another_process_holds_is_left_to_it(toy, trained, capsys):
     assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1", "--list") == 0
     first = toy.path / "all" / "dacs" / "seed0"
-    with folders.opened(first, toy.config()):
+    with folders.opened_workdir(first, toy.config()):
         assert ablate_in(toy, "--arm", "dacs", "--seeds", "0,1") == 0
     assert trained == [("dacs", 1)]
     assert "another process trains it" in capsys.readouterr().out

@@ -29,7 +29,7 @@ from mrm_jax.config import (
 from mrm_jax.data import labels
 from mrm_jax.data.pipeline import TrainingSamples, selection_crops
 from mrm_jax.errors import UsageError
-from mrm_jax.evaluation.network import Network
+from mrm_jax.evaluation.network import TrainedNetwork
 from mrm_jax.evaluation.selection import label_free
 from mrm_jax.models.build import feature_spec
 from mrm_jax.ops.mask import hidden_tokens
@@ -312,7 +312,7 @@ def test_evaluation_prediction_selection_and_fingerprint_normalise_by_the_encode
         stats = ENCODER_KINDS[config.model.encoder.kind].input
         normal = (image.image - np.float32(stats.mean)) / np.float32(stats.std)
         size = (image.image.shape[1], image.image.shape[2])
-        ids, _ = Network(config, Colours(), {}).classified([image.image], size)
+        ids, _ = TrainedNetwork(config, Colours(), {}).classified([image.image], size)
         np.testing.assert_array_equal(ids, normal.argmax(-1))
         some = {"params": {"unused": np.zeros(1, np.float32)}}
         scores = label_free(config, Colours(), {"student": some}, image)

@@ -128,7 +128,7 @@ class Toy:
     def train(self, name="run", **overrides):
         config = self.config(**overrides)
         programs.shared.cache_clear()  # `poisoned` is part of the program, not of its config
-        with workdir.opened(self.path / name, config) as folder:
+        with workdir.opened_workdir(self.path / name, config) as folder:
             return loop.train(config, folder)
 
     def steps(self, name="run"):
