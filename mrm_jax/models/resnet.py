@@ -16,6 +16,7 @@ from jax import lax
 from mrm_jax.config import Model
 from mrm_jax.models.blocks import rematerialised, stacked_blocks
 from mrm_jax.models.layers import BatchNorm, Conv, pointwise
+from mrm_jax.ops.stored import stored
 from mrm_jax.types import Mode
 
 # A block's output is this many times as wide as its 3x3 convolution.
@@ -73,7 +74,7 @@ class Bottleneck(nn.Module):
             # faster.
             x = pointwise(self.features, x[:, :: self.stride, :: self.stride], "shortcut")
             x = BatchNorm(name="shortcut_bn")(x, self.mode)
-        return nn.relu(x + y), None
+        return stored(nn.relu(x + y)), None
 
 
 class Stage(nn.Module):

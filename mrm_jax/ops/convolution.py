@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from mrm_jax.ops.precision import at_least_float32
-from mrm_jax.ops.product import outer
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros ((above, below), (left, right))."""
@@ -290,8 +289,11 @@ def _conv_kernel_gradient_cpu(
     the forward 156 (one core with AVX-512)."""
     rows, columns = axes
     padded = _padded(x, axes)
+    turned = lax.optimization_barrier(g.reshape(-1, g.shape[-1]).T)
     taps = [
-        outer(padded[:, rows.reads(i), columns.reads(j)], g)
+        lax.optimization_barrier(
+            turned @ padded[:, rows.reads(i), columns.reads(j)].reshape(-1, x.shape[-1])
+        ).T
         for i in range(rows.kernel)
         for j in range(columns.kernel)
     ]
