@@ -32,7 +32,7 @@ QUIET = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""
     parser.add_argument(
-        "--topology", required=True, help="v5e:2x4 (a TPU slice), h100:8 (GPUs), ..."
+        "--topology", required=True, help="v5e:2x4 (a TPU slice), h100:8 or rtx4090:1 (GPUs), ..."
     )
     parser.add_argument("--fsdp", type=int, help="in place of config.mesh.fsdp")
     parser.add_argument(

@@ -13,37 +13,77 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What one chip can do at most: bytes of memory, bfloat16 operations a second (dense), bytes a
-    second from its memory and over its links to other chips of the slice (all of them together)."""
+    """What one chip can do at most: bytes of memory, dense operations a second in bfloat16 and, as
+    JAX multiplies by default, in float32 (TPU: one pass of bfloat16; NVIDIA from Ampere on: TF32),
+    bytes a second from its memory and over its links to other chips (all of them together)."""
 
     memory: int
-    flops: float
+    bfloat16: float
+    float32: float
     bandwidth: float
     links: float
+
+    def operations(self, dtype: str) -> float:
+        """A second, of a network that computes in `dtype`."""
+        return self.bfloat16 if dtype == "bfloat16" else self.float32
 
 
 CHIPS = {
     # cloud.google.com/tpu/docs: v4, v5e, v5p, v6e
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, 448e9),
-    # NVIDIA's data sheets, SXM
-    "a100-40": Chip(40 * GIB, 312e12, 1555e9, 600e9),
-    "a100": Chip(80 * GIB, 312e12, 2039e9, 600e9),
-    "h100": Chip(80 * GIB, 989e12, 3350e9, 900e9),
-    "h200": Chip(141 * GIB, 989e12, 4800e9, 900e9),
+    "v4": Chip(32 * GIB, 275e12, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 197e12, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 918e12, 1638e9, 448e9),
+    # NVIDIA's data sheets, SXM, NVLink
+    "v100-16": Chip(16 * GIB, 15.7e12, 15.7e12, 900e9, 300e9),
+    "v100": Chip(32 * GIB, 15.7e12, 15.7e12, 900e9, 300e9),
+    "a100-40": Chip(40 * GIB, 312e12, 156e12, 1555e9, 600e9),
+    "a100": Chip(80 * GIB, 312e12, 156e12, 2039e9, 600e9),
+    "h100": Chip(80 * GIB, 989e12, 495e12, 3350e9, 900e9),
+    "h200": Chip(141 * GIB, 989e12, 495e12, 4800e9, 900e9),
+    # NVIDIA's data sheets and its GA102 and AD102 papers; the links are PCIe, both directions
+    "t4": Chip(16 * GIB, 8.1e12, 8.1e12, 300e9, 32e9),
+    "rtx3090": Chip(24 * GIB, 71e12, 35.6e12, 936e9, 64e9),
+    "a10g": Chip(24 * GIB, 70e12, 35e12, 600e9, 64e9),
+    "a6000": Chip(48 * GIB, 154.8e12, 77.4e12, 768e9, 64e9),
+    "rtx4090": Chip(24 * GIB, 165.2e12, 82.6e12, 1008e9, 64e9),
+    "l4": Chip(24 * GIB, 121e12, 60e12, 300e9, 64e9),
 }
+"""V100 and T4 have no bfloat16 units: XLA multiplies in float32 there."""
+
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
 _GPUS = {
-    # kind: (compute capability, multiprocessors, float32 units and bytes of shared memory of each,
-    # of a block at most, bytes of L2, GHz, CUDA's name); CUDA programming guide and data sheets
-    "a100-40": (8, 108, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-40GB"),
-    "a100": (8, 108, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-80GB"),
-    "h100": (9, 132, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H100 80GB HBM3"),
-    "h200": (9, 132, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H200"),
+    # kind: (compute capability, multiprocessors, threads, float32 units and bytes of shared memory
+    # of each, of a block at most, bytes of L2, GHz, CUDA's name); CUDA programming guide and data
+    # sheets
+    "v100-16": ("7.0", 80, 2048, 64, 98_304, 98_304, 6 * 2**20, 1.53, "Tesla V100-SXM2-16GB"),
+    "v100": ("7.0", 80, 2048, 64, 98_304, 98_304, 6 * 2**20, 1.53, "Tesla V100-SXM2-32GB"),
+    "a100-40": (
+        ("8.0", 108, 2048, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-40GB")
+    ),
+    "a100": ("8.0", 108, 2048, 64, 167_936, 166_912, 40 * 2**20, 1.41, "NVIDIA A100-SXM4-80GB"),
+    "h100": ("9.0", 132, 2048, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H100 80GB HBM3"),
+    "h200": ("9.0", 132, 2048, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H200"),
+    "t4": ("7.5", 40, 1024, 64, 65_536, 65_536, 4 * 2**20, 1.59, "Tesla T4"),
+    "rtx3090": (
+        ("8.6", 82, 1536, 128, 102_400, 101_376, 6 * 2**20, 1.70, "NVIDIA GeForce RTX 3090")
+    ),
+    "a10g": ("8.6", 80, 1536, 128, 102_400, 101_376, 6 * 2**20, 1.71, "NVIDIA A10G"),
+    "a6000": ("8.6", 84, 1536, 128, 102_400, 101_376, 6 * 2**20, 1.80, "NVIDIA RTX A6000"),
+    "rtx4090": (
+        ("8.9", 128, 1536, 128, 102_400, 101_376, 72 * 2**20, 2.52, "NVIDIA GeForce RTX 4090")
+    ),
+    "l4": ("8.9", 58, 1536, 128, 102_400, 101_376, 48 * 2**20, 2.04, "NVIDIA L4"),
 }
+
+UTILISATION = (0.05, 0.35)
+"""Shares of a chip's peak between which steps like these are expected; `bench` measures.
+
+By their authors' hours and our count of operations, the published PyTorch code reached 13 % (HRDA
+on a Titan RTX, 32 h) and 22 % (DAFormer on an RTX 2080 Ti, 16 h) of float32 peaks; units for
+bfloat16 wait longer for memory.
+"""
 
 USABLE = 0.95
 """Share of a chip's memory that a step may take: the runtime keeps some (v5e: 15.75 of 16 GiB)."""
@@ -74,11 +114,12 @@ class Slice(NamedTuple):
     @property
     def target(self) -> str:
         """A GPU as XLA has to know it to compile for it (peer: openxla `GpuTargetConfigProto`)."""
-        capability, cores, units, shared, block, cache, clock, name = _GPUS[self.kind]
+        capability, cores, threads, units, shared, block, cache, clock, name = _GPUS[self.kind]
+        major, minor = capability.split(".")
         info = {
             "threads_per_block_limit": 1024,
             "threads_per_warp": 32,
-            "threads_per_core_limit": 2048,
+            "threads_per_core_limit": threads,
             "registers_per_core_limit": 65_536,
             "registers_per_block_limit": 65_536,
             "block_dim_limit_x": 2**31 - 1,
@@ -96,7 +137,8 @@ class Slice(NamedTuple):
         }
         fields = " ".join(f"{field}: {value}" for field, value in info.items())
         return (
-            f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: {capability} }} }} "
+            f"gpu_device_info {{ {fields} "
+            f"cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
             f'platform_name: "CUDA" device_description_str: "{name}" '
             "dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 8 }"
         )

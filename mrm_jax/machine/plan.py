@@ -24,7 +24,7 @@ from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.machine.bench import costs
-from mrm_jax.machine.chips import GIB, USABLE, Slice
+from mrm_jax.machine.chips import GIB, USABLE, UTILISATION, Slice
 from mrm_jax.machine.estimate import flops, live_bytes
 from mrm_jax.train.programs import Fed, lower
 from mrm_jax.train.step import Program, build_step
@@ -54,8 +54,9 @@ def plan(
     "estimated"), `hbm_bytes`, `peak_bytes`, `fits` (in `USABLE` of it), `bytes` by part,
     `flops_per_step` of the products, `bytes_accessed` (XLA, loops counted once; None estimated),
     `collectives` {kind: {count, bytes}} (likewise), `lower_bound_seconds` with its `bound_by` and
-    `lower_bound_hours` for `train.steps`, `knobs`: options that take less memory, where it does not
-    fit, `compile_seconds`.
+    `lower_bound_hours` for `train.steps`, `hours` [fewest, most] at the `utilisation` [most, least]
+    of `chips.UTILISATION`, `knobs`: options that take less memory, where it does not fit,
+    `compile_seconds`.
 
     level: XLA's effort, O0 to O3. compiled: False estimates in any case. Raises UsageError for a
     slice that its compiler does not know or a mesh that does not fit.
@@ -280,7 +281,8 @@ def bound(
     parts: dict[str, int],
     traffic: dict[str, dict[str, int]] | None,
 ) -> dict[str, Any]:
-    """The least time of a step, by arithmetic, by memory or over the links, whichever is longest.
+    """The least time of a step, by arithmetic, by memory or over the links, whichever is longest,
+    and the hours of the run where chips reach a usual share of their peak.
 
     Memory: what the step is given is read once, the state and the temporaries are also written.
     XLA's own count is no bound, since it includes what stays on the chip.
@@ -289,15 +291,19 @@ def bound(
     moved = 2 * both + parts["frozen"] + parts["batch"]
     sent = sum(row["bytes"] for row in (traffic or {}).values())
     seconds = {
-        "arithmetic": operations / where.chip.flops,
+        "arithmetic": operations / where.chip.operations(config.model.dtype),
         "memory": moved / where.chip.bandwidth,
         "links": sent / where.chip.links,
     }
     by = max(seconds, key=lambda name: seconds[name])
+    hours = seconds[by] * config.train.steps / 3600
+    shares = sorted(UTILISATION, reverse=True)
     return {
         "lower_bound_seconds": seconds[by],
         "bound_by": by,
-        "lower_bound_hours": seconds[by] * config.train.steps / 3600,
+        "lower_bound_hours": hours,
+        "hours": [hours / share for share in shares],
+        "utilisation": shares,
     }
 
 
@@ -338,9 +344,15 @@ def plan_text(report: dict[str, Any]) -> str:
     rows += [f"    less: {knob}" for knob in report["knobs"]]
     for kind, row in (report["collectives"] or {}).items():
         rows.append(f"  {kind}: {row['count']}, {row['bytes'] / 2**20:.1f} MiB (loops once)")
+    low, high = report["hours"]
+    most, least = report["utilisation"]
     rows.append(
-        f"  {report['flops_per_step'] / 1e12:.3g} Tflop a step and device; at least "
-        f"{report['lower_bound_seconds']:.3g} s a step by {report['bound_by']} at the chip's peak, "
-        f"{report['lower_bound_hours']:.3g} h for the run. A bound: real steps take longer."
+        f"  {report['flops_per_step'] / 1e12:.3g} Tflop a step and device; "
+        f"{low:.3g} to {high:.3g} h for the run, if the chips reach {100 * most:.0f} to "
+        f"{100 * least:.0f} % of their peak (expected, not measured)"
+    )
+    rows.append(
+        f"  at the peak itself {report['lower_bound_seconds']:.3g} s a step by "
+        f"{report['bound_by']}, {report['lower_bound_hours']:.3g} h: a bound that no run reaches"
     )
     return "\n".join(rows)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -181,17 +182,23 @@ def test_the_bound_is_the_slowest_of_arithmetic_memory_and_links():
     made = config("--config.train.steps=3600")
     parts = dict.fromkeys(PARTS, 0)
     where = chips.parse_topology("h100:4")
-    assert plan.bound(made, where, int(chip.flops), parts, None) == {
+    assert plan.bound(made, where, int(chip.float32), parts, None) == {
         "lower_bound_seconds": 1.0,
         "bound_by": "arithmetic",
         "lower_bound_hours": 1.0,
+        "hours": pytest.approx([1 / 0.35, 20]),
+        "utilisation": [0.35, 0.05],
     }
+    # Twice as fast in bfloat16, to three figures of the data sheet.
+    half = replace(made, model=replace(made.model, dtype="bfloat16"))
+    found = plan.bound(half, where, int(chip.float32), parts, None)
+    assert found["lower_bound_seconds"] == pytest.approx(0.5, rel=2e-3)
     # Frozen weights are read, parameters read and written.
     parts |= {"params": int(chip.bandwidth), "frozen": int(chip.bandwidth / 2)}
-    found = plan.bound(made, where, int(chip.flops), parts, None)
+    found = plan.bound(made, where, int(chip.float32), parts, None)
     assert (found["bound_by"], found["lower_bound_seconds"]) == ("memory", pytest.approx(2.5))
     sent = {"all-reduce": {"count": 1, "bytes": int(3 * chip.links)}}
-    found = plan.bound(made, where, int(chip.flops), parts, sent)
+    found = plan.bound(made, where, int(chip.float32), parts, sent)
     assert (found["bound_by"], found["lower_bound_seconds"]) == ("links", 3.0)
 
 
@@ -205,6 +212,17 @@ def test_what_does_not_fit_comes_with_options_that_are_not_yet_set(monkeypatch):
     for words in found["knobs"]:  # each of them is an option that a config takes
         config("--config.train.batch=8", words)
     assert "DOES NOT FIT" in plan.plan_text(found)
+
+
+@pytest.mark.parametrize("kind", chips.CHIPS)
+def test_hours_are_a_range_on_every_chip(kind):
+    shape = {"v4": "2x2x1", "v5p": "2x2x1"}.get(kind, "2x2" if kind in chips.TPUS else "4")
+    where = chips.parse_topology(f"{kind}:{shape}")
+    parts = dict.fromkeys(PARTS, 10**9)
+    found = plan.bound(config(), where, 10**12, parts, None)
+    assert 0 < found["lower_bound_hours"] < found["hours"][0] < found["hours"][1]
+    if not where.is_tpu:
+        assert f"device_memory_size: {where.chip.memory}" in where.target
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:2x", "h100:2x4", "v7:2x2", "v5e:0x2", "8"])
