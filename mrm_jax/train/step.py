@@ -174,7 +174,7 @@ def _step_with(
     for moment in moments:
         stats = _folded(run, stats, moment)
     metrics |= passed | optimizer.gradient_norms(grads)
-    metrics["learning_rate"] = optimizer.rates(state.step, scalars)["encoder"]
+    metrics["learning_rate"] = optimizer.rates(state.step, scalars, run.config.optimizer)["encoder"]
     metrics["finite"] = _finite((grads, metrics["total/loss"]))
     new = replace(
         taught, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
