@@ -200,17 +200,22 @@ def _teach(
         scalars["method.ema_decay"],
         None if key is None else typed(key),
     )
-    output, moments = teacher.teacher_forward(
+    look = partial(
+        teacher.teacher_forward,
         run.modules.segmentor,
         sharding.whole(params),
         state.teacher_batch_stats,
-        batch.target.image,
     )
+    output, moments = look(batch.target.image)
+    mirrored = None
+    if method.teacher_flip:  # BatchNorm's running averages follow the pictures as they are
+        mirrored = look(jnp.asarray(batch.target.image)[:, :, ::-1])[0].logits["main"]
     pseudo = pseudo_label.make(
         output.logits["main"],
         batch.target.valid,
         scalars["method.threshold"],
         weight_over=method.weight_over,
+        mirrored=mirrored,
     )
     if any(kind.taught for kind in judging(method)):
         pseudo = replace(pseudo, features=output.features)
