@@ -146,6 +146,11 @@ class Evaluation:
         (1024, 1024), "slide: height and width of a window.", unit="px", low=1
     )
     stride: tuple[int, int] = option((512, 512), "slide: step between windows.", unit="px", low=1)
+    blend: Literal["logits", "probabilities"] = option(
+        "logits",
+        "slide: what is averaged where windows overlap.",
+        source="HRDA: logits; VFM-UDA: probabilities",
+    )
     whole_pixels: int = option(
         2**21,
         "whole: a picture of more pixels goes through in overlapping parts with a smooth blend.",
