@@ -115,8 +115,9 @@ def learning_rate(
     decayed = base * (total - done) / total
     start, scaled = options.warmup_start, options.warmup_shape == "scaled"
     rise = done / jnp.maximum(warmup if scaled else warmup - 1, 1)
+    warming = done < warmup
     early = (decayed if scaled else base) * (rise + (1 - rise) * start)
-    return jnp.where(done < warmup, early, decayed)
+    return jnp.where(warming, early, decayed)
 
 
 def rates(step: Array, scalars: Scalars, options: Optimizer = _REFERENCE) -> dict[Rate, jax.Array]:
