@@ -1,9 +1,9 @@
 """GTA5 to Cityscapes, the benchmark of most papers.
 
-Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, each `,mrm=true` (the default is `:dacs,mrm=true`),
-and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights: docs/weights.md.
-Folders: data/gta/{images,labels}/00001.png (palette label files, as downloaded) and
-data/cityscapes/{leftImg8bit,gtFine}/{train,val}/<city>/ (as they unpack).
+Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, `:vfm`, each `,mrm=true` (the default is
+`:dacs,mrm=true`), and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights:
+docs/weights.md. Folders: data/gta/{images,labels}/00001.png (palette label files, as downloaded)
+and data/cityscapes/{leftImg8bit,gtFine}/{train,val}/<city>/ (as they unpack).
 
 Published figures are mIoU in % of 19 classes, of val's 500 pictures at a single scale: those of
 the baselines' papers are the student's at the last step; MRM's may be the best of the validations
@@ -45,6 +45,19 @@ during a run. **Not run here.** Without `,mrm=true` each command is the baseline
     python -m mrm_jax.main --workdir runs/gta_mic_b3_mrm \
         --config.model.encoder.weights=weights/mit_b3 \
         --config configs/gta_to_cityscapes.py:mic,mrm=true,encoder=mit_b3
+
+Nobody has published MRM on a ViT: `:vfm,mrm=true` adds it. Its figures are those that the release
+of VFM-UDA states for its models, the student's at the last step, of windows of 1024 px every 512 px
+whose probabilities are averaged, at a single scale:
+
+    # VFM-UDA, DINOv2 ViT-B, light head: 77.1
+    python -m mrm_jax.main --workdir runs/gta_vfm \
+        --config.model.encoder.weights=weights/dinov2_b14 \
+        --config configs/gta_to_cityscapes.py:vfm
+    # VFM-UDA, DINOv2 ViT-L, light head: 78.4
+    python -m mrm_jax.main --workdir runs/gta_vfm_l \
+        --config.model.encoder.weights=weights/dinov2_l14 \
+        --config configs/gta_to_cityscapes.py:vfm,encoder=dinov2_l14
 
 Prepared sets read faster: docs/data.md.
 """

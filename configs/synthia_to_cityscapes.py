@@ -1,9 +1,9 @@
 """SYNTHIA-RAND-CITYSCAPES to Cityscapes.
 
-Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, each `,mrm=true` (the default is `:dacs,mrm=true`),
-and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights: docs/weights.md.
-Folders: data/synthia/{RGB,GT/LABELS}/ (16-bit label files, as downloaded) and data/cityscapes/ as
-for GTA5.
+Recipes: `:dacs`, `:daformer`, `:hrda`, `:mic`, `:vfm`, each `,mrm=true` (the default is
+`:dacs,mrm=true`), and `:source_only`; `encoder=` and `decoder=` choose other networks. Weights:
+docs/weights.md. Folders: data/synthia/{RGB,GT/LABELS}/ (16-bit label files, as downloaded) and
+data/cityscapes/ as for GTA5.
 
 Published figures are mIoU in % of the 16 classes that SYNTHIA has, of val's 500 pictures at a
 single scale: those of the baselines' papers are the student's at the last step; MRM's may be the
@@ -26,6 +26,16 @@ are. **Not run here.** Without `,mrm=true` each command is the baseline's.
     python -m mrm_jax.main --workdir runs/synthia_mic_mrm \
         --config.model.encoder.weights=weights/mit_b5 \
         --config configs/synthia_to_cityscapes.py:mic,mrm=true
+
+VFM-UDA's mean from SYNTHIA is over all 19 classes, three of which never occur in it, and its
+released code reads no SYNTHIA: no figure of it is comparable with the mean here, and pictures are
+scaled to twice their usual size, as for HRDA. `:vfm,mrm=true` adds MRM, for which there is no
+published figure either. Like theirs: `--config.evaluation.classes=()`.
+
+    # VFM-UDA, DINOv2 ViT-B, light head: none of these classes
+    python -m mrm_jax.main --workdir runs/synthia_vfm \
+        --config.model.encoder.weights=weights/dinov2_b14 \
+        --config configs/synthia_to_cityscapes.py:vfm
 
 Prepared sets read faster: docs/data.md.
 """

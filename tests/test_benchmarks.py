@@ -5,11 +5,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from mrm_jax import recipes
-from mrm_jax.config import MIC, Config, detail_crop, mic_block
+from mrm_jax.config import MIC, Config, Evaluation, detail_crop, map_sizes, mic_block
+from mrm_jax.data import transforms
 from mrm_jax.main import load_config, split_config_flags
+from mrm_jax.train import optimizer
+from mrm_jax.train.step import build_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -94,6 +99,56 @@ def test_synthia_is_scored_on_the_classes_it_has():
     assert config.data.rare_class.on_missing == "warn"
 
 
+@pytest.mark.parametrize("text", ["vfm", "vfm,mrm=true,encoder=dinov2_l14"])
+def test_vfm_is_trained_as_its_released_code_trains(text):
+    """github.com/tue-mps/vfm-uda: uda_vit_vanilla.yaml, UDAVITGeneric, RareClassSamplerDataset,
+    UDATransform and the data module's defaults."""
+    config = made("gta_to_cityscapes", text)
+    data, method, options = config.data, config.method, config.optimizer
+    assert (config.train.steps, config.train.batch, data.crop) == (40_000, 8, (1024, 1024))
+    # scale = 1440 / short side, sides rounded; 1024 of Cityscapes.
+    for domain, size, wanted in (
+        (data.source, (1052, 1914), (1440, 2620)),
+        (data.source, (1080, 1920), (1440, 2560)),
+        (data.target, (1024, 2048), (1024, 2048)),
+        (data.evaluation, (1024, 2048), (1024, 2048)),
+    ):
+        assert transforms.fitted_size(*size, domain.resize) == wanted
+    assert transforms.fitted_size(1052, 1914, data.source.resize, 1.1) == (1584, 2882)
+    assert data.scale == (0.9, 1.1)
+    height, width = 1024, 2048
+    shares = (0.03 * height, 0.25 * height, 0.03 * width, 0.03 * width)
+    assert data.target.margins == tuple(map(int, shares))
+    rare = data.rare_class
+    assert (rare.enabled, rare.temperature, rare.min_pixels, rare.tries) == (True, 0.05, 3000, 20)
+    assert rare.crop_share == 1024 * 1024 / (512 * 1024)
+    assert data.source.category_limit == 0.75
+    assert (method.ema_decay, method.teacher_flip, method.threshold) == (0.999, True, 0.968)
+    assert (method.weight_over, method.mix_classes_of) == ("batch", "batch")
+    assert (method.mic.weight, method.mic.images, method.mic.ratio) == (1, "target", 0.7)
+    assert method.feature_distance.weight == 0
+    assert options.learning_rate * options.decoder_multiplier == pytest.approx(1.41421356e-4)
+    assert (options.decoder_multiplier, options.weight_decay) == (10, 0.01)
+    assert (options.decay_encoder_norms, options.layer_decay) == (True, 1)
+    assert options.warmup * config.train.steps == 1500
+    assert (options.warmup_start, options.warmup_shape) == (0.001, "linear")
+    encoder = config.model.encoder
+    assert (encoder.resize, encoder.positions, encoder.drop_path) == ("1.1", "meta", 0)
+    assert map_sizes(encoder, *data.crop) == ((80, 80),)
+    assert config.model.decoder.kind == "vit_light"
+    assert config.evaluation == Evaluation(
+        mode="slide", window=(1024, 1024), stride=(512, 512), blend="probabilities"
+    )
+
+
+def test_every_parameter_of_vfm_is_decayed():
+    config = made("gta_to_cityscapes", "vfm,encoder=dinov2_s14")
+    params = jax.eval_shape(build_step(config).init, np.zeros(2, np.uint32)).params
+    found = optimizer.groups(params, config)
+    assert len(found) == len(jax.tree.leaves(params))
+    assert all(group.decayed for group in found.values())
+
+
 # Config -> (method, encoder, decoder, published mIoU, that with MRM) of the commands in its header.
 # Sources: the papers of the methods; MRM's tables of hosts and of architectures.
 PUBLISHED = {
@@ -107,12 +162,15 @@ PUBLISHED = {
         ("mic", "resnet101", "deeplabv2", 64.2, 67.1),
         ("daformer", "mit_b2", "daformer", 64.2, 66.3),
         ("mic", "mit_b3", "daformer", 73.6, 75.8),
+        ("vfm", "dinov2_b14", "vit_light", 77.1),
+        ("vfm", "dinov2_l14", "vit_light", 78.4),
     ],
     "synthia_to_cityscapes": [
         ("dacs", "resnet101", "deeplabv2", 48.3, 55.8),
         ("daformer", "mit_b5", "daformer", 60.9, 62.6),
         ("hrda", "mit_b5", "daformer", 65.8, 67.1),
         ("mic", "mit_b5", "daformer", 67.3, 68.1),
+        ("vfm", "dinov2_b14", "vit_light"),
     ],
     "cityscapes_to_acdc": [
         ("daformer", "mit_b5", "daformer", 55.4),
@@ -146,10 +204,12 @@ def test_the_commands_of_a_header_are_the_published_rows(name, monkeypatch):
         config = load_config(given)
         assert config is not None
         assert figures == published
-        assert config.method.kind == method
+        vfm = method == "vfm"
+        assert config.method.kind == ("mic" if vfm else method)
         assert config.method.mrm.enabled == (len(published) == 2)
         assert config.model.encoder.weights == f"weights/{encoder}"
-        assert replace(config.model.encoder, weights=None) == recipes.ENCODERS[encoder]
+        named = replace(recipes.ENCODERS[encoder], resize="1.1" if vfm else "native")
+        assert replace(config.model.encoder, weights=None) == named
         assert config.model.decoder == recipes.DECODERS[decoder]
         assert config.model.multires.enabled == (method in ("hrda", "mic"))
         workdirs.add(" ".join(others))

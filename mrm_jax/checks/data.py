@@ -31,6 +31,12 @@ def check_data(config: Config) -> None:
             f" has {len(ids)} rows for {count} classes",
             "give one row a class or none.",
         )
+    require_value(
+        data.scale[0] <= data.scale[1],
+        "config.data.scale",
+        data.scale,
+        "; the smaller one is first.",
+    )
     where = "target" if config.method.kind == "target_only" else "source"
     require_at(
         source_domain(config).kind == "drawn" or source_domain(config).labels is not None,

@@ -13,7 +13,7 @@ def check_model(config: Config) -> None:
     DECODER_KINDS[config.model.decoder.kind]
     encoder = config.model.encoder
     kind = ENCODER_KINDS[encoder.kind]
-    for piece in ("per_stage", "shown", "implied", "unshown"):
+    for piece in ("per_stage", "shown", "implied", "unshown", "kept"):
         unknown = [name for name in getattr(kind, piece) if not hasattr(encoder, name)]
         require_at(
             not unknown,
@@ -30,6 +30,13 @@ def check_model(config: Config) -> None:
         )
     field, _, fault = (kind.problem(encoder) or "").partition(" ")
     require_at(not field, f"config.model.encoder.{field}", f" {fault}")
+    require_value(
+        config.optimizer.layer_decay == 1 or kind.layers is not None,
+        "config.optimizer.layer_decay",
+        config.optimizer.layer_decay,
+        f", but the registration of encoder kind {kind.name} names no layers",
+        "leave it at 1.",
+    )
     side = max(crop_multiple(encoder), smallest_side(encoder))
     channels = kind.channels(encoder)
     sizes = map_sizes(encoder, side, side)

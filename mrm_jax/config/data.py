@@ -157,6 +157,15 @@ class Data:
     crop: tuple[int, int] = option(
         (512, 512), "Height and width of a training crop.", unit="px", low=1
     )
+    scale: tuple[float, float] = option(
+        (1.0, 1.0),
+        "Range of the factor, drawn for each training picture, by which it is larger than `resize` "
+        "makes it before it is cropped.",
+        source="VFM-UDA: 0.9 to 1.1",
+        low=0.1,
+        high=10,
+        step="absent",
+    )
     flip: float = option(
         0.5,
         "Probability of a horizontal flip.",

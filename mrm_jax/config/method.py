@@ -243,6 +243,12 @@ class Method:
         "Precision in which the teacher's parameters are kept. bfloat16 halves their memory and is "
         "rounded by chance: to the nearest, steps of 1 - ema_decay would be lost.",
     )
+    teacher_flip: bool = option(
+        False,
+        "Pseudo-labels from the mean of the teacher's probabilities of a picture and of its mirror "
+        "image; one more forward.",
+        source="VFM-UDA: True",
+    )
     threshold: float = option(
         0.968,
         "Confidence that counts a pixel into the pseudo-label weight.",

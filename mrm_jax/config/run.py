@@ -27,7 +27,7 @@ class Optimizer:
     weight_decay: float = option(0.01, "Decoupled weight decay.", low=0, step="traced")
     decay_encoder_norms: bool = option(
         False,
-        "MiT: apply weight decay to the encoder's norms. A ResNet's are always decayed.",
+        "Apply weight decay to the encoder's norms, too. A ResNet's are always decayed.",
         source="peer: mmseg configs",
     )
     warmup: float = option(
@@ -39,6 +39,23 @@ class Optimizer:
         high=1,
         step="traced",
         number=in_steps,
+    )
+    warmup_start: float = option(
+        1e-6, "Share of the rate that warming up starts from.", source="mmcv", low=0, high=1
+    )
+    warmup_shape: Literal["scaled", "linear"] = option(
+        "scaled",
+        "scaled: the falling rate, times a share that rises in a line to 1. linear: the rate rises "
+        "in a line to its base in the last of these steps, and falls from the next one on.",
+        source="mmcv: scaled; VFM-UDA: linear",
+    )
+    layer_decay: float = option(
+        1.0,
+        "What the encoder's rate is multiplied by once for every layer below the decoder: its last "
+        "block's once, its patches' and tokens' once more than it has blocks. 1: nothing.",
+        source="BEiT, MAE: 0.65 to 0.75 for ViT-B and ViT-L",
+        low=1e-6,
+        high=1,
     )
     beta1: float = option(0.9, "Decay of the first moment.", low=0, high=1)
     beta2: float = option(0.999, "Decay of the second moment.", low=0, high=1)
@@ -129,6 +146,11 @@ class Evaluation:
         (1024, 1024), "slide: height and width of a window.", unit="px", low=1
     )
     stride: tuple[int, int] = option((512, 512), "slide: step between windows.", unit="px", low=1)
+    blend: Literal["logits", "probabilities"] = option(
+        "logits",
+        "slide: what is averaged where windows overlap.",
+        source="HRDA: logits; VFM-UDA: probabilities",
+    )
     whole_pixels: int = option(
         2**21,
         "whole: a picture of more pixels goes through in overlapping parts with a smooth blend.",

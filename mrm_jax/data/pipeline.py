@@ -1,19 +1,19 @@
 """What training and evaluation read: batches whose content is a pure function of (seed, step), and
 labelled examples.
 
-Global sample g = step * batch + i is picture `sample_index(seed, domain, count, g)`, cropped and
-flipped by a generator seeded from (seed, domain, g). Under rare class sampling the source picture
-is drawn for a class instead, by another generator of (seed, g); the target's draws stay. Nothing
-else enters: not the worker, the thread, the host or what was read before. So a run that starts at
-step n reads what an uninterrupted one would, and hosts read contiguous blocks of the batch that one
-host would. grain runs the reading in threads or processes ahead of the device.
+Global sample g = step * batch + i is picture `sample_index(seed, domain, count, g)`, scaled,
+cropped and flipped by a generator seeded from (seed, domain, g). Under rare class sampling the
+source picture is drawn for a class instead, by another generator of (seed, g); the target's draws
+stay. Nothing else enters: not the worker, the thread, the host or what was read before. So a run
+that starts at step n reads what an uninterrupted one would, and hosts read contiguous blocks of the
+batch that one host would. grain runs the reading in threads or processes ahead of the device.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import grain
@@ -83,12 +83,14 @@ class TrainingSamples:
         source, field = source_domain(config), rare_class.source_field(config)
         self._sampler = sampler or rare_class.open_sampler(config)
         self._seed, self._crop, self._flip = config.seed, data.crop, data.flip
+        self._boxes = {SOURCE: source.resize, TARGET: data.target.resize}
+        self._scale = None if data.scale == (1, 1) else data.scale
         self._max_ratio = source.category_limit
         self._fill = input_stats(config.model).grey
         labelled = sources.open_labelled(source, data.classes, field=field)
         self.shards = tuple(labelled.shards)
         self.source = sources.Reader(
-            functools.partial(_read_source, labelled, source.resize),
+            functools.partial(_read_source, labelled, source, self._scale is None),
             len(labelled),
             field=field,
             on_unreadable=source.on_unreadable,
@@ -99,7 +101,7 @@ class TrainingSamples:
             pictures = sources.open_pictures(data.target, field="config.data.target")
             self.shards += tuple(pictures.shards)
             self.target = sources.Reader(
-                functools.partial(_read_target, pictures, data.target),
+                functools.partial(_read_target, pictures, data.target, self._scale is None),
                 len(pictures),
                 field="config.data.target",
                 on_unreadable=data.target.on_unreadable,
@@ -123,17 +125,9 @@ class TrainingSamples:
     def _target_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         if self.target is None:
             return np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), np.uint8)
-        return self.target(
-            sample_index(self._seed, TARGET, len(self.target), number),
-            lambda picture, valid: transforms.augment_target(
-                picture,
-                valid,
-                np.random.default_rng((self._seed, TARGET, DRAWS, number)),
-                crop=self._crop,
-                flip=self._flip,
-                fill=self._fill,
-            ),
-        )
+        how: dict[str, Any] = {"crop": self._crop, "flip": self._flip, "fill": self._fill}
+        index = sample_index(self._seed, TARGET, len(self.target), number)
+        return self.target(index, self._take(TARGET, number, transforms.augment_target, how))
 
     def _source_sample(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         how: dict[str, Any] = {"crop": self._crop, "max_ratio": self._max_ratio, "flip": self._flip}
@@ -149,25 +143,41 @@ class TrainingSamples:
             how |= {"class_id": choice.class_id, "more_than": self._sampler.crop_pixels}
             how |= {"tries": self._sampler.tries}
 
-        def take(image: transforms.Picture, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rng = np.random.default_rng((self._seed, SOURCE, DRAWS, number))
-            return augment(image, label, rng, **how)
+        return self.source(index, self._take(SOURCE, number, augment, how))
 
-        return self.source(index, take)
+    def _take(
+        self, domain: int, number: int, augment: Callable[..., Any], how: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        """What is made of a picture and its plane as they are read for sample `number`."""
+
+        def take(image: transforms.Picture, plane: np.ndarray) -> Any:
+            rng = np.random.default_rng((self._seed, domain, DRAWS, number))
+            if self._scale is not None:
+                factor = float(rng.uniform(*self._scale))
+                image, plane = transforms.fit_source(image, plane, self._boxes[domain], factor)
+            return augment(image, plane, rng, **how)
+
+        return take
 
 
 def _read_source(
-    pictures: sources.LabelledPictures, box: tuple[int, int] | None, index: int
+    pictures: sources.LabelledPictures, domain: Domain, fitted: bool, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
-    return transforms.fit_source(*pictures.pair(index), box)
+    """A picture and its label, `fitted` into the box or, where every sample has a size of its own,
+    as they are stored."""
+    image, label = pictures.pair(index)
+    return transforms.fit_source(image, label, domain.resize) if fitted else (image, label)
 
 
 def _read_target(
-    pictures: sources.Pictures, domain: Domain, index: int
+    pictures: sources.Pictures, domain: Domain, fitted: bool, index: int
 ) -> tuple[transforms.Picture, np.ndarray]:
-    native = pictures.native_size(index)
-    picture = pictures.picture(index)
-    return transforms.fit_target(picture, domain.resize, domain.margins, native)
+    """A picture and its validity map, whose margins count pixels of the picture as it was before
+    `prepare` resized it."""
+    native, image = pictures.native_size(index), pictures.picture(index)
+    if fitted:
+        return transforms.fit_target(image, domain.resize, domain.margins, native)
+    return image, transforms.margin_map(native or image.shape[:2], domain.margins)
 
 
 def _cache_bytes(domain: Domain, data: Data) -> int:
@@ -252,7 +262,7 @@ def selection_crops(config: Config) -> Unlabelled | None:
         return None
     pictures = sources.open_pictures(domain, field="config.data.target")
     read = sources.Reader(
-        functools.partial(_read_target, pictures, domain),
+        functools.partial(_read_target, pictures, domain, True),
         len(pictures),
         field="config.data.target",
         on_unreadable=domain.on_unreadable,

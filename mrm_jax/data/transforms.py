@@ -1,7 +1,8 @@
 """Resize, crop, flip and pad of one picture with its label and validity map, as the UDA recipes of
 the DAFormer family train.
 
-Order: keep-ratio resize, random crop, horizontal flip, pad. A picture that is to be enlarged stays
+Order: keep-ratio resize, by a random factor where one is asked for, random crop, horizontal flip,
+pad. A picture that is to be enlarged stays
 as it is until its crop is known, of which alone the resized pixels are then made. Pure functions of
 arrays and a numpy generator: no state, no global seed, OpenCV's resize conventions. Normalisation
 happens on the device, so pictures stay uint8 here. Source: DAFormer training pipelines (mmseg 0.16
@@ -50,7 +51,7 @@ class Picture(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
-def keep_ratio_size(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
+def keep_ratio_size(height: int, width: int, box: tuple[float, float]) -> tuple[int, int]:
     """The (height, width) of a picture scaled to the largest size that fits `box` = (long side,
     short side).
 
@@ -58,6 +59,15 @@ def keep_ratio_size(height: int, width: int, box: tuple[int, int]) -> tuple[int,
     well as shrinks. 1052 x 1914 in (1280, 720) becomes 704 x 1280, not 720 (the long side binds).
     """
     factor = min(max(box) / max(height, width), min(box) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def fitted_size(
+    height: int, width: int, box: tuple[int, int] | None, factor: float = 1.0
+) -> tuple[int, int]:
+    """The (height, width) of a picture in `box` (None: its own), times `factor`; at least 1."""
+    if box is not None:
+        return keep_ratio_size(height, width, (box[0] * factor, box[1] * factor))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
@@ -191,18 +201,15 @@ PAD_RGB = IMAGENET.grey
 
 
 def fit_source(
-    image: Picture, label: np.ndarray, box: tuple[int, int] | None
+    image: Picture, label: np.ndarray, box: tuple[int, int] | None, factor: float = 1.0
 ) -> tuple[Picture, np.ndarray]:
-    """The part without chance: label u8[h,w] fitted into `box` = (long, short), None: as it is;
-    image u8[H,W,3] likewise, unless that would enlarge it.
+    """The part without chance: label u8[h,w] at the size that `box` = (long, short), None: the
+    picture's own, times `factor` gives the picture; image u8[H,W,3] likewise, unless that would
+    enlarge it. A target's validity map takes the label's place.
     """
-    size = label.shape[:2] if box is None else keep_ratio_size(label.shape[0], label.shape[1], box)
-    return _shrunk(image, size), resize_label(label, size)
-
-
-def _shrunk(image: Picture, size: tuple[int, int]) -> Picture:
-    stays = size[0] > image.shape[0] or tuple(size) == image.shape[:2]
-    return image if stays else resize_image(image, size)
+    size = fitted_size(image.shape[0], image.shape[1], box, factor)
+    stays = size[0] > image.shape[0] or size == tuple(image.shape[:2])
+    return image if stays else resize_image(image, size), resize_label(label, size)
 
 
 def fit_target(
@@ -214,9 +221,7 @@ def fit_target(
     """Validity u8[h,w] of a picture fitted into `box`, whose `margins` count pixels of the picture
     at its `native` (height, width), None: as read; image u8[H,W,3] as in `fit_source`.
     """
-    size = image.shape[:2] if box is None else keep_ratio_size(image.shape[0], image.shape[1], box)
-    valid = margin_map(native or image.shape[:2], margins)
-    return _shrunk(image, size), resize_label(valid, size)
+    return fit_source(image, margin_map(native or image.shape[:2], margins), box)
 
 
 class Place(NamedTuple):
@@ -290,7 +295,7 @@ def augment_target(
     flip: float,
     fill: tuple[int, int, int] = PAD_RGB,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One unlabelled sample at exactly `crop` of what `fit_target` gives: image u8[h,w,3], validity
+    """One unlabelled sample at exactly `crop` of what `fit_source` gives: image u8[h,w,3], validity
     u8[h,w], 0 in the padding and in the margins.
     """
     where = Place(draw_box(rng, valid.shape, crop), bool(rng.random() < flip))

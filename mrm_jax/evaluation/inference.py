@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.config import Evaluation
-from mrm_jax.evaluation.tiling import Taps, Tiling, taps, tiling
+from mrm_jax.evaluation.tiling import Taps, taps, tiling
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.registry import InputStats
@@ -96,13 +96,14 @@ def strips(
     """The result for pictures at `size` = (height, width), from the top down.
 
     versions: the pictures [B,H,W,3] at every one of `protocol.scales`. Several versions, or
-    mirrored ones besides, are averaged as probabilities; logits are those of the first alone.
+    mirrored ones besides, are averaged as probabilities; logits are those of the first alone. Where
+    windows overlap, logits are averaged, or as `protocol.blend` says.
     smallest: as `forward` pads, see `maps`.
     """
     mirrors = (False, True) if protocol.flip and what != "logits" else (False,)
     versions = versions[:1] if what == "logits" else versions
     readers = [
-        _Reader(forward, image, tiling(image.shape[1:3], protocol), size, smallest, mirrored)
+        _Reader(forward, image, protocol, size, smallest, mirrored)
         for image in versions
         for mirrored in mirrors
     ]
@@ -113,7 +114,13 @@ def strips(
     rows = min(max(rows // 8 * 8, 1), -(-height // PADDED) * PADDED)
     for top in range(0, height, rows):
         given = tuple(reader.strip(top, rows, wide) for reader in readers)
-        yield Strip(top, min(rows, height - top), width, _made(given, what=what))
+        value = _made(given, what=what, apart=_apart(protocol))
+        yield Strip(top, min(rows, height - top), width, value)
+
+
+def _apart(protocol: Evaluation) -> bool:
+    """Whether every window has probabilities of its own, which are averaged."""
+    return protocol.mode == "slide" and protocol.blend == "probabilities"
 
 
 class _Reader:
@@ -124,11 +131,12 @@ class _Reader:
         self,
         forward: Forward,
         image: Array,
-        grid: Tiling,
+        protocol: Evaluation,
         size: tuple[int, int],
         smallest: int,
         mirrored: bool,
     ):
+        grid = tiling(image.shape[1:3], protocol)
         self._forward, self._grid = forward, grid
         self._image = image[:, :, ::-1] if mirrored else image
         self._maps = {0: self._row(0)}
@@ -136,17 +144,20 @@ class _Reader:
         count = len(grid.columns.starts)
         padded = [max(extent, smallest) for extent in grid.extent]
         self._down = taps(grid.rows, size[0], cells, padded[0], together=False)
-        (right,) = taps(grid.columns, size[1], across // count, padded[1], together=True)
-        self._right = Taps(*(part[::-1] for part in right)) if mirrored else right
+        apart, wide = _apart(protocol), across // count
+        right = taps(grid.columns, size[1], wide, padded[1], together=not apart)
+        right = [Taps(part.place + i * wide, part.share) for i, part in enumerate(right)]
+        flip = slice(None, None, -1 if mirrored else 1)
+        self._right = [Taps(part.place[flip], part.share[flip]) for part in right]
 
     def strip(self, top: int, rows: int, wide: int) -> tuple:
-        """What `_logits` makes `rows` rows from `top` of, at a width of `wide`."""
+        """What `_logits` or `_probabilities` makes `rows` rows from `top` of, `wide` px wide."""
         here = slice(top, top + rows)
         needed = [i for i, down in enumerate(self._down) if down.share[here].any()]
         self._maps = {i: self._maps[i] if i in self._maps else self._row(i) for i in needed}
         dtype = next(iter(self._maps.values())).dtype
         down = tuple(_filled(self._down[i], here, rows, dtype) for i in needed)
-        right = _filled(self._right, slice(None), wide, dtype)
+        right = tuple(_filled(part, slice(None), wide, dtype) for part in self._right)
         return tuple(self._maps.values()), down, right
 
     def _row(self, index: int) -> jax.Array:
@@ -174,30 +185,52 @@ def _filled(given: Taps, part: slice, count: int, dtype: Any) -> Taps:
     return Taps(np.pad(place, missing), np.pad(share, missing))
 
 
-@partial(jax.jit, static_argnames="what")
-def _made(versions: tuple, *, what: What) -> Any:
-    """See `Strip.value`; versions: what `_logits` takes."""
-    if what == "logits":
+@partial(jax.jit, static_argnames=("what", "apart"))
+def _made(versions: tuple, *, what: What, apart: bool) -> Any:
+    """See `Strip.value`; versions: what `_logits` takes, or `_probabilities` where windows are kept
+    `apart`."""
+    if not apart and what == "logits":
         return _logits(*versions[0])
-    if what == "classes" and len(versions) == 1:
+    if not apart and what == "classes" and len(versions) == 1:
         logits = _logits(*versions[0])
         above = logits - logits.max(-1, keepdims=True)
         return jnp.argmax(logits, -1).astype(jnp.uint8), 1 / jnp.exp(above).sum(-1)
-    mean = jax.nn.softmax(_logits(*versions[0]), axis=-1)
-    for version in versions[1:]:
-        mean = mean + jax.nn.softmax(_logits(*version), axis=-1)
-    mean = mean / len(versions)
-    if what == "probabilities":
-        return mean
-    return jnp.argmax(mean, -1).astype(jnp.uint8), mean.max(-1)
+    found = [
+        _probabilities(*version) if apart else jax.nn.softmax(_logits(*version), axis=-1)
+        for version in versions
+    ]
+    mean = sum(found[1:], found[0]) / len(versions)
+    if what == "classes":
+        return jnp.argmax(mean, -1).astype(jnp.uint8), mean.max(-1)
+    return mean if what == "probabilities" else jnp.log(mean)
 
 
-def _logits(rows: tuple[jax.Array, ...], down: tuple[Taps, ...], right: Taps) -> jax.Array:
-    """Logits f[B,R,W,K] from the maps f[B,h,w,K] of rows of windows."""
+def _logits(
+    rows: tuple[jax.Array, ...], down: tuple[Taps, ...], right: tuple[Taps, ...]
+) -> jax.Array:
+    """Logits f[B,R,W,K] from the maps f[B,h,w,K] of rows of windows, whose columns are mixed by one
+    entry of `right` together."""
     mixed: Any = 0
     for row, part in zip(rows, down, strict=True):
         mixed = mixed + _mixed(row, part, 1)
-    return _mixed(mixed, right, 2)
+    return _mixed(mixed, right[0], 2)
+
+
+def _probabilities(
+    rows: tuple[jax.Array, ...], down: tuple[Taps, ...], right: tuple[Taps, ...]
+) -> jax.Array:
+    """The mean f[B,R,W,K] of the probabilities of the windows that cover a pixel; `right` has one
+    entry a column of windows."""
+    total: Any = 0
+    for row, part in zip(rows, down, strict=True):
+        tall = _mixed(row, part, 1)
+        for column in right:
+            # What the taps of a window add up to is how much it counts; 0 where it is not.
+            weight = part.share.sum(1)[:, None] * column.share.sum(1)[None, :]
+            weight = weight[None, :, :, None]
+            logits = _mixed(tall, column, 2) / jnp.where(weight > 0, weight, 1)
+            total = total + weight * jax.nn.softmax(logits, axis=-1)
+    return total
 
 
 def _mixed(array: jax.Array, made: Taps, axis: int) -> jax.Array:

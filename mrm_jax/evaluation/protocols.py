@@ -17,7 +17,8 @@ class Protocol:
     what occurred. `split`: of a prepared set or of drawn scenes, "" where a folder says it. `also`:
     further means by name, and the classes in each. `crop`, `margins` (top, bottom, left, right):
     what the network was trained on, and how much of a target picture got no pseudo-label, px.
-    `parts`: pixels above which pictures went through in parts, None where none did.
+    `parts`: pixels above which pictures went through in parts, None where none did. `blend`: what
+    is averaged where windows overlap.
     """
 
     domain: str
@@ -38,6 +39,7 @@ class Protocol:
     remark: str = ""
     parts: int | None = None
     test_time_augmentation: str = "none"
+    blend: str = "logits"
 
     def sentence(self) -> str:
         """The protocol in one line, for people."""
@@ -53,6 +55,8 @@ class Protocol:
         if any(self.margins):
             trained += f", no pseudo-labels in margins of {', '.join(map(str, self.margins))} px"
         remark = f"; {self.remark}" if self.remark else ""
+        if self.mode == "slide" and self.blend != "logits":
+            how += f", {self.blend} averaged,"
         none = self.test_time_augmentation == "none"
         versions = "no flips, one scale" if none else self.test_time_augmentation
         return (
@@ -137,6 +141,7 @@ def protocol_of(
         remark=domain.remark,
         parts=evaluation.whole_pixels if divided else None,
         test_time_augmentation=augmentation(evaluation),
+        blend=evaluation.blend if sliding else "logits",
     )
 
 

@@ -29,7 +29,7 @@ from mrm_jax.machine.estimate import flops, live_bytes
 from mrm_jax.train.programs import Fed, lower
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
-from mrm_jax.uda.methods import looks_at_target
+from mrm_jax.uda.methods import has_feature_distance, looks_at_target
 
 Arguments = tuple[TrainState, Any, Frozen, Fed]
 
@@ -148,7 +148,8 @@ def abstract_arguments(config: Config, program: Program, mesh: Mesh | AbstractMe
     state = jax.eval_shape(program.init, key)
     student = {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
     encoder = {name: tree.get("encoder", {}) for name, tree in student.items()}
-    frozen = jax.eval_shape(lambda tree: program.frozen(config, tree), encoder)
+    compared = encoder if has_feature_distance(config.method) else None
+    frozen = jax.eval_shape(lambda tree: program.frozen(config, tree), compared)
     copies, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     placed = sharding.of_state(state, mesh)
     return (

@@ -16,6 +16,7 @@ from mrm_jax.registry.encoders import (
     strided,
     total_stride,
 )
+from mrm_jax.registry.layers import Layers
 from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging, target_names
 from mrm_jax.registry.table import Reference, Registered, Table, referenced
 
@@ -26,6 +27,7 @@ __all__ = [
     "EncoderKind",
     "IMAGENET",
     "InputStats",
+    "Layers",
     "Sizes",
     "strided",
     "target_names",

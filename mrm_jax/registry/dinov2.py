@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mrm_jax.registry import layers
 from mrm_jax.registry.encoders import ENCODER_KINDS, IMAGENET, EncoderKind, Sizes
 
 GROWTH = 1.1
@@ -101,6 +102,8 @@ ENCODER_KINDS.register(
         shown=("dims", "depths", "strides", "ffn", "mlp_ratios", "registers", "position_grid"),
         implied=("norm_eps", "positions"),
         unshown=("heads", "resize"),
+        layers=layers.vit,
+        kept=("resize", "positions", "pyramid"),
         sharding=((r"cls_token|register_tokens|positions|blocks/ls\d", None),),
         conversion="mrm_jax.convert.dinov2:FILES",
     )

@@ -10,6 +10,7 @@ from operator import mul
 from typing import Any, NamedTuple
 
 from mrm_jax.errors import UsageError
+from mrm_jax.registry import layers
 from mrm_jax.registry.table import Reference, Registered, Table, piece
 
 Sizes = tuple[tuple[int, int], ...]
@@ -75,6 +76,11 @@ class EncoderKind(Registered):
         "name after encoder= -> fields of config.Encoder that differ from its defaults",
         {},
     )
+    kept: tuple[str, ...] = piece(
+        "fields that stay when encoder= names another size of the family: how it is run, not how "
+        "large it is",
+        (),
+    )
     per_stage: tuple[str, ...] = piece("fields with one entry a stage, as dims has", ())
     problem: Callable[[Any], str | None] = piece(
         "(encoder) -> what is wrong with its fields, a sentence that starts with one's name",
@@ -87,6 +93,11 @@ class EncoderKind(Registered):
         "pattern of the parameters below encoder/ that config.optimizer.decay_encoder_norms is "
         "about",
         r"(?:[^/]+/)*norm\d*/(?:scale|bias)",
+    )
+    layers: Callable[[Any], layers.Layers] | None = piece(
+        "(encoder) -> the layer of every parameter, for config.optimizer.layer_decay; None: it has "
+        "no layers",
+        None,
     )
     momentum: float = piece("share of a batch in the running averages of its BatchNorms", 0.1)
     sharding: tuple[tuple[str, int | None], ...] = piece(
@@ -216,6 +227,7 @@ ENCODER_KINDS.register(
         shown=("dims", "depths", "sr_ratios", "mlp_ratios"),
         implied=("norm_eps", "embed_norm_eps"),
         unshown=("heads",),
+        layers=layers.mit,
         conversion="mrm_jax.convert.encoders:FILES",
     )
 )
@@ -239,6 +251,7 @@ ENCODER_KINDS.register(
         per_stage=("depths", "strides", "dilations"),
         problem=_misfit_stem,
         shown=("dims", "depths", "stem"),
+        layers=layers.resnet,
         conversion="mrm_jax.convert.resnet:FILES",
     )
 )
@@ -253,6 +266,7 @@ _INVERTED = {
     "per_stage": ("depths", "strides", "kernels", "expansions"),
     "problem": _not_inverted,
     "shown": ("dims", "depths", "kernels", "expansions", "stem_width"),
+    "layers": layers.inverted,
     "undecayed": r"(?:[^/]+/)*[a-z_]*bn/(?:scale|bias)",
     "sharding": ((r"(?:mbconv|bottleneck)\d+/project/kernel", -2),),
 }

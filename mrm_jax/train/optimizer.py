@@ -9,20 +9,20 @@ its groups by substrings of names; here each leaf's path meets one row.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mrm_jax.config import Config, Optimizer
-from mrm_jax.registry import ENCODER_KINDS
+from mrm_jax.registry import ENCODER_KINDS, layers
 from mrm_jax.types import Array, Metrics, Scalars
 
-WARMUP_START = 1e-6
-"""Share of the rate that the warm-up starts from."""
-
+T = TypeVar("T")
 Rate = Literal["encoder", "decoder", "rebuilder"]
+_REFERENCE = Optimizer()
 
 _NORM = r"(?:[^/]+/)*norm\d*/(?:scale|bias)"
 # First match wins; before all, what the encoder's registration calls its norms. The decoder's norms
@@ -65,7 +65,7 @@ def groups(params: Any, config: Config) -> dict[str, Group]:
     return {path: kinds[_row(path, table)] for path, _ in _leaves(params)}
 
 
-def _row(path: str, table: tuple[tuple[str, str], ...]) -> str:
+def _row(path: str, table: tuple[tuple[str, T], ...]) -> T:
     for pattern, name in table:
         if re.fullmatch(pattern, path):
             return name
@@ -77,9 +77,34 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
 
-def learning_rate(step: Array, base: Array, warmup: Array, total: Array) -> jax.Array:
-    """The rate f[] of step 0, 1, ...: base * (1 - step / total), times a rise from 1e-6 to 1 over
-    `warmup` steps.
+def layer_shares(params: Any, config: Config) -> dict[str, np.ndarray]:
+    """What the rate of each leaf of the encoder is multiplied by, by its path: decay^(top - layer),
+    f64[], or f64[n, 1, ...] of n blocks stored stacked. A leaf that is not there has 1.
+
+    Source: peer, BEiT optim_factory.py, MAE util/lr_decay.py. Raises ValueError for a leaf that no
+    row of the encoder's registration covers.
+    """
+    decay, kind = config.optimizer.layer_decay, ENCODER_KINDS[config.model.encoder.kind]
+    if decay == 1 or kind.layers is None:
+        return {}
+    rows, found = kind.layers(config.model.encoder), {}
+    top = layers.top(rows)
+    for path, leaf in _leaves(params["segmentor"]["encoder"]):
+        layer = _row(path, rows)
+        if layer is None:
+            continue
+        share = decay ** (top - np.asarray(layer, float))
+        shape = (-1, *(1,) * (leaf.ndim - 1)) if isinstance(layer, range) else ()
+        found[f"segmentor/encoder/{path}"] = share.reshape(shape)
+    return found
+
+
+def learning_rate(
+    step: Array, base: Array, warmup: Array, total: Array, options: Optimizer = _REFERENCE
+) -> jax.Array:
+    """The rate f[] of step 0, 1, ...: base * (1 - step / total), and what the options make of it
+    over the first `warmup` steps: times a rise from `warmup_start` to 1, or ("linear") base times a
+    rise that reaches 1 in the last of them.
 
     `base`, `warmup` and `total` are f[]; no warm-up where `warmup` is 0.
     """
@@ -88,14 +113,17 @@ def learning_rate(step: Array, base: Array, warmup: Array, total: Array) -> jax.
     # (total - step) / total keeps the last steps' few digits, which 1 - step / total would cancel
     # in float32.
     decayed = base * (total - done) / total
-    rise = done / jnp.maximum(warmup, 1)
-    return jnp.where(done < warmup, decayed * (rise + (1 - rise) * WARMUP_START), decayed)
+    start, scaled = options.warmup_start, options.warmup_shape == "scaled"
+    rise = done / jnp.maximum(warmup if scaled else warmup - 1, 1)
+    warming = done < warmup
+    early = (decayed if scaled else base) * (rise + (1 - rise) * start)
+    return jnp.where(warming, early, decayed)
 
 
-def rates(step: Array, scalars: Scalars) -> dict[Rate, jax.Array]:
-    """The learning rate f[] of each kind at `step`."""
+def rates(step: Array, scalars: Scalars, options: Optimizer = _REFERENCE) -> dict[Rate, jax.Array]:
+    """The learning rate f[] of each kind at `step`; the encoder's is that above all its blocks."""
     encoder, steps = scalars["optimizer.learning_rate"], scalars["train.steps"]
-    unit = learning_rate(step, jnp.ones_like(encoder), scalars["optimizer.warmup"], steps)
+    unit = learning_rate(step, jnp.ones_like(encoder), scalars["optimizer.warmup"], steps, options)
     return {
         "encoder": unit * encoder,
         "decoder": unit * encoder * scalars["optimizer.decoder_multiplier"],
@@ -113,17 +141,22 @@ def update(
 ) -> tuple[Any, Any]:
     """(parameters, optimiser state) after one AdamW step; each leaf keeps its dtype.
 
-    A leaf moves by -rate * (moment + decay * leaf): the decay is decoupled and scaled by the rate,
-    as in PyTorch.
+    A leaf moves by -rate * (moment + decay * leaf), in the encoder times its layer's share: the
+    decay is decoupled and scaled by the rate, as in PyTorch.
     """
-    table, rate = groups(params, config), rates(step, scalars)
+    table, rate = groups(params, config), rates(step, scalars, config.optimizer)
+    shares = layer_shares(params, config)
     moments, opt_state = adam(config.optimizer).update(grads, opt_state, params)
 
     def moved(path: Any, leaf: jax.Array, moment: jax.Array) -> jax.Array:
-        group = table[jax.tree_util.keystr(path, simple=True, separator="/")]
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        group = table[name]
         if group.decayed:
             moment = moment + scalars["optimizer.weight_decay"].astype(leaf.dtype) * leaf
-        return leaf - rate[group.rate].astype(leaf.dtype) * moment.astype(leaf.dtype)
+        size = rate[group.rate].astype(leaf.dtype)
+        if name in shares:
+            size = size * jnp.asarray(shares[name], leaf.dtype)
+        return leaf - size * moment.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(moved, params, moments), opt_state
 

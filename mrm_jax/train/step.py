@@ -174,7 +174,7 @@ def _step_with(
     for moment in moments:
         stats = _folded(run, stats, moment)
     metrics |= passed | optimizer.gradient_norms(grads)
-    metrics["learning_rate"] = optimizer.rates(state.step, scalars)["encoder"]
+    metrics["learning_rate"] = optimizer.rates(state.step, scalars, run.config.optimizer)["encoder"]
     metrics["finite"] = _finite((grads, metrics["total/loss"]))
     new = replace(
         taught, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
@@ -200,17 +200,22 @@ def _teach(
         scalars["method.ema_decay"],
         None if key is None else typed(key),
     )
-    output, moments = teacher.teacher_forward(
+    look = partial(
+        teacher.teacher_forward,
         run.modules.segmentor,
         sharding.whole(params),
         state.teacher_batch_stats,
-        batch.target.image,
     )
+    output, moments = look(batch.target.image)
+    mirrored = None
+    if method.teacher_flip:  # BatchNorm's running averages follow the pictures as they are
+        mirrored = look(jnp.asarray(batch.target.image)[:, :, ::-1])[0].logits["main"]
     pseudo = pseudo_label.make(
         output.logits["main"],
         batch.target.valid,
         scalars["method.threshold"],
         weight_over=method.weight_over,
+        mirrored=mirrored,
     )
     if any(kind.taught for kind in judging(method)):
         pseudo = replace(pseudo, features=output.features)

@@ -34,16 +34,22 @@ def make(
     threshold: Array | float,
     *,
     weight_over: Literal["batch", "image"],
+    mirrored: Array | None = None,
 ) -> PseudoLabel:
     """Pseudo-labels at the size of `valid` from logits f[B, h, w, K], which are upsampled
-    bilinearly first.
+    bilinearly first. mirrored: logits of the mirror images, whose probabilities are mirrored back
+    and averaged with those of the pictures.
 
     The weight is the share of pixels whose confidence reaches `threshold`, one number a batch (as
     the reference trains) or an image, times `valid` [B, H, W]. The share counts all pixels, those
     outside the validity map too.
     """
     valid = jnp.asarray(valid)
-    label, confidence = _label(jnp.asarray(logits), (valid.shape[1], valid.shape[2]))
+    size = (valid.shape[1], valid.shape[2])
+    if mirrored is None:
+        label, confidence = _label(_enlarged(logits, size))
+    else:
+        label, confidence = _label_of_both(_enlarged(logits, size), _enlarged(mirrored, size))
     sure = (confidence >= jnp.asarray(threshold, confidence.dtype)).astype(confidence.dtype)
     axes = (0, 1, 2) if weight_over == "batch" else (1, 2)
     share = sure.mean(axes, keepdims=True)
@@ -51,13 +57,25 @@ def make(
     return jax.lax.stop_gradient(PseudoLabel(label, weight, sure.mean()))
 
 
-def _label(logits: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Most likely class i32[B, *size] and its probability, in at least float32."""
-    logits = resize(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), size)
+def _enlarged(logits: Array, size: tuple[int, int]) -> jax.Array:
+    """Logits f[B, *size, K] in at least float32."""
+    logits = jnp.asarray(logits)
+    return resize(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), size)
+
+
+def _label(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Most likely class i32[B, H, W] and its probability."""
     highest = logits.max(-1, keepdims=True)
     # The largest softmax output is exp(0) over the sum: no map of all probabilities is needed.
     confidence = 1 / jnp.exp(logits - highest).sum(-1)
     return logits.argmax(-1).astype(jnp.int32), confidence
+
+
+def _label_of_both(logits: jax.Array, mirrored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same of the mean of both's probabilities. Source: peer, vfm-uda uda_vit_generic.py."""
+    back = jax.nn.softmax(mirrored, axis=-1)[:, :, ::-1]
+    mean = (jax.nn.softmax(logits, axis=-1) + back) / 2
+    return mean.argmax(-1).astype(jnp.int32), mean.max(-1)
 
 
 def metrics(pseudo: PseudoLabel, num_classes: int) -> Metrics:

@@ -204,3 +204,54 @@ def test_an_empty_target_folder_is_named_before_training_starts(tmp_path):
 def test_a_batch_that_hosts_cannot_share_is_refused():
     with refused("config.train.batch", 4, way_out="change one of them"):
         pipeline.train_batches(_config(), process_index=0, process_count=3)
+
+
+def test_pictures_are_as_large_as_a_draw_of_their_own_says():
+    """Of the source and the target, against OpenCV on pictures that are resized whole."""
+    config = _config(steps=4)
+    data = replace(
+        config.data,
+        scale=(0.8, 1.6),
+        flip=0.0,
+        source=replace(config.data.source, resize=(150, 70), category_limit=1.0),
+        target=replace(config.data.target, margins=(3, 8, 0, 5)),
+    )
+    config = replace(config, data=data)
+    samples = pipeline.TrainingSamples(config)
+    read = sources.open_labelled(data.source, data.classes, field="")
+    seen = sources.open_pictures(data.target, field="")
+    heights = set()
+    for number in range(6):
+        sample = samples(number)
+        for domain, opened, name, box in (
+            (pipeline.SOURCE, read, "source", (150, 70)),
+            (pipeline.TARGET, seen, "target", None),
+        ):
+            index = pipeline.sample_index(config.seed, domain, len(opened), number)
+            image = opened.image(index)
+            rng = np.random.default_rng((config.seed, domain, pipeline.DRAWS, number))
+            factor = rng.uniform(0.8, 1.6)
+            height, width = image.shape[:2]
+            if box:
+                factor *= min(max(box) / max(height, width), min(box) / min(height, width))
+            size = (int(height * factor + 0.5), int(width * factor + 0.5))
+            heights.add(size[0])
+            resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            if name == "source":
+                plane = read.label(index)
+            else:
+                plane = np.zeros((height, width), np.uint8)
+                plane[3 : height - 8, : width - 5] = 1
+            plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST)
+            rows, columns = (min(a, b) for a, b in zip(size, data.crop, strict=True))
+            top = rng.integers(0, size[0] - rows + 1)
+            left = rng.integers(0, size[1] - columns + 1)
+            there = (slice(top, top + rows), slice(left, left + columns))
+            inside = (slice(rows), slice(columns))
+            np.testing.assert_array_equal(sample[f"{name}_image"][inside], resized[there])
+            found = sample["source_label" if name == "source" else "target_valid"]
+            np.testing.assert_array_equal(found[inside], plane[there])
+            assert (found[rows:] == (255 if name == "source" else 0)).all()
+    assert len(heights) > 8, "every sample has a size of its own"
+    again = list(pipeline.train_batches(config, start_step=2))
+    _equal(list(pipeline.train_batches(config))[2:], again)

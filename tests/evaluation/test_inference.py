@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toys import Brightness, Pointwise, forward, network
 
-from mrm_jax.config import Decoder, Encoder, Model
-from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, predict
+from mrm_jax.config import Decoder, Encoder, Evaluation, Model
+from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, maps, predict, strips
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.windows import grid
 
@@ -79,6 +79,44 @@ def test_overlapping_windows_are_averaged_as_logits():
         coverage[part[1:]] += 1
     ours = predict(Brightness(), {}, image, mode="slide", window=window, stride=stride)
     np.testing.assert_allclose(ours, total / coverage, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_overlapping_windows_are_averaged_as_probabilities_where_the_protocol_says_so(flip):
+    image = 3 * picture(2, 20, 33)
+    how = {"mode": "slide", "window": (12, 12), "stride": (6, 5), "flip": flip}
+    protocol = Evaluation(blend="probabilities", **how)
+    corners, _ = grid((20, 33), (12, 12), (6, 5))
+
+    def averaged(picture):
+        total, coverage = np.zeros(picture.shape), np.zeros((20, 33, 1))
+        for top, left in corners:
+            part = (slice(None), slice(top, top + 12), slice(left, left + 12))
+            seen = np.exp(picture[part].mean((1, 2), keepdims=True))
+            total[part] += seen / seen.sum(-1, keepdims=True)
+            coverage[part[1:]] += 1
+        return total / coverage
+
+    expected = averaged(image)
+    if flip:
+        expected = (expected + averaged(image[:, :, ::-1])[:, :, ::-1]) / 2
+
+    def made(protocol, what):
+        forward = partial(maps, Brightness(), {})
+        found = strips(forward, [image], protocol=protocol, size=(20, 33), what=what)
+        return [strip.cut() for strip in found]
+
+    ours = np.concatenate(made(protocol, "probabilities"), axis=1)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    if flip:
+        return
+    ids, confidence = made(protocol, "classes")[0]
+    np.testing.assert_array_equal(ids, expected.argmax(-1))
+    np.testing.assert_allclose(confidence, expected.max(-1), atol=1e-6)
+    np.testing.assert_allclose(np.exp(made(protocol, "logits")[0]), expected, atol=1e-6)
+    # The mean of logits is something else.
+    other = made(replace(protocol, blend="logits"), "probabilities")[0]
+    assert np.abs(other - expected).max() > 1e-3
 
 
 def test_a_picture_below_the_smallest_side_is_padded_with_the_mean_and_cut_again():

@@ -38,6 +38,43 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
     assert optimizer.learning_rate(jnp.int32(0), 0.5, jnp.float32(0), jnp.float32(10)) == 0.5
 
 
+# Factors of VFM-UDA's schedule, by hand: a line from 0.001 to 1 over steps 0 to 1499, then that
+# from 1 at step 0 to 0 at step 40000.
+LINEAR = [
+    (0, 0.001),
+    (1, 0.001 + 0.999 / 1499),
+    (750, 0.001 + 0.999 * 750 / 1499),
+    (1499, 1.0),
+    (1500, 0.9625),
+    (20000, 0.5),
+    (39999, 2.5e-5),
+]
+
+
+@pytest.mark.parametrize(("step", "factor"), LINEAR)
+def test_the_rate_of_vfm_uda_at_a_step(step, factor):
+    config = apply(Config(), "vfm")
+    found = optimizer.rates(jnp.int32(step), scalars(config), config.optimizer)
+    # float32 of 1 - step / 40000.
+    np.testing.assert_allclose(found["decoder"], 5e-5 * 8**0.5 * factor, rtol=2e-6)
+    np.testing.assert_allclose(found["encoder"], 5e-6 * 8**0.5 * factor, rtol=2e-6)
+    np.testing.assert_allclose(found["rebuilder"], 5e-5 * 8**0.5 / 3 * factor, rtol=2e-6)
+
+
+def test_warming_up_starts_where_it_is_told_to():
+    options = Optimizer(warmup_start=0.25)
+    found = optimizer.learning_rate(
+        jnp.int32(0), jnp.float32(2), jnp.float32(4), jnp.float32(10), options
+    )
+    assert found == 0.5
+    linear = replace(options, warmup_shape="linear")
+    for steps in (0, 1):  # no step, or one that is also the last of them
+        found = optimizer.learning_rate(
+            jnp.int32(0), jnp.float32(2), jnp.float32(steps), jnp.float32(10), linear
+        )
+        assert found == (0.5 if steps else 2.0)
+
+
 def _real_params(mrm=True):
     base = Config(method=Method(mrm=MRM(enabled=mrm)))
     small = replace(base.model.encoder, dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))

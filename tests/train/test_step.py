@@ -11,7 +11,7 @@ import pytest
 import standin
 from compiler import QUICK
 
-from mrm_jax import sharding
+from mrm_jax import options, sharding
 from mrm_jax.config import MRM, Model
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.segmentor import Segmentor
@@ -235,8 +235,8 @@ def test_lambda_may_rise_from_nothing_in_the_program_that_keeps_it_constant():
     config, program, init, step = _run()
     ramps = [MRM(schedule="rise"), MRM(schedule="rise", ramp=0.5), MRM(schedule="fall", weight=2.0)]
     state, before = init(KEY), step._cache_size()
-    for options, first, second in zip(ramps, (0, 0, 2), (0.1, 0.02, 2), strict=True):
-        made = replace(config, method=replace(config.method, mrm=options))
+    for ramp, first, second in zip(ramps, (0, 0, 2), (0.1, 0.02, 2), strict=True):
+        made = replace(config, method=replace(config.method, mrm=ramp))
         frozen, after = program.frozen(made), state
         for share in (first, second):
             after, found = step(after, frozen, standin.batch())
@@ -450,3 +450,36 @@ def test_the_real_networks_keep_float32_state_in_bfloat16_arithmetic():
     dtypes = {x.dtype for x in jax.tree.leaves((state, after, metrics))}
     assert jnp.dtype("bfloat16") not in dtypes
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, after)
+
+
+class Ramp(nn.Module):
+    """Sees the left of a picture otherwise than the right."""
+
+    @nn.compact
+    def __call__(self, image, mode):
+        ramp = jnp.linspace(-3, 3, image.shape[2]).astype(image.dtype).reshape(1, 1, -1, 1)
+        return standin.Encoder(name="seen")(image * ramp, mode)
+
+
+def test_with_a_flipped_teacher_a_mirrored_target_has_mirrored_pseudo_labels():
+    batch = standin.batch()
+    image, valid = batch.target.image, batch.target.valid
+    back = slice(None, None, -1)
+    turned = replace(batch, target=Unlabelled(image[:, :, back], valid[:, :, back]))
+
+    def labels(flip):
+        run = options.edited(
+            standin.config(mrm=False, threshold=0.3), {"method.teacher_flip": flip}
+        )
+        network = Segmentor(Ramp(), standin.Decoder(0.0))
+        program = steps.build_step(run, Networks(network, None))
+        state, frozen = jax.jit(program.init)(np.zeros(2, np.uint32)), program.frozen(run)
+        inspect = jax.jit(program.inspect)
+        return [inspect(state, frozen, each) for each in (batch, turned)]
+
+    plain, mirrored = labels(True)
+    for name in ("target/label", "target/weight"):
+        np.testing.assert_array_equal(plain[name], mirrored[name][:, :, back])
+    assert plain["target/weight"].max() > 0
+    alone, other = labels(False)
+    assert (alone["target/label"] != other["target/label"][:, :, back]).any()
