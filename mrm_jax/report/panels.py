@@ -44,7 +44,7 @@ VIEWS = {
     "mixed_label": "mixed label",
     "mixed_weight": "mixed weight",
     "masked_image": "masked",
-    "masked_mask": "hidden tokens",
+    "masked_mask": "tokens",
     "masked_label": "masked label",
     "augmented_target_image": "augmented target",
     "inpainted_mask": "mask of the picture",
