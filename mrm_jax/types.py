@@ -109,8 +109,8 @@ class Draws:
     `mix` f[B,256]: a score for every label id and image; the larger half present is pasted.
     `augment`: `Jitter` of every strongly augmented view, by name ("mixed", "augmented", ...).
     `mask` f[B,gh,gw] uniforms of every rebuilt view, by pass name ("reconstructed", ...) and, for
-    a detail crop, "<pass>/detail"; and those of hidden blocks of pictures, "masked" (MIC) and
-    "inpainted" (masked image modelling).
+    a detail crop, "<pass>/detail"; and those of hidden blocks of pictures, "masked" (MIC; or of the
+    encoder's tokens) and "inpainted" (masked image modelling).
     `offset` i32[2] (top, left; px) of the detail crop of every pass; {} without HRDA.
     `module` keys: dropout and drop-path of every pass, by pass name; "teacher" where it is rounded.
     """
@@ -128,7 +128,8 @@ class View:
 
     `image` f[B,H,W,3] normalised, `label` i32[B,H,W], `weight` f[B,H,W]; `anchor` f[B,h,w,C] is
     what a frozen encoder's last stage makes of the picture, `taught` are the teacher's maps of it,
-    or None.
+    `hide` bool[B,rows,columns] are the tokens in whose place the encoder puts its mask token; or
+    None.
     """
 
     image: Array
@@ -136,6 +137,7 @@ class View:
     weight: Array
     anchor: Array | None = None
     taught: tuple[Array, ...] | None = None
+    hide: Array | None = None
 
 
 @struct.dataclass

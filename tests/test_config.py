@@ -97,6 +97,8 @@ def test_runtime_options_are_those_that_change_no_result():
     assert not {"train.steps", "train.batch", "seed", "optimizer.learning_rate"} & runtime
 
 
+DINOV2 = {"model": {"encoder": dataclasses.asdict(recipes.ENCODERS["dinov2_s14"])}}
+DINOV2_HRDA = {"model": DINOV2["model"] | {"multires": {"enabled": True}}}
 BAD = [
     ({"train": {"stepps": 1}}, "config.train.stepps is not an option. Did you mean 'steps'?"),
     ({"trian": {}}, "config.trian is not an option. Did you mean 'train'?"),
@@ -148,6 +150,21 @@ BAD = [
         {"model": {"multires": {"enabled": True}, "decoder": {"kind": "deeplabv2"}}},
         "offset_multiple is 8; where a detail crop starts has to be a multiple of the decoder's "
         "stride, 32",
+    ),
+    ({"method": {"kind": "mic", "mic": {"hide": "patches"}}}, "one of 'pixels', 'tokens'"),
+    (
+        {"method": {"kind": "mic", "mic": {"hide": "tokens"}}},
+        "config.method.mic.hide is tokens, but encoder kind mit has no mask token; set "
+        "hide=pixels, or take encoder kind dinov2.",
+    ),
+    (
+        {"method": {"kind": "mic", "mic": {"hide": "tokens", "block": 32}}, **DINOV2},
+        "config.method.mic.block is 32, and config.method.mic.hide=tokens hides the encoder's own "
+        "patches; leave block empty",
+    ),
+    (
+        {"method": {"kind": "mic", "mic": {"hide": "tokens"}}, **DINOV2_HRDA},
+        "config.model.multires.enabled is True, but encoder kind dinov2 does not go with HRDA",
     ),
     ({"method": {"mrm": {"ramp": -0.1}}}, "config.method.mrm.ramp is -0.1; it must lie in 0..1."),
     ({"method": {"mrm": {"schedule": "rises"}}}, "Did you mean 'rise'?"),

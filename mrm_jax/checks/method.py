@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mrm_jax.checks.require import require_at, require_value
 from mrm_jax.config import TEACHER_METHODS, Config, map_sizes
+from mrm_jax.registry import ENCODER_KINDS
 
 
 def check_method(config: Config) -> None:
@@ -30,6 +31,7 @@ def check_method(config: Config) -> None:
         "it must rise, from above 0 to at most 2: wider kernels are cut off.",
     )
     check_batch(config)
+    check_hidden(config)
     check_feature_distance(config)
     if not mrm.enabled:
         return
@@ -88,6 +90,34 @@ def check_batch(config: Config) -> None:
         config.train.batch,
         "; config.method.mic.images=both masks half of the source and half of the target "
         "pictures and needs an even batch.",
+    )
+
+
+def check_hidden(config: Config) -> None:
+    """Raises UsageError: tokens to hide of a network that cannot, or options of the other way."""
+    mic = config.method.mic
+    if config.method.kind != "mic" or mic.hide == "pixels":
+        return
+    name = config.model.encoder.kind
+    able = [kind.name for kind in ENCODER_KINDS if kind.tokens is not None]
+    require_at(
+        name in able,
+        "config.method.mic.hide",
+        f" is tokens, but encoder kind {name} has no mask token",
+        f"set hide=pixels, or take encoder kind {' or '.join(able)}.",
+    )
+    require_at(
+        not config.model.multires.enabled,
+        "config.method.mic.hide",
+        " is tokens, which HRDA's two resolutions do not share",
+        "set hide=pixels, or hrda=false.",
+    )
+    require_value(
+        mic.block is None,
+        "config.method.mic.block",
+        mic.block,
+        ", and config.method.mic.hide=tokens hides the encoder's own patches",
+        "leave block empty, or set hide=pixels.",
     )
 
 

@@ -132,7 +132,7 @@ class FeatureDistance:
 
 @dataclass(frozen=True)
 class MIC:
-    """Masked image consistency: pictures with blocks hidden (Hoyer et al., CVPR 2023)."""
+    """Masked image consistency: pictures with blocks or tokens hidden (Hoyer et al., CVPR 2023)."""
 
     weight: float = option(1.0, "Weight of the loss.", source="MIC: 1", low=0, step="traced")
     images: Literal["target", "both"] = option(
@@ -145,10 +145,16 @@ class MIC:
         unit="px",
         low=1,
     )
+    hide: Literal["pixels", "tokens"] = option(
+        "pixels",
+        "pixels: blocks of the picture become the mean colour. tokens: the encoder's own patches "
+        "become its mask token, each drawn for itself, and the picture stays whole (DINOv2).",
+        source="MIC: pixels; VFM-UDA: tokens",
+    )
     ratio: float = option(
         0.7,
-        "Share of blocks hidden, in expectation.",
-        source="MIC: 0.7",
+        "Share of blocks or tokens hidden, in expectation.",
+        source="MIC, VFM-UDA: 0.7",
         low=0,
         high=1,
         step="traced",

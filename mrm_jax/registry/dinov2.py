@@ -84,6 +84,7 @@ ENCODER_KINDS.register(
         map_sizes=_map_sizes,
         channels=_channels,
         covers=_covers,
+        tokens=_tokens,
         multiple=lambda encoder: 1,
         smallest=lambda encoder: encoder.strides[0],
         input=IMAGENET,

@@ -60,6 +60,12 @@ class EncoderKind(Registered):
         "padded at the bottom and the right; None: the picture",
         None,
     )
+    tokens: Callable[[Any, int, int], tuple[int, int]] | None = piece(
+        "(encoder, height, width) -> rows and columns of the tokens of such a picture that "
+        "module(image, mode, hide bool[B, rows, columns]) puts its mask token in place of; None: "
+        "it has no mask token",
+        None,
+    )
     hrda: bool = piece("whether HRDA may run it at two resolutions", True)
     smallest: Callable[[Any], int] | None = piece(
         "(encoder) -> the shortest side that it takes, px; None: `multiple`", None

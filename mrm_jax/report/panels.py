@@ -44,6 +44,7 @@ VIEWS = {
     "mixed_label": "mixed label",
     "mixed_weight": "mixed weight",
     "masked_image": "masked",
+    "masked_mask": "tokens",
     "masked_label": "masked label",
     "augmented_target_image": "augmented target",
     "inpainted_mask": "mask of the picture",
@@ -57,6 +58,8 @@ VIEWS = {
     "ground_truth": "ground truth",
 }
 """Views that a sheet shows, in this order, and their captions."""
+_UNDER = {"reconstructed_source_mask": "source_image", "masked_mask": "masked_image"}
+"""The picture that a mask is shown on, where it is not the target."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ def _view_cell(
     if name.endswith("_image"):
         return Cell(caption, _as_u8(array[index], name))
     if name.endswith("_mask"):
-        under = "source_image" if name == "reconstructed_source_mask" else "target_image"
+        under = _UNDER.get(name, "target_image")
         picture = arrays.get(under)
         ground = (
             np.full((*size, 3), 230, np.uint8) if picture is None else _as_u8(picture[index], under)

@@ -113,16 +113,14 @@ def _one_by_one(
 
 def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> PassResult:
     """One pass in training: its view encoded, decoded and judged."""
-    return _judge(shared, row, params, view, encode(shared, row, params, view.image, "train"))
+    return _judge(shared, row, params, view, encode(shared, row, params, view, "train"))
 
 
-def encode(
-    shared: Shared, row: Pass, params: Any, image: Array, mode: Mode
-) -> tuple[Features, Tree]:
-    """The student's features of a view f[B, H, W, 3], masked where the pass says so, and BatchNorm
+def encode(shared: Shared, row: Pass, params: Any, view: View, mode: Mode) -> tuple[Features, Tree]:
+    """The student's features of a view, masked where it or the pass says so, and BatchNorm
     moments."""
-    offset = shared.draws.offset.get(row.name)
-    return _encode(shared, params, seen(shared, row, image), shared.key(row), offset, mode)
+    image, offset = seen(shared, row, view.image), shared.draws.offset.get(row.name)
+    return _encode(shared, params, image, shared.key(row), offset, view.hide, mode)
 
 
 def _encode(
@@ -131,13 +129,16 @@ def _encode(
     image: Array,
     key: jax.Array,
     offset: Array | None,
+    hide: Array | None,
     mode: Mode,
 ) -> tuple[Features, Tree]:
+    hidden: Any = {} if hide is None else {"hide": hide}  # which most networks do not know
     applied: Any = shared.modules.segmentor.apply(
         {"params": params["segmentor"], "batch_stats": shared.batch_stats},
         image,
         mode=mode,
         offset=offset,
+        **hidden,
         rngs={"dropout": key},
         mutable=["moments"],
         method="encode",
@@ -278,12 +279,15 @@ def _stacked(
     images = jnp.stack([seen(shared, row, views[row.view].image) for row in rows])
     keys = jnp.stack([shared.key(row) for row in rows])
     offsets = [jnp.asarray(shared.draws.offset[row.name]) for row in rows if shared.draws.offset]
+    hide = _hidden([views[row.view] for row in rows])
 
     def total(given: Any) -> tuple[jax.Array, list[PassResult]]:
-        def through(image: jax.Array, key: jax.Array, offset: jax.Array | None) -> Any:
-            return _encode(shared, given, image, key, offset, "train")
+        def through(
+            image: jax.Array, key: jax.Array, offset: jax.Array | None, hide: jax.Array | None
+        ) -> Any:
+            return _encode(shared, given, image, key, offset, hide, "train")
 
-        encoded = jax.vmap(through)(images, keys, jnp.stack(offsets) if offsets else None)
+        encoded = jax.vmap(through)(images, keys, jnp.stack(offsets) if offsets else None, hide)
         outcomes = []
         for i, row in enumerate(rows):
             mine = jax.tree.map(lambda leaf, i=i: leaf[i], encoded)
@@ -292,6 +296,15 @@ def _stacked(
 
     (_, outcomes), grads = jax.value_and_grad(total, has_aux=True)(params)
     return grads, outcomes
+
+
+def _hidden(views: list[View]) -> jax.Array | None:
+    """What the encoder hides of each view, bool[views, B, rows, columns]; None: no view says."""
+    given = [jnp.asarray(view.hide) for view in views if view.hide is not None]
+    if not given:
+        return None
+    nothing = jnp.zeros_like(given[0])
+    return jnp.stack([nothing if view.hide is None else view.hide for view in views])
 
 
 def _in_parts(

@@ -101,7 +101,7 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
         draw,
         passes=run.passes,
         grid=config.method.mrm.grid,
-        blocks=block_grid(config.data.crop, mic_block(config)),
+        blocks=_mic_grid(config),
         inpainted=block_grid(config.data.crop, mim_block(config)),
         offsets=detail_offsets(config),
         rounding=has_teacher(config.method) and config.method.teacher_dtype == "bfloat16",
@@ -116,6 +116,14 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
         inspect=partial(_inspect, run, drawn),
         frozen=states.frozen,
     )
+
+
+def _mic_grid(config: Config) -> tuple[int, int]:
+    """Rows and columns of what MIC hides of a crop: its blocks, or the encoder's tokens."""
+    tokens = ENCODER_KINDS[config.model.encoder.kind].tokens
+    if config.method.mic.hide == "tokens" and tokens is not None:
+        return tokens(config.model.encoder, *config.data.crop)
+    return block_grid(config.data.crop, mic_block(config))
 
 
 def structure(config: Config) -> Config:
@@ -287,9 +295,9 @@ def _inspect(
 
     `source/{image,label}`, `target/{image,prediction}` where the batch has a target; with a teacher
     `target/{label,weight}` (its pseudo-labels) and `mixed/...`; other views likewise; under HRDA
-    `source/detail_image`, the source's detail crop; for each pass that masks, `<pass>/mask`, 255
-    where features (HRDA: of the context) or pixels are hidden, and `<pass>/prediction` where they
-    are decoded.
+    `source/detail_image`, the source's detail crop; `<view>/mask`, 255 where its tokens are hidden;
+    for each pass that masks, `<pass>/mask`, 255 where features (HRDA: of the context) or pixels are
+    hidden, and `<pass>/prediction` where they are decoded.
     """
     raw, batch = batch, _normalise(run, state, batch)
     draws = drawn(state.root_key, state.step, batch.index)
@@ -302,6 +310,8 @@ def _inspect(
         panels[f"{name}/image"] = to_uint8(view.image, run.stats)
         panels[f"{name}/label"] = jnp.asarray(view.label).astype(jnp.uint8)
         panels[f"{name}/weight"] = jnp.round(view.weight * 255).astype(jnp.uint8)
+        if view.hide is not None:
+            panels[f"{name}/mask"] = _hidden_pixels(run, view.hide, size).astype(jnp.uint8) * 255
     if "source" in draws.offset:
         corner, extent = draws.offset["source"], detail_crop(run.config)
         panels["source/detail_image"] = crop(panels["source/image"], corner, extent)
@@ -312,7 +322,7 @@ def _inspect(
         panels[f"{row.name}/mask"] = mask.astype(jnp.uint8) * 255
         if not row.decoded:
             continue
-        features, _ = encode(shared, row, state.params, views[row.view].image, "pseudo")
+        features, _ = encode(shared, row, state.params, views[row.view], "pseudo")
         features = transform(shared, row, state.params, features)
         output, _ = decode(shared, row, state.params, features, size, "pseudo")
         panels[f"{row.name}/prediction"] = _classes(output, size)
@@ -323,6 +333,15 @@ def _inspect(
     panels["target/image"] = jnp.asarray(raw.target.image)
     panels["target/prediction"] = _classes(output, size)
     return panels
+
+
+def _hidden_pixels(run: _Run, hide: Array, size: tuple[int, int]) -> jax.Array:
+    """bool[B, *size] of hidden tokens [B, rows, columns], which may reach beyond the picture."""
+    encoder = run.config.model.encoder
+    covers = ENCODER_KINDS[encoder.kind].covers
+    covered = size if covers is None else covers(encoder, *size)
+    mask = resize(jnp.asarray(hide)[..., None], covered, method="nearest")
+    return mask[:, : size[0], : size[1], 0]
 
 
 def _classes(output: SegOutput, size: tuple[int, int]) -> jax.Array:

@@ -71,9 +71,9 @@ def draw(
     """The draws of one step for the samples `index` i32[B], all floats in float32.
 
     root_key: u32[2], plain key data (as it is kept in a checkpoint). grid: tokens of a Rebuilder's
-    mask. blocks: rows and columns of MIC's; inpainted: of masked image modelling's. offsets:
-    where HRDA's detail crops may start, None without HRDA. rounding: whether the teacher is rounded
-    by chance.
+    mask. blocks: rows and columns of MIC's, or of the tokens that it hides; inpainted: of masked
+    image modelling's. offsets: where HRDA's detail crops may start, None without HRDA. rounding:
+    whether the teacher is rounded by chance.
     """
     root = typed(root_key)
     views = {row.view for row in passes}

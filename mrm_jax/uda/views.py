@@ -126,7 +126,8 @@ def _masked(
     """MIC's pictures with blocks hidden: augmented targets, or plain sources and targets by halves.
 
     A hidden pixel is 0, the mean colour. Source: MIC sec. 3; peer: mmseg
-    `uda/masking_consistency_module.py`, modes "separatetrgaug" and "separate".
+    `uda/masking_consistency_module.py`, modes "separatetrgaug" and "separate". Hidden tokens leave
+    the picture whole; peer: vfm-uda models/token_masking.py, where a draw below the ratio hides.
     """
     if method.mic.images == "both":
         half = len(source.image) // 2
@@ -137,6 +138,9 @@ def _masked(
             target.image, draws.augment["masked"], scalars, method.augment, stats
         )
         view = replace(target, image=image)
+    uniforms, ratio = draws.mask["masked"], scalars["method.mic.ratio"]
+    if method.mic.hide == "tokens":
+        return replace(view, hide=uniforms < ratio)
     size = (view.image.shape[1], view.image.shape[2])
-    hide = hidden_tokens(draws.mask["masked"], scalars["method.mic.ratio"], size)[..., None]
+    hide = hidden_tokens(uniforms, ratio, size)[..., None]
     return replace(view, image=jnp.where(hide, jnp.zeros((), view.image.dtype), view.image))

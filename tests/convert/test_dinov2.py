@@ -10,6 +10,7 @@ from trees import assert_same, leaves
 from mrm_jax.config import Config, Decoder, Encoder, Model
 from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch
 from mrm_jax.convert.network import model_of
+from mrm_jax.main import run
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.weights import check_fits_model, check_leaves, open_weights, published, remarks
@@ -160,3 +161,11 @@ def test_a_run_that_starts_from_timms_file_is_told_what_it_lacks_and_does_otherw
     assert "encoder/mask_token" in zeros
     assert "positions antialias" in filters
     assert published(ENCODERS["dinov2_b14_reg"]) == "dinov2_b14_reg"
+
+
+def test_the_command_says_in_one_line_that_timms_file_has_no_mask_token(tmp_path, capsys):
+    file, folder = tmp_path / "timm.npz", tmp_path / "net"
+    np.savez(file, **export_torch(encoder("plain"), "timm_dinov2"))
+    assert run(["convert", "--from", str(file), "--to", str(folder)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "mask_token" in line]
+    assert said == ["zeros, as such files have none: encoder/mask_token"]

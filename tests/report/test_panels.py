@@ -97,6 +97,16 @@ def test_hidden_tokens_are_covered_and_the_others_show_the_target():
     assert holds(panels.compose(given, CLASSES), covered)
 
 
+def test_hidden_tokens_of_mic_are_covered_on_the_masked_picture():
+    given = views(1)
+    mask = given["token_mask"][0].repeat(52, 0).repeat(26, 1)
+    given |= {"masked_image": 255 - given["source_image"], "masked_mask": 255 * mask[None]}
+    sheet = panels.compose(given, CLASSES)
+    assert holds(sheet, given["masked_image"][0])
+    assert holds(sheet, panels.cover(given["masked_image"][0], mask))
+    assert sheet_name("masked/mask") == "masked_mask"
+
+
 @pytest.mark.parametrize("domain", ["source", "target"])
 def test_passes_on_both_domains_show_their_masks_on_their_own_pictures(domain, captions):
     given = views(1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import vit_run
 
 from mrm_jax import recipes, sharding
 from mrm_jax.command import load_config
@@ -27,6 +28,7 @@ from mrm_jax.train.step import build_step
 
 MESHES = ((1, 1), (2, 1), (8, 4))
 PAIR = "two processes"  # of two devices each, as (4, 2)
+VIT = ("vit 1x1", "vit 4x1")
 SENT = ("all-gather", "all-to-all", "collective-permute")
 """What moves arrays between devices without adding them up."""
 
@@ -93,6 +95,22 @@ def two_steps(made, program, mesh, checkpoints):
     return found | flat(metrics, "resumed/metric", mesh)
 
 
+def vit_step(devices):
+    """What a step of `vit_run` gives: hidden tokens and MRM on a ViT."""
+    made = vit_run.config(batch=8)
+    train = replace(made.train, pass_execution="stacked")
+    # No pixel is on the verge of being counted as a sure one.
+    made = replace(made, train=train, method=replace(made.method, threshold=0.0))
+    program, mesh = build_step(made), sharding.mesh(devices, batch=8)
+    state = vit_run.state(program, np.float32)
+    state = jax.device_put(state, sharding.of_state(state, mesh))
+    frozen = jax.device_put(program.frozen(made), sharding.replicated(mesh))
+    batch = sharding.put_batch(vit_run.batch(8), mesh)
+    step = sharding.jit_step(program.train_step, state, mesh).lower(state, frozen, batch)
+    after, metrics = step.compile(sharding.quick(mesh))(state, frozen, batch)
+    return flat(after.opt_state, "moments", mesh) | flat(metrics, "metric", mesh)
+
+
 def main(folder, tiny, address=None, index="0"):
     made = config(tiny)
     ours = replace(made.mesh, coordinator=address, heartbeat=30)
@@ -108,6 +126,9 @@ def main(folder, tiny, address=None, index="0"):
             mesh = sharding.mesh(devices, batch=8, fsdp=fsdp)
             arrays = two_steps(made, program, mesh, checkpoints)
             found |= {f"{name}:{key}": value for key, value in arrays.items()}
+        if group.host_count() == 1:
+            for name, devices in zip(VIT, (1, 4), strict=True):
+                found |= {f"{name}:{key}": value for key, value in vit_step(devices).items()}
         if group.is_main():
             np.savez(Path(folder) / f"found.{group.host_count()}.npz", **found)
 

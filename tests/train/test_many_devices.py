@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from many_devices import MESHES, PAIR
+from many_devices import MESHES, PAIR, VIT
 
 ROOT = Path(__file__).parents[2]
 ONE, *OTHERS = (PAIR if mesh is None else f"{mesh[0]}x{mesh[1]}" for mesh in (*MESHES, None))
@@ -29,7 +29,7 @@ def start(folder, devices, *words):
 
 def finish(*processes):
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+        assert [process.wait(timeout=600) for process in processes] == [0] * len(processes)
     finally:
         for process in processes:
             process.kill()
@@ -71,11 +71,13 @@ def test_splitting_parameters_moves_parameters_and_nothing_else(found):
     assert 0 < split[0] - whole[0] <= 1.1 * found["8x4:learnt"]
 
 
-@pytest.mark.parametrize("mesh", OTHERS)
-def test_losses_and_gradients_are_those_of_one_device(found, mesh):
-    one, other = (part(found, m, "metric", "moments") for m in (ONE, mesh))
+@pytest.mark.parametrize(("alone", "mesh"), [*((ONE, mesh) for mesh in OTHERS), VIT])
+def test_losses_and_gradients_are_those_of_one_device(found, alone, mesh):
+    one, other = (part(found, m, "metric", "moments") for m in (alone, mesh))
     assert one.keys() == other.keys()
-    assert "metric['source/feature_distance']" in one
+    # What depends on how samples are drawn: rare classes, or hidden tokens.
+    loss = "source/feature_distance" if alone == ONE else "masked/ce"
+    assert one[f"metric['{loss}']"] > 0
     for name in (n for n in one if n.startswith("metric")):
         np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=name)
     # Adam's first moment after one step is a tenth of the gradient.

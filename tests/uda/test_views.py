@@ -1,11 +1,13 @@
 """What passes look at."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.config import MRM, Config, Method
+from mrm_jax.config import MIC, MRM, Config, Method
 from mrm_jax.ops.normalise import normalise
 from mrm_jax.registry import IMAGENET
 from mrm_jax.train.state import scalars
@@ -111,3 +113,43 @@ def test_no_gradient_leaves_through_a_view():
         return views["mixed"].weight.sum() + views["target"].weight.sum()
 
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones(SHAPE)), np.zeros(SHAPE))
+
+
+def _masked(images, hide):
+    """MIC's view, the pictures it is made of, its draws and the ratio, which is one of them; all
+    pictures are jittered and blurred."""
+    batch, _ = _views(1.0, 1.0)
+    rows = passes(Method(kind="mic"))
+    draws = draw(np.zeros(2, np.uint32), 0, batch.index, passes=rows, grid=(1, 1), blocks=(4, 5))
+    drawn = np.asarray(draws.mask["masked"])
+    ratio = float(np.sort(drawn, axis=None)[24])
+    method = Method(kind="mic", mic=MIC(images=images, hide=hide, ratio=ratio))
+    sure = {f"method.augment.{name}_probability": 1.0 for name in ("jitter", "blur")}
+    numbers = {**scalars(Config(method=method)), **sure}
+    pseudo = PseudoLabel(jnp.full(SHAPE, 5, jnp.int32), jnp.full(SHAPE, 0.25), jnp.float32(0.25))
+    normal = normalise_batch(batch, IMAGENET, jnp.float32)
+    names = ("source", "target", "masked")
+    views = make_views(
+        pseudo, normal, draws, numbers, names=names, method=method, num_classes=6, stats=IMAGENET
+    )
+    plain, jitter = views["target"], draws.augment["masked"]
+    if images == "both":
+        plain = jax.tree.map(lambda s, t: jnp.stack([s[0], t[0]]), views["source"], plain)
+        return views["masked"], plain, drawn, ratio
+    image = strong_augment(plain.image, jitter, numbers, method.augment, IMAGENET)
+    return views["masked"], replace(plain, image=image), drawn, ratio
+
+
+@pytest.mark.parametrize("images", ["target", "both"])
+def test_mics_pictures_have_hidden_blocks_or_are_whole_with_hidden_tokens(images):
+    pixels, plain, drawn, ratio = _masked(images, "pixels")
+    blocks = (drawn <= ratio).repeat(2, 1).repeat(2, 2)[..., None]
+    assert pixels.hide is None
+    np.testing.assert_array_equal(pixels.image, np.where(blocks, 0, plain.image))
+    tokens, plain, _, _ = _masked(images, "tokens")
+    np.testing.assert_array_equal(tokens.image, plain.image)
+    np.testing.assert_array_equal(tokens.hide, drawn < ratio)  # not at the ratio, as a block is
+    assert tokens.hide.sum() == 24
+    for view in (pixels, tokens):
+        np.testing.assert_array_equal(view.label, plain.label)
+        np.testing.assert_array_equal(view.weight, plain.weight)
