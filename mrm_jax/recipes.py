@@ -109,7 +109,7 @@ def vfm(config: Config) -> Config:
         warmup_start=1e-3,
         warmup_shape="linear",
     )
-    mic = replace(method.mic, ratio=0.7)  # TODO: add hide="tokens"
+    mic = replace(method.mic, ratio=0.7, hide="tokens")
     # MRM is no part of it; a third of the decoder's rate, as in MRM's paper.
     mrm = replace(method.mrm, learning_rate=decoder_rate / 3)
     rare = replace(data.rare_class, enabled=True, temperature=0.05, tries=20)

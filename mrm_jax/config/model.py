@@ -41,9 +41,6 @@ class Encoder:
         low=0,
         high=1,
     )
-    drop_path: float = option(
-        0.1, "MiT, DINOv2: largest drop-path rate; grows linearly over the blocks.", low=0, high=1
-    )
     norm_eps: float = option(1e-6, "MiT, DINOv2: epsilon of block and stage LayerNorms.", low=0)
     embed_norm_eps: float = option(
         1e-5, "MiT: epsilon of the patch-embedding and reduction LayerNorms.", low=0
