@@ -78,7 +78,7 @@ def tables(rows: Iterable[Mapping[str, Any]]) -> str:
     ]
     if changes:
         pieces.append(_markdown(("what changed", "measured", "before -> after"), changes))
-    return "\n\n".join(pieces) + "\n"
+    return "\n\n".join(pieces or ["No figures yet."]) + "\n"
 
 
 def write(page: Path, text: str) -> None:
