@@ -63,6 +63,8 @@ LAZY = {
     *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),
     "huggingface_hub",
 }
+# What `bench --against torch` loads in a process of its own, and nothing else.
+TORCH = "machine/torch_peer/"
 # Parts that must answer before jax loads, and parts that never need it.
 NO_JAX = {
     "errors",
@@ -136,6 +138,16 @@ def test_a_module_imports_only_the_parts_below_its_own(path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_nothing_but_its_own_files_imports_the_networks_of_pytorch():
+    wrong = [
+        str(path)
+        for path in modules()
+        if not path.relative_to(PACKAGE).as_posix().startswith(TORCH)
+        and re.search(r"^\s*(from|import) mrm_jax\.machine\.torch_peer", path.read_text(), re.M)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("verb", UNTRAINED)
 def test_a_verb_that_trains_nothing_does_without_the_training_room(verb):
     names = [name for _, name in imports(ast.parse((PACKAGE / f"cli/{verb}.py").read_text()))]
@@ -150,6 +162,8 @@ def test_no_part_may_import_one_that_stands_above_it():
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_where_they_are_needed(path):
     banned = LAZY | (JAX if part(path) in NO_JAX else set())
+    if path.relative_to(PACKAGE).as_posix().startswith(TORCH):
+        banned = banned - {"torch"} | JAX
     wrong = [
         f"{path.relative_to(PACKAGE.parent)}:{line} imports {name} when it is loaded"
         for line, name in imports_at_load(ast.parse(path.read_text()))

@@ -45,6 +45,7 @@ OURS = {
     "data/prepared/prepare.py": {"name"},  # names of splits in our table, and constants
     "data/prepared/reading.py": {"file", "domain.path or ''"},  # of `below`; the user's folder
     "data/sources.py": {"as_path(domain.listing)", "domain.path or ''"},  # the user's config
+    "machine/against.py": {"'/proc/self/status'", "'/proc/self/clear_refs'", "'/proc/cpuinfo'"},
     "machine/throughput.py": {  # drawn here, into a temporary folder
         *("f'images/{number:05d}.png'", "f'labels/{number:05d}.png'"),
         *("f'leftImg8bit/{stem}_leftImg8bit.png'", "f'gtFine/{stem}_gtFine_labelIds.png'"),

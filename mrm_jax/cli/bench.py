@@ -1,18 +1,20 @@
 """`bench`: times a config's step on random pictures, and prints what XLA says it costs; with
-`--data` times the reading of pictures.
+`--against` beside another library, with `--data` the reading of pictures; `--table` makes a page's
+tables of what it said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrm_jax.children import passing_folder
 from mrm_jax.cli.progress import say
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
+from mrm_jax.paths import located
 
 WHATS = ("forward", "backward", "step")
 
@@ -25,12 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""
     parser.add_argument(
         "--what",
-        choices=(*WHATS, "all"),
+        choices=(*WHATS, "all", "parts"),
         default="step",
-        help="the student's loss on a batch, that with its gradient, a training step (default)",
+        help="the student's loss on a batch, that with its gradient, a training step (default), "
+        "these three, or every part of network and step alone, forwards and with its gradient",
     )
     parser.add_argument(
-        "--repeats", type=int, default=10, help="timed calls, after one that is not (default: 10)"
+        "--against",
+        choices=("torch",),
+        help="time plain PyTorch by turns, in a process of its own (pip install 'mrm-jax[torch]')",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        help="timed calls, after one that is not, or pairs of --against (default: 10)",
     )
     parser.add_argument(
         "--data", action="store_true", help="time the reading of training crops instead of a step"
@@ -47,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a line on stdout, nothing else"
     )
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        nargs="+",
+        help="make tables of files of `--against torch --json` instead, in Markdown",
+    )
+    parser.add_argument("--to", metavar="PAGE", help="--table: put them into this page")
 
 
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
@@ -55,6 +73,10 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         value = getattr(arguments, flag)
         if value < 1:
             raise UsageError.of(f"--{flag}", value, "", "it must be at least 1.")
+    if arguments.table:
+        return _table(arguments)
+    if arguments.to:
+        raise UsageError.of("--to", arguments.to, " goes with --table", "give its files.")
     if arguments.data:
         return _data(arguments)
     if config is None:
@@ -62,12 +84,45 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             "bench needs a config:", "add --config FILE, say --config quickstart.", field="--config"
         )
 
+    whats = WHATS if arguments.what == "all" else (arguments.what,)
+    if arguments.against:
+        return _against(arguments, config, whats)
     from mrm_jax.machine.bench import measure_compute
 
-    whats = WHATS if arguments.what == "all" else (arguments.what,)
-
+    reports = []
     for report in measure_compute(config, whats, repeats=arguments.repeats, say=say):
         print(json.dumps(report) if arguments.json else bench_text(report), flush=True)
+        reports.append(report)
+    if arguments.what == "parts" and not arguments.json:
+        print(f"\n{slowest_text(reports)}")
+    return 0
+
+
+def _against(arguments: argparse.Namespace, config: Config, whats: Sequence[str]) -> int:
+    from mrm_jax.machine import against, table
+
+    label = " ".join(arguments.config_words).removeprefix("--config").lstrip("= ")
+    place = ""
+    for report in against.measure_against(
+        config, whats, label=label, repeats=arguments.repeats, say=say
+    ):
+        if arguments.json:
+            print(json.dumps(report), flush=True)
+            continue
+        if place != (place := table.where(report)):
+            print(place)
+        print(table.line(report), flush=True)
+    return 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    from mrm_jax.machine import table
+
+    text = table.tables(table.read(map(located, arguments.table)))
+    if arguments.to:
+        table.write(located(arguments.to), text)
+    else:
+        print(text, end="")
     return 0
 
 
@@ -100,7 +155,7 @@ def data_text(report: Mapping[str, Any]) -> str:
 
 def bench_text(report: Mapping[str, Any]) -> str:
     """A report for people: a line of time and a line of cost."""
-    seconds = report["seconds"]
+    seconds, name = report["seconds"], f"{report.get('part', '')} {report['what']}".strip()
     counts = [
         f"{name} {_short(report[key])}{unit}"
         for name, key, unit in (
@@ -110,11 +165,24 @@ def bench_text(report: Mapping[str, Any]) -> str:
         )
     ]
     return (
-        f"{report['what']} on {report['device']}: {seconds['median']:.4g} s a call "
+        f"{name} on {report['device']}: {seconds['median']:.4g} s a call "
         f"({seconds['min']:.4g} to {seconds['max']:.4g} in {seconds['count']}), "
         f"{report['images_per_second']:.4g} images/s, compiled in "
         f"{report['compile_seconds']:.1f} s\n  by XLA, a device: {', '.join(counts)}"
     )
+
+
+def slowest_text(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Parts by the time that all of a kind take, longest first: milliseconds, how often the network
+    holds it, and floating point operations a second, by XLA's count."""
+    rows = [(report["times"] * report["seconds"]["median"], report) for report in reports]
+    rows.sort(key=lambda row: -row[0])
+    lines = [f"{'all, ms':>9} {'times':>5} {'Gflop/s':>8}  part"]
+    for seconds, report in rows:
+        rate = (report["flops"] or 0) / report["seconds"]["median"] / 1e9
+        name = f"{report['part']} {report['what']}"
+        lines.append(f"{seconds * 1e3:9.2f} {report['times']:5d} {rate:8.2f}  {name}")
+    return "\n".join(lines)
 
 
 def _short(value: float | None) -> str:

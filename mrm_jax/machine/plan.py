@@ -23,9 +23,9 @@ from jax.sharding import AbstractMesh, Mesh
 from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.machine.bench import costs
 from mrm_jax.machine.chips import GIB, USABLE, UTILISATION, Slice
 from mrm_jax.machine.estimate import flops, live_bytes
+from mrm_jax.machine.work import costs
 from mrm_jax.train.programs import Fed, lower
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled

@@ -1,0 +1,201 @@
+"""Two libraries timed by turns: the arithmetic of pairs, the tables, and a side in a process of its
+own. PyTorch itself is looked at where it is installed."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from refusals import refused
+
+from mrm_jax.command import load_config
+from mrm_jax.errors import RunError
+from mrm_jax.machine import against, table
+from mrm_jax.machine.work import Call, Work
+from mrm_jax.main import run
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+CONFIG = load_config(["--config=tiny:dacs"])
+QUIET = dict(say=lambda line: None)
+
+
+class Clock:
+    """A side whose calls take the seconds that stand in a list, one entry a turn."""
+
+    def __init__(self, name, turns, order):
+        self.listed, self.versions = {("step", ""): 1}, {name: "1"}
+        self.name, self.turns, self.order, self.asked = name, iter(turns), order, []
+
+    def prepare(self, key):
+        return {"compile_seconds": 2.0, "peak_bytes": 100}
+
+    def calls(self, count):
+        self.order.append(self.name)
+        self.asked.append(count)
+        seconds = next(self.turns)
+        cpu = [2 * seconds] * count
+        return {"wall": [seconds] * count, "cpu": cpu, "peak_bytes": int(1000 * seconds)}
+
+
+def compared(ours, torch, repeats):
+    order = []
+    sides = [Clock(name, turns, order) for name, turns in (("ours", ours), ("torch", torch))]
+    return against.compared(*sides, ("step", ""), repeats, **QUIET), order, sides
+
+
+def test_a_ratio_is_that_of_a_pair_so_what_slows_both_down_does_not_count():
+    # The second pair ran while the machine was four times slower; the first entry is the trial.
+    found, _, _ = compared([1, 1, 4, 3], [1, 2, 8, 2], 3)
+    assert [p["ours"]["wall"] / p["torch"]["wall"] for p in found["pairs"]] == [0.5, 0.5, 1.5]
+    assert found["ratio"] == {"median": 0.5, "min": 0.5, "max": 1.5, "count": 3}
+    assert found["cpu_ratio"] == found["ratio"]
+    assert found["seconds"]["torch"]["max"] == 8
+    assert found["cpu_seconds"]["ours"]["median"] == 6
+    assert found["peak_bytes"] == {
+        "ours": {"first": 100, "calls": 4000},
+        "torch": {"first": 100, "calls": 8000},
+    }
+
+
+def test_neither_side_always_goes_first():
+    _, order, _ = compared([1] * 4, [1] * 4, 3)
+    assert order[2:] == ["ours", "torch", "torch", "ours", "ours", "torch"]
+
+
+def test_short_calls_are_repeated_until_a_turn_is_long_enough():
+    found, _, sides = compared([0.01, 0.01], [0.3, 0.3], 1)
+    assert [side.asked for side in sides] == [[1, 20], [1, 1]]
+    assert found["seconds"]["ours"]["median"] == pytest.approx(0.01)
+
+
+# --- A side in a process of its own ---------------------------------------------------------------
+
+
+def works(config, whats):
+    """What a stand-in can time: of its second part nothing comes."""
+
+    def fail():
+        raise ValueError("no such\nlayer")
+
+    held = bytearray(50_000_000) if "step" in whats else b""
+    made = Work("step", make=lambda: Call(lambda: sum(held[:1000])))
+    return [made, Work("forward", "head", times=3, make=fail)]
+
+
+def versions():
+    return {"standin": "7"}
+
+
+@pytest.fixture
+def side(monkeypatch):
+    """This file as a side."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setitem(against.SIDES, "torch", "test_against")
+    with against.opened("torch", CONFIG, ["step"]) as opened:
+        yield opened
+
+
+def test_a_side_runs_in_a_process_of_its_own_and_says_what_it_holds(side):
+    assert side.listed == {("step", ""): 1, ("forward", "head"): 3}
+    assert side.versions == {"standin": "7"}
+    first = side.prepare(("step", ""))
+    told = side.calls(4)
+    assert len(told["wall"]) == len(told["cpu"]) == 4
+    assert first["peak_bytes"] > 50_000_000
+    assert told["peak_bytes"] is None or told["peak_bytes"] > 50_000_000
+
+
+def test_what_goes_wrong_there_is_one_line_here(side):
+    with pytest.raises(RunError, match="^torch failed: ValueError: no such layer$"):
+        side.prepare(("forward", "head"))
+
+
+def test_without_torch_the_way_to_get_it_is_said(monkeypatch):
+    monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: None)
+    with refused("--against", "torch", way_out="pip install 'mrm-jax[torch]'"):
+        run(["bench", "--config=tiny:dacs", "--against", "torch"])
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        ("tiny:dacs,mrm=true", "config.method.mrm.enabled"),
+        ("tiny:hrda", "config.model.multires.enabled"),
+        ("tiny:dacs,encoder=mobilenet_v2", "config.model.encoder.kind"),
+        ("tiny:source_only", "config.method.kind"),
+    ],
+)
+def test_what_pytorch_has_no_counterpart_of_is_refused(words, field, monkeypatch):
+    monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: name)
+    config = load_config([f"--config={words}"], {"model.encoder.weights": "any"})
+    with refused(field):
+        against.check_counterpart(config)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra torch")
+def test_pytorch_has_the_parts_of_ours_and_a_step_that_learns():
+    with against.opened("torch", CONFIG, ["parts", "step"]) as side:
+        assert {part for _, part in side.listed} >= {"encoder/block1/attn", "decoder/fuse", "ema"}
+        side.prepare(("step", ""))
+        assert side.calls(1)["wall"][0] > 0
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def report(part="", times=1, ours=1.0, torch=2.0, **more):
+    order = []
+    sides = [Clock(n, [s] * 3, order) for n, s in (("ours", ours), ("torch", torch))]
+    found = against.compared(*sides, ("step", ""), 2, **QUIET)
+    machine = {"cores": 2, "instructions": "avx2", "load": {"before": 0.1, "now": 1.9}}
+    facts = {"config": "tiny:dacs", "versions": {"jax": "1", "torch": "2"}, "machine": machine}
+    return {**found, "part": part, "times": times, **facts, **more}
+
+
+def written(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_table_has_ratios_by_machine_and_changes(tmp_path, capsys):
+    change = {"change": "one pass", "measure": "ours / torch", "before": 1.83, "after": 1.2}
+    file = written(tmp_path / "a.jsonl", report(), report("head", 3, 2, 1), change)
+    assert run(["bench", "--table", file]) == 0
+    text = capsys.readouterr().out
+    assert "**2 cores, avx2; jax 1, torch 2**; load 0.1 to 1.9, our own work included" in text
+    assert "| `tiny:dacs` | step | 0.50 (0.50 to 0.50) | 2 |" in text
+    # Three such parts lose a second each.
+    assert "| head | 3 | step | 2.00 (2.00 to 2.00) | 2.00 | 2 s | 1 s | 3e+03 ms |" in text
+    assert "| one pass | ours / torch | 1.83 -> 1.2 |" in text
+
+
+def test_parts_that_lose_most_come_first():
+    rows = [report(name, times, 1, 0.9) for name, times in (("few", 1), ("many", 40))]
+    text = table.tables(rows)
+    assert text.index("| many |") < text.index("| few |")
+
+
+def test_a_page_keeps_its_words_and_gets_the_tables(tmp_path):
+    page, file = tmp_path / "page.md", written(tmp_path / "a.jsonl", report())
+    page.write_text(f"Before.\n{table.BEGIN}\nold\n{table.END}\nAfter.\n")
+    for _ in range(2):
+        assert run(["bench", "--table", file, "--to", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith(f"Before.\n{table.BEGIN}\n**2 cores")
+    assert text.endswith(f"|\n{table.END}\nAfter.\n")
+    assert "old" not in text
+    page.write_text("No place.\n")
+    with refused("--to", page):
+        run(["bench", "--table", file, "--to", str(page)])
+
+
+def test_a_line_that_is_no_report_is_named(tmp_path):
+    file = written(tmp_path / "a.jsonl", report(), {"what": "step"})
+    with refused("--table", Path(file), way_out="take it out"):
+        run(["bench", "--table", file])
+
+
+def test_the_page_on_performance_is_what_its_command_writes():
+    stored = PAGE.with_suffix(".jsonl")
+    between = PAGE.read_text().partition(table.BEGIN)[2].partition(table.END)[0]
+    assert between.strip() == table.tables(table.read([stored])).strip()
