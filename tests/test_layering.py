@@ -36,7 +36,7 @@ ALLOWED = {
     "ops": {"registry", "label_ids", "types"},
     "models": {*CONFIG, "types", "rngs", "ops"},
     "sharding": {*CONFIG, "types"},
-    "uda": NETWORK,
+    "uda": {*NETWORK, "sharding"},
     "convert": {*CONFIG, "types", "paths"},
     "data": {*CONFIG, "label_ids", "types", "paths", "children"},
     "hosts": {*GROUND, *CONFIG},
