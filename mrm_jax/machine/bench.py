@@ -18,6 +18,7 @@ import numpy as np
 from mrm_jax import rngs, sharding
 from mrm_jax.allocator import keep_memory
 from mrm_jax.config import Config
+from mrm_jax.ops.precision import multiplying
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.objectives import weighted_cross_entropy
@@ -66,7 +67,8 @@ def measure_compute(
         say(f"compiling {what} ...")
         began = time.perf_counter()
         jitted = _jitted(program, what, state, mesh)
-        compiled = jitted.lower(state, frozen, batch).compile(compiler_options=options)
+        with multiplying(config.model.precision):
+            compiled = jitted.lower(state, frozen, batch).compile(compiler_options=options)
         seconds = time.perf_counter() - began
         say(f"compiled {what} in {seconds:.1f} s; {repeats} calls ...")
         times = _time(compiled, what, state, frozen, batch, repeats)
