@@ -49,7 +49,10 @@ ALLOWED = {
         *(*GROUND, *NETWORK, "sharding", "uda", "arms"),
         *("data", "hosts", "evaluation", "report", "runs"),
     },
-    "machine": {*GROUND, *NETWORK, "allocator", "sharding", "uda", "data", "hosts", "train"},
+    "machine": {
+        *(*GROUND, *NETWORK, "allocator", "sharding", "recipes"),
+        *("uda", "data", "hosts", "train"),
+    },
     "cli": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "arms", "checks", "command", "convert"),
         *("data", "hosts", "evaluation", "report", "runs", "opening", "train", "machine"),

@@ -45,6 +45,24 @@ _GPUS = {
     "h200": (9, 132, 128, 233_472, 232_448, 50 * 2**20, 1.98, "NVIDIA H200"),
 }
 
+_KINDS = {
+    # JAX's `device_kind`: `CHIPS`
+    r"TPU v4": "v4",
+    r"TPU v5 lite|TPU v5e": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6 lite|TPU v6e": "v6e",
+    r"NVIDIA A100.*40GB": "a100-40",
+    r"NVIDIA A100.*80GB": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+}
+
+
+def of_device(kind: str) -> str | None:
+    """The name in `CHIPS` of a device that JAX calls `kind`; None where it has no row."""
+    return next((name for like, name in _KINDS.items() if re.fullmatch(like, kind)), None)
+
+
 USABLE = 0.95
 """Share of a chip's memory that a step may take: the runtime keeps some (v5e: 15.75 of 16 GiB)."""
 
