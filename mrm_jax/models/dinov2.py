@@ -116,7 +116,7 @@ class ViTBlock(nn.Module):
     hidden: int
     gated: bool
     eps: float
-    form: Form
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:

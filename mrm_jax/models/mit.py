@@ -82,7 +82,7 @@ class Block(nn.Module):
     mlp_ratio: int
     eps: float
     reduction_eps: float
-    form: Form
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:

@@ -76,7 +76,7 @@ class TokenBlock(nn.Module):
 
     heads: int
     mlp_ratio: int
-    form: Form
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
