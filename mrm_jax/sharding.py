@@ -207,6 +207,20 @@ def whole(tree: Any) -> Any:
     return same(tree)
 
 
+def by_picture(x: Any) -> Any:
+    """`x` with its leading axis over the devices, as the batch's, for use inside a step; as it is
+    outside of one traced by `jit_step`, or on one device.
+
+    For what lies between two conditionals: XLA for GPUs (jax 0.10.2) takes the first one's result
+    for a copy on every device, and gathers the whole batch's pictures in both of its branches. XLA
+    for CPU and TPU does not (tests/test_sharding.py).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec((DATA, FSDP)))
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The global batch on the mesh, from the part that this process read (all of it where there is
     one process).

@@ -36,7 +36,7 @@ ALLOWED = {
     "ops": {"registry", "label_ids", "types"},
     "models": {*CONFIG, "types", "rngs", "ops"},
     "sharding": {*CONFIG, "types"},
-    "uda": NETWORK,
+    "uda": {*NETWORK, "sharding"},
     "convert": {*CONFIG, "types", "paths"},
     "data": {*CONFIG, "label_ids", "types", "paths", "children"},
     "hosts": {*GROUND, *CONFIG},
@@ -49,7 +49,10 @@ ALLOWED = {
         *(*GROUND, *NETWORK, "sharding", "uda", "arms"),
         *("data", "hosts", "evaluation", "report", "runs"),
     },
-    "machine": {*GROUND, *NETWORK, "allocator", "sharding", "uda", "data", "hosts", "train"},
+    "machine": {
+        *(*GROUND, *NETWORK, "allocator", "sharding", "recipes"),
+        *("uda", "data", "hosts", "train"),
+    },
     "cli": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "arms", "checks", "command", "convert"),
         *("data", "hosts", "evaluation", "report", "runs", "opening", "train", "machine"),

@@ -24,7 +24,7 @@ ODD = os.fsdecode(b"caf\xe9")
 # gives belongs into `paths.below`, not into this list.
 OURS = {
     "cli/ablate.py": {"f'seed{seed}'", "path"},  # numbers of --seeds; a folder made of them
-    "cli/bench.py": {"folder"},  # a temporary one
+    "cli/bench.py": {"folder", "arguments.json"},  # a temporary one; --json
     "cli/report.py": {"write_report(mirror.local).name"},  # a constant there
     "cli/config.py": {"name"},  # --diff
     "command.py": {"name", "__file__", "f'{name}.py' if bare else name"},  # --config
@@ -66,17 +66,21 @@ OURS = {
     "report/record.py": {"workdir", "name"},  # the caller's; two constants
     "runs/checkpoint.py": {"f'.{path.name}.{os.getpid()}'", "name"},  # beside --to; two constants
     "runs/items.py": {"item"},  # of a state
+    "machine/parity.py": {"__file__"},
+    "machine/suite.py": {"mrm_jax.__file__"},
     "machine/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
     "cli/evaluate.py": {"f'confusion_{name}.png'"},  # student or teacher
     "train/hooks.py": {"'/proc/self/statm'", "f'{what}_{step:07d}.png'"},  # a word of ours
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
     "runs/mirror.py": {
         *("f'.probe-{uuid.uuid4().hex}'", "name"),  # what lies in the run's folder here
+        "own",  # a constant of `runs.workdir`
         "tempfile.mkdtemp(prefix='mrm_jax_')",
     },
     "runs/saved.py": {  # beside a folder that is there; constants, and items of a state
         *("f'damaged_{number}_step_{folder.name}'", "f'{_DELETED}{folder.name}'", "name", "item"),
     },
+    "train/trace.py": {"f'host-{group.host_index()}'", "self._folder.name"},  # the same
     "train/sentinel.py": {"f'step_{step}.npz'"},
     "runs/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }

@@ -1,5 +1,6 @@
 """Where arrays live."""
 
+import importlib.util
 from dataclasses import replace
 
 import jax
@@ -9,12 +10,15 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from refusals import refused
 
 from mrm_jax import sharding
-from mrm_jax.config import MRM, Config, Mesh, Method, Model, Train
+from mrm_jax.config import MRM, Augment, Config, Mesh, Method, Model, Train
 from mrm_jax.errors import UsageError
+from mrm_jax.machine import chips, plan
 from mrm_jax.models.build import build_encoder
 from mrm_jax.recipes import ENCODERS
+from mrm_jax.registry import ENCODER_KINDS
 from mrm_jax.train.step import build_step
-from mrm_jax.types import Batch, Labelled, Unlabelled
+from mrm_jax.types import Batch, Jitter, Labelled, Unlabelled
+from mrm_jax.uda.views import strong_augment
 
 
 def test_every_leaf_of_the_real_state_has_a_rule_and_is_replicated():
@@ -71,6 +75,63 @@ def test_the_batch_is_spread_in_contiguous_blocks():
     parts = [np.asarray(shard.data) for shard in put.index.addressable_shards]
     np.testing.assert_array_equal(parts, [[0, 1], [2, 3]])
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), batch, put))
+
+
+def augmented(mesh, rows):
+    """What strong augmentation, two conditionals in a row, is given and its jitted form."""
+    copies, stats = sharding.replicated(mesh), ENCODER_KINDS[Model().encoder.kind].input
+    image = jax.ShapeDtypeStruct((2, 16, 32, 3), np.float32, sharding=rows)
+    shapes = {"jitter_u": (), "blur_u": (), "strength": (2, 4), "order": (2, 4), "sigma_u": (2,)}
+    draws = {
+        name: jax.ShapeDtypeStruct(
+            shape, np.int32 if name == "order" else np.float32, sharding=copies
+        )
+        for name, shape in shapes.items()
+    }
+    names = ("jitter", "blur")
+    scalars = {f"method.augment.{name}_probability": 0.5 for name in names}
+
+    def augment(image, draws):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as in `jit_step`
+            return strong_augment(image, Jitter(**draws), scalars, Augment(), stats)
+
+    return jax.jit(augment, out_shardings=rows), (image, draws)
+
+
+def test_a_picture_stays_on_its_device_between_two_conditionals():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices; tests/conftest.py asks XLA for two unless XLA_FLAGS is set")
+    mesh = sharding.mesh(2)
+    augment, shapes = augmented(mesh, sharding.over_batch(mesh))
+    conditional, constraint = "stablehlo.case", "sdy.sharding_constraint"
+    lines = [
+        word
+        for line in augment.lower(*shapes).as_text().splitlines()
+        for word in (conditional, constraint)
+        if word in line
+    ]
+    assert lines == [conditional, constraint, conditional]
+    image = np.ones((2, 3), np.float32)
+    assert sharding.by_picture(image) is image  # outside of a step
+
+
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)),
+    reason="needs JAX's CUDA plugin, which compiles for GPUs that are not there",
+)
+def test_augmentation_on_gpus_moves_no_pictures_between_them(monkeypatch):
+    where = chips.parse_topology("h100:2")
+    mesh = plan._mesh(Config(train=Train(batch=2)), where, True, print)
+
+    def gathers():
+        augment, shapes = augmented(mesh, sharding.over_batch(mesh))
+        compiled = augment.lower(*shapes).compile(compiler_options=plan._OPTIONS["gpu"])
+        return plan.collectives(compiled.as_text())
+
+    assert gathers() == {}
+    monkeypatch.setattr(sharding, "by_picture", lambda x: x)
+    if not gathers():
+        pytest.fail("XLA needs no help any more: take by_picture away")
 
 
 def test_too_many_devices_are_refused_with_the_number_there_is():

@@ -15,6 +15,7 @@ from mrm_jax.checks.alternatives import check_alternatives
 from mrm_jax.checks.data import check_data, check_rare_class
 from mrm_jax.checks.method import check_method, check_selection
 from mrm_jax.checks.model import check_crops, check_model
+from mrm_jax.checks.run import check_profile
 from mrm_jax.checks.stored import WRITER
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
@@ -61,6 +62,7 @@ _TESTS = (
     check_method,
     check_selection,
     check_alternatives,
+    check_profile,
 )
 
 

@@ -1,6 +1,6 @@
 """`bench`: times a config's step on random pictures, and prints what XLA says it costs; with
-`--against` beside another library, with `--data` the reading of pictures; `--table` makes a page's
-tables of what it said.
+`--against` beside another library, with `--data` the reading of pictures, with `--suite` checks a
+device; `--table` makes a page's tables of what it said.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mrm_jax.children import passing_folder
@@ -56,7 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=int, default=8, help="--data: pictures drawn of each size (default: 8)"
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line on stdout, nothing else"
+        "--json",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="one JSON object a line on stdout, nothing else; --suite: the file to write",
+    )
+    parser.add_argument(
+        "--suite",
+        choices=("accelerator",),
+        help="a prepared check of a device that nothing was run on yet; needs no config or data",
+    )
+    parser.add_argument("--limit", type=float, default=300.0, help="--suite: seconds in all (300)")
+    parser.add_argument("--pieces", help="--suite: these alone, with commas between them")
+    parser.add_argument(
+        "--small", action="store_true", help="--suite: tiny networks, to try the check itself out"
     )
     parser.add_argument(
         "--table",
@@ -77,6 +92,12 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         return _table(arguments)
     if arguments.to:
         raise UsageError.of("--to", arguments.to, " goes with --table", "give its files.")
+    if arguments.suite:
+        return _suite(arguments)
+    if isinstance(arguments.json, str):
+        raise UsageError.of(
+            "--json", arguments.json, ", but only --suite takes a file", "write > FILE."
+        )
     if arguments.data:
         return _data(arguments)
     if config is None:
@@ -124,6 +145,21 @@ def _table(arguments: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return 0
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    """1 where a piece failed."""
+    from mrm_jax.machine.suite import chosen, run_suite, suite_text
+
+    if not isinstance(arguments.json, str):
+        raise UsageError("bench --suite needs a file:", "add --json FILE.", field="--json")
+    if not 1 <= arguments.limit < float("inf"):
+        raise UsageError.of("--limit", arguments.limit, "", "it must be at least 1 second.")
+    pieces, to = chosen(arguments.pieces), Path(arguments.json)
+    how = {"limit": arguments.limit, "small": arguments.small}
+    report = run_suite(to, pieces, **how, say=say)
+    print(suite_text(report))
+    return int(any(row["status"] == "failed" for row in report["pieces"].values()))
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -42,6 +42,7 @@ from mrm_jax.config.run import (
     has_evaluation,
     mic_block,
     mim_block,
+    profiled,
     source_domain,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "map_sizes",
     "mic_block",
     "mim_block",
+    "profiled",
     "smallest_picture",
     "smallest_side",
     "source_domain",

@@ -182,6 +182,19 @@ class Model:
         "also decoder and projectors.",
         runtime=True,
     )
+    precision: Literal["default", "high", "highest"] = option(
+        "default",
+        "Products of float32: as the device does them itself (default: a CPU exactly, NVIDIA GPUs "
+        "by TF32, TPUs by bfloat16), by TF32 or as good (high), exactly (highest). No effect on "
+        "those of dtype=bfloat16.",
+    )
+    attention: Literal["plain", "fused"] = option(
+        "plain",
+        "MiT, DINOv2, Rebuilder: how attention is computed. fused: by one kernel of cuDNN that "
+        "keeps no scores, on NVIDIA GPUs with dtype=bfloat16, where the heads have at most 128 "
+        "channels and the numbers of queries and keys are even; plain everywhere else.",
+        runtime=True,
+    )
     unroll: bool = option(
         True, "Run the blocks of a stage unrolled; False compiles faster.", runtime=True
     )

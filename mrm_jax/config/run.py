@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -126,6 +127,13 @@ class Train:
     optimise: bool = option(
         True, "Let XLA's CPU back end optimise the step; False compiles faster and runs slower."
     )
+    profile: str | None = option(
+        None,
+        "START:STOP, steps counted from 1 whose trace JAX's profiler writes into the run's folder, "
+        "both of them included.",
+        runtime=True,
+        step="absent",
+    )
     keep: int = option(
         2,
         "Checkpoints kept besides the best and the picked one.",
@@ -229,6 +237,12 @@ class Config:
     train: Train = option(Train(), "Length and cadence.")
     evaluation: Evaluation = option(Evaluation(), "Protocol.", step="absent")
     mesh: Mesh = option(Mesh(), "Devices.", runtime=True, step="absent")
+
+
+def profiled(config: Config) -> range | None:
+    """The steps whose trace is written; None: of none, or `train.profile` is no START:STOP."""
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", config.train.profile or "")
+    return range(int(found[1]), int(found[2]) + 1) if found else None
 
 
 def source_domain(config: Config) -> Domain:

@@ -22,6 +22,7 @@ from mrm_jax.data.transforms import keep_ratio_size, resize_image
 from mrm_jax.errors import UsageError
 from mrm_jax.evaluation import inference
 from mrm_jax.evaluation.overlay import overlay
+from mrm_jax.ops.precision import multiplying
 from mrm_jax.sharding import over_batch
 from mrm_jax.types import Tree
 
@@ -102,7 +103,8 @@ class TrainedNetwork:
 
         def forward(windows: Any) -> jax.Array:
             (windows,) = spread_rows(self.variables, windows)
-            return inference.maps(self.module, self.variables, windows, **how)
+            with multiplying(self.config.model.precision):
+                return inference.maps(self.module, self.variables, windows, **how)
 
         protocol = self.config.evaluation
         return inference.strips(

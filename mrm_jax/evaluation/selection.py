@@ -30,6 +30,7 @@ from mrm_jax.evaluation.network import on_device, spread_rows
 from mrm_jax.label_ids import IGNORE
 from mrm_jax.models.segmentor import transformed
 from mrm_jax.ops.normalise import normalise
+from mrm_jax.ops.precision import multiplying
 from mrm_jax.ops.resize import resize
 from mrm_jax.rngs import per_sample, root, stream
 from mrm_jax.types import Array, Scale, Tree, Unlabelled
@@ -77,7 +78,8 @@ def label_free(
                 networks["student"], *_part(crops, index, rows), np.resize(index, rows)
             )
             normal = _normalise(image, input_stats(config.model))
-            logits = _logits(config, segmentor, networks, normal, index, rebuilding)
+            with multiplying(config.model.precision):
+                logits = _logits(config, segmentor, networks, normal, index, rebuilding)
             sure += np.asarray(jax.device_get(_certainty(logits["student"], valid)), np.float64)
             for name in logits.keys() - {"student"}:
                 found = _agreement(logits["student"], logits[name], valid, classes=classes)

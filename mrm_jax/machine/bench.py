@@ -21,6 +21,7 @@ from mrm_jax.config import Config
 from mrm_jax.machine import parts
 from mrm_jax.machine.noise import noise
 from mrm_jax.machine.work import Call, Whats, Work, costs, spread, timed
+from mrm_jax.ops.precision import multiplying
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.objectives import weighted_cross_entropy
@@ -57,7 +58,8 @@ def measure_compute(
         name = f"{work.part} {work.what}".strip()
         say(f"compiling {name} ({number} of {len(listed)}) ...")
         began = time.perf_counter()
-        call = work.make()
+        with multiplying(config.model.precision):
+            call = work.make()
         seconds = time.perf_counter() - began
         say(f"compiled {name} in {seconds:.1f} s; {repeats} calls ...")
         times = spread(timed(call.run, repeats)["wall"])

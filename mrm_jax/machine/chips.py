@@ -85,6 +85,32 @@ on a Titan RTX, 32 h) and 22 % (DAFormer on an RTX 2080 Ti, 16 h) of float32 pea
 bfloat16 wait longer for memory.
 """
 
+_KINDS = {
+    # JAX's `device_kind`: `CHIPS`
+    r"TPU v4": "v4",
+    r"TPU v5 lite|TPU v5e": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6 lite|TPU v6e": "v6e",
+    r"NVIDIA A100.*40GB": "a100-40",
+    r"NVIDIA A100.*80GB": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+    r"Tesla V100-\S+-16GB": "v100-16",
+    r"Tesla V100-\S+-32GB": "v100",
+    r"(Tesla|NVIDIA) T4": "t4",
+    r"NVIDIA GeForce RTX 3090": "rtx3090",
+    r"NVIDIA A10G": "a10g",
+    r"NVIDIA RTX A6000": "a6000",
+    r"NVIDIA GeForce RTX 4090": "rtx4090",
+    r"NVIDIA L4": "l4",
+}
+
+
+def of_device(kind: str) -> str | None:
+    """The name in `CHIPS` of a device that JAX calls `kind`; None where it has no row."""
+    return next((name for like, name in _KINDS.items() if re.fullmatch(like, kind)), None)
+
+
 USABLE = 0.95
 """Share of a chip's memory that a step may take: the runtime keeps some (v5e: 15.75 of 16 GiB)."""
 

@@ -13,6 +13,7 @@ from mrm_jax.errors import UsageError
 from mrm_jax.models.multires import MultiResSegmentor
 from mrm_jax.models.rebuilder import Blank, Rebuilder
 from mrm_jax.models.segmentor import Segmentor
+from mrm_jax.ops.attention import Form
 from mrm_jax.registry import (
     DECODER_KINDS,
     ENCODER_KINDS,
@@ -129,9 +130,10 @@ def build_rebuilder(
     *,
     unroll: bool = True,
     remat: Literal["none", "blocks", "full"] = "none",
+    attention: Form = "plain",
 ) -> Rebuilder | Blank:
     """The Rebuilder for maps of `spec`, or what stands in its place; `crop` (height, width), px, is
-    what the network is trained on; `unroll` and `remat` as in `config.Model`."""
+    what the network is trained on; `unroll`, `remat` and `attention` as in `config.Model`."""
     count, decoder = len(spec.channels), DECODER_KINDS[decoder_kind]
     stages = decoder.reads if mrm.stages == "multi" else decoder.rebuilt
     if OBJECTIVE_KINDS[mrm.target].last_map:
@@ -150,6 +152,7 @@ def build_rebuilder(
         heads=mrm.heads,
         unroll=unroll,
         remat=remat,
+        attention=attention,
     )
 
 

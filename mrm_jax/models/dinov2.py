@@ -27,6 +27,7 @@ from mrm_jax.models.layers import (
     scale_samples,
     uniform,
 )
+from mrm_jax.ops.attention import Form
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.registry.dinov2 import ffn_width, tokens
@@ -115,13 +116,14 @@ class ViTBlock(nn.Module):
     hidden: int
     gated: bool
     eps: float
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
         """(tokens [B, N, C], None): a scan's carry and its missing output. `scales`: as for MiT's
         block."""
         branches = (
-            SelfAttention(self.heads, _INIT, name="attn"),
+            SelfAttention(self.heads, _INIT, self.form, name="attn"),
             FeedForward(self.hidden, self.gated, name="mlp"),
         )
         for i, branch in enumerate(branches):
@@ -176,6 +178,7 @@ class DinoV2(nn.Module):
     dtype: jnp.dtype | None = None
     unroll: bool = True
     remat: Literal["none", "blocks", "full"] = "none"
+    attention: Form = "plain"
 
     @nn.compact
     def __call__(
@@ -204,6 +207,7 @@ class DinoV2(nn.Module):
             hidden=self.hidden,
             gated=self.gated,
             eps=self.eps,
+            form=self.attention,
         )
         x, _ = blocks(x, scales)
         x = LayerNorm(self.eps, name="norm")(x)
@@ -275,6 +279,7 @@ def build_dinov2(model: Model, dtype: jnp.dtype | None) -> DinoV2:
         dtype=dtype,
         unroll=model.unroll,
         remat=model.remat,
+        attention=model.attention,
     )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mrm_jax.ops.attention import attend
+from mrm_jax.ops.attention import Form, attend
 from mrm_jax.ops.batch_norm import batch_norm
 from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding
 from mrm_jax.ops.layer_norm import layer_norm
@@ -299,13 +299,14 @@ class SelfAttention(nn.Module):
 
     heads: int
     kernel_init: Initializer
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] from [B, N, C]."""
         qkv = dense(3 * x.shape[-1], x, "qkv", kernel_init=self.kernel_init)
         query, key, value = jnp.split(qkv, 3, axis=-1)
-        mixed = attend(query, key, value, self.heads)
+        mixed = attend(query, key, value, self.heads, self.form)
         return dense(x.shape[-1], mixed, "proj", kernel_init=self.kernel_init)
 
 

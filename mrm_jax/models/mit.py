@@ -28,7 +28,7 @@ from mrm_jax.models.layers import (
     gelu,
     scale_samples,
 )
-from mrm_jax.ops.attention import attend
+from mrm_jax.ops.attention import Form, attend
 from mrm_jax.types import Mode
 
 # The reference truncates at +-2 absolute, which is 100 standard deviations: a plain normal.
@@ -42,6 +42,7 @@ class Attention(nn.Module):
     heads: int
     sr_ratio: int
     reduction_eps: float
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,7 +55,7 @@ class Attention(nn.Module):
             source = LayerNorm(self.reduction_eps, name="norm")(source)
         kv = dense(2 * channels, source, "kv", kernel_init=_LINEAR_INIT)
         key, value = jnp.split(kv.reshape(batch, -1, 2 * channels), 2, axis=-1)
-        mixed = attend(query.reshape(batch, -1, channels), key, value, self.heads)
+        mixed = attend(query.reshape(batch, -1, channels), key, value, self.heads, self.form)
         return dense(channels, mixed.reshape(x.shape), "proj", kernel_init=_LINEAR_INIT)
 
 
@@ -81,6 +82,7 @@ class Block(nn.Module):
     mlp_ratio: int
     eps: float
     reduction_eps: float
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
@@ -88,7 +90,7 @@ class Block(nn.Module):
 
         `scales` [2, B] multiplies the two branches sample by sample; None leaves them as they are.
         """
-        attention = Attention(self.heads, self.sr_ratio, self.reduction_eps, name="attn")
+        attention = Attention(self.heads, self.sr_ratio, self.reduction_eps, self.form, name="attn")
         mixed = attention(LayerNorm(self.eps, name="norm1")(x))
         x = x + (mixed if scales is None else scale_samples(mixed, scales[0]))
         mixed = MixFFN(self.mlp_ratio, name="mlp")(LayerNorm(self.eps, name="norm2")(x))
@@ -136,6 +138,7 @@ class MixTransformer(nn.Module):
     dtype: jnp.dtype | None = None
     unroll: bool = True
     remat: Literal["none", "blocks", "full"] = "none"
+    attention: Form = "plain"
 
     @nn.compact
     def __call__(self, image: jax.Array, mode: Mode) -> tuple[jax.Array, ...]:
@@ -162,6 +165,7 @@ class MixTransformer(nn.Module):
                 mlp_ratio=self.mlp_ratios[i],
                 eps=self.eps,
                 reduction_eps=self.reduction_eps,
+                form=self.attention,
             )
             start = sum(self.depths[:i])
             mine = None if scales is None else scales[start : start + depth]
@@ -188,4 +192,5 @@ def build_mit(model: Model, dtype: jnp.dtype | None) -> MixTransformer:
         dtype=dtype,
         unroll=model.unroll,
         remat=model.remat,
+        attention=model.attention,
     )

@@ -26,6 +26,7 @@ from mrm_jax.models.layers import (
     gelu,
     torch_dense,
 )
+from mrm_jax.ops.attention import Form
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import FeatureSpec
 
@@ -75,11 +76,13 @@ class TokenBlock(nn.Module):
 
     heads: int
     mlp_ratio: int
+    form: Form = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
         """(tokens [B, N, C], None): a scan's carry and its missing output."""
-        x = x + SelfAttention(self.heads, _XAVIER, name="attn")(LayerNorm(1e-5, name="norm1")(x))
+        attention = SelfAttention(self.heads, _XAVIER, self.form, name="attn")
+        x = x + attention(LayerNorm(1e-5, name="norm1")(x))
         return x + MLP(self.mlp_ratio, name="mlp")(LayerNorm(1e-5, name="norm2")(x)), None
 
 
@@ -142,6 +145,7 @@ class Rebuilder(nn.Module):
     mlp_ratio: int = 4
     unroll: bool = True
     remat: Literal["none", "blocks", "full"] = "none"
+    attention: Form = "plain"
 
     @nn.compact
     def __call__(
@@ -186,6 +190,7 @@ class Rebuilder(nn.Module):
             name="blocks",
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            form=self.attention,
         )
         x, _ = blocks(x, None)
         return LayerNorm(1e-5, name="norm")(x).reshape(-1, *self.grid, self.dim)

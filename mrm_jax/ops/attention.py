@@ -1,11 +1,19 @@
-"""Multi-head attention whose scores and shares are at least float32."""
+"""Multi-head attention whose scores and shares are at least float32, in one of two forms."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from mrm_jax.ops.precision import at_least_float32
+
+Form = Literal["plain", "fused"]
+"""plain: products, softmax, products, with all scores in memory. fused: on NVIDIA GPUs one kernel
+of cuDNN (flash attention), which keeps no scores, where it fits: bfloat16 or float16, at most 128
+channels a head and a multiple of 8, even numbers of queries and keys; plain everywhere else."""
 
 
 @jax.custom_vjp
@@ -30,9 +38,46 @@ def _scores_backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, form: Form = "plain"
+) -> jax.Array:
     """Multi-head attention of `query` [B, N, C] over `key`, `value` [B, M, C]: [B, N, C]. Channels
     are split head-major."""
+    plain, cudnn = partial(_plain, heads=heads), partial(fused, heads=heads, kernel="cudnn")
+    if form == "plain" or not _takes(cudnn, query, key, value):
+        return plain(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
+
+
+def _takes(kernel: Any, *arrays: jax.Array) -> bool:
+    """Whether JAX's own checks of `kernel` and its gradient let `arrays` pass; they also refuse
+    where cuDNN is not installed."""
+    try:
+        jax.eval_shape(lambda *arrays: jax.vjp(kernel, *arrays)[0], *arrays)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    kernel: Literal["cudnn", "xla"],
+) -> jax.Array:
+    """`attend` by JAX's function; `kernel` "xla" has it compute the same on any device."""
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], x.shape[1], heads, -1)
+
+    mixed = jax.nn.dot_product_attention(
+        split(query), split(key), split(value), implementation=kernel
+    )
+    return mixed.reshape(query.shape)
+
+
+def _plain(query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
     batch, length, channels = query.shape
     width = channels // heads
 

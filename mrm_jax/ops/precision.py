@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
+
+Products = Literal["default", "high", "highest"]
+"""How float32 factors are rounded before products and convolutions, in JAX's words; narrower ones
+are multiplied as they are. See `config.Model`."""
 
 
 def at_least_float32(x: jax.Array) -> jnp.dtype:
     """The dtype for reductions over floating `x`: float32 for narrower ones, else its own."""
     # Not jnp.promote_types: under strict promotion it refuses bfloat16 with float32.
     return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def multiplying(precision: Products) -> AbstractContextManager[Any]:
+    """For tracing, gradients too, within it: products and convolutions of float32 by `precision`.
+    default leaves JAX's own setting."""
+    return nullcontext() if precision == "default" else jax.default_matmul_precision(precision)
+
+
+def multiplied(function: Callable[..., Any], precision: Products) -> Callable[..., Any]:
+    """`function` traced within `multiplying(precision)`."""
+
+    @wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with multiplying(precision):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 def round_by_chance(x: jax.Array, key: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from mrm_jax.paths import (
     renamed_in_errors,
     what_is_wrong,
 )
-from mrm_jax.runs.workdir import FROZEN
+from mrm_jax.runs.workdir import FROZEN, PROFILE
 from mrm_jax.stop import before_end
 
 CHECKPOINTS = "checkpoints"
@@ -45,7 +45,7 @@ class Mirror:
         try:
             for name in names_below(self.remote):
                 folder, _, rest = name.partition("/")
-                if only not in ("", folder):
+                if only not in ("", folder) or folder == PROFILE:
                     continue
                 if folder == CHECKPOINTS:  # by which a folder is known to hold a run
                     kept = below(self.local, f"{folder}/{rest.partition('/')[0]}")
@@ -74,9 +74,12 @@ class Mirror:
                 self.remote, f" cannot be written: {what_is_wrong(error)}."
             ) from error
 
-    def push(self) -> None:
-        """Brings what has changed there. Raises RunError where it cannot be written."""
-        for path in sorted(self.local.rglob("*")) if self._keep else ():
+    def push(self, own: str = "") -> None:
+        """Brings what has changed there; of a host that keeps nothing, the files of the folder
+        `own` alone. Raises RunError where it cannot be written."""
+        if not (self._keep or own):
+            return
+        for path in sorted((self.local if self._keep else self.local / own).rglob("*")):
             name = path.relative_to(self.local).as_posix()
             if path.is_dir() or path.name.startswith(".") or self._sent.get(name) == _state(path):
                 continue

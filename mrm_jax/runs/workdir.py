@@ -43,6 +43,8 @@ UNDONE = "undone"
 _CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
+PROFILE = "profile"
+"""Folder of a run with the profiler's traces, which no run reads."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

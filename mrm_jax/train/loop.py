@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from mrm_jax.config import Config
 from mrm_jax.data import coverage
 from mrm_jax.data.identity import identities
 from mrm_jax.data.pipeline import evaluation_set, selection_crops, train_batches
-from mrm_jax.data.rare_class import Sampler, open_sampler
+from mrm_jax.data.rare_class import open_sampler
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group
 from mrm_jax.runs import workdir as folders
@@ -57,8 +57,15 @@ from mrm_jax.train.run import (
     stop_at_fault,
 )
 from mrm_jax.train.sentinel import Sentinel
-from mrm_jax.train.start import first_state, from_random, frozen_encoder, load_start
+from mrm_jax.train.start import (
+    drawn_from,
+    first_state,
+    from_random,
+    frozen_encoder,
+    load_start,
+)
 from mrm_jax.train.step import build_step, structure
+from mrm_jax.train.trace import Trace
 from mrm_jax.types import Batch
 from mrm_jax.uda.methods import looks_at_target
 
@@ -143,7 +150,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     step, seconds = None, 0.0
     if start < config.train.steps:
         step, seconds = _compiled(programs, mesh, arguments, screen)
-    begun_with = {**hooks.device_facts(mesh, start), **_drawn_from(config, known, sampler, noticed)}
+    begun_with = {**hooks.device_facts(mesh, start), **drawn_from(config, known, sampler, noticed)}
     begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
         folders.begin(workdir, config, begun_with)
@@ -174,23 +181,11 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
             undone=undone,
         )
         push(run)  # a run killed before its first checkpoint is known by its config all the same
-        with contextlib.closing(writer):
-            _steps(run, start, first, batches)
+        with contextlib.closing(writer), contextlib.closing(Trace(run, start)) as trace:
+            _steps(run, start, first, batches, trace)
         if not run.stopping:
             _report(workdir, home, screen, stop)
     return 0
-
-
-def _drawn_from(
-    config: Config, known: Mapping[str, Any], sampler: Sampler | None, noticed: coverage.Noticed
-) -> dict:
-    """What environment.json says of the weights that a run starts from and of its classes."""
-    found = {"weights": known["weights"]} if known["weights"] else {}
-    if noticed.labels:
-        found["source_labels"] = noticed.labels.facts(config.data.classes.names)
-    if sampler:
-        found["rare_class_sampling"] = sampler.facts(config.data.classes.names)
-    return found
 
 
 def _undone(config: Config, checkpoints: Checkpoints) -> list[str]:
@@ -241,7 +236,7 @@ def _report(workdir: Path, home: Path, screen: Screen, stop: Stop) -> None:
         screen.say(f"report: {home / 'report.html'}")
 
 
-def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None:
+def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch], trace: Trace) -> None:
     """What is undone at `start` and all steps after it, or until a signal. The last save is
     complete then.
 
@@ -256,13 +251,14 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch]) -> None
         while number < steps and not run.stopping:
             number += 1
             fed = Fed(batch, wishes[_wish(run)])
-            with jax.transfer_guard("disallow"):
+            with trace.step(number), jax.transfer_guard("disallow"):
                 run.state, run.good, metrics = run.step(run.state, run.good, run.frozen, fed)
             run.unread.append(Done(number, metrics, batch))
             run.pace.step()
             following = _next(run, number, batches, batch) if number < steps else batch
             while len(run.unread) > 1:
                 _read(run, run.unread.popleft())
+            trace.after(number)
             if group.host_count() == 1:
                 run.stopping = run.stop.received is not None
             if run.stopping or _due(run.config, number):

@@ -232,14 +232,14 @@ def save_checkpoint(run: Run, number: int) -> None:
     run.checkpoints.save(number, run.state, facts_of_step(run, number))
 
 
-def push(run: Run) -> None:
+def push(run: Run, own: str = "") -> None:
     """Brings the small files of a run in a bucket there; one that does not answer now costs no
-    steps: it is asked again at the next save and at the end."""
+    steps: it is asked again at the next save and at the end. own: see `Mirror.push`."""
     if run.mirror is None:
         return
     run.writer.flush()
     try:
-        run.mirror.push()
+        run.mirror.push(own)
     except RunError as error:
         run.screen.warn(str(error))
 

@@ -18,6 +18,8 @@ import numpy as np
 
 from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
+from mrm_jax.data.coverage import Noticed
+from mrm_jax.data.rare_class import Sampler
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
 from mrm_jax.registry import ENCODER_KINDS
@@ -219,3 +221,15 @@ def _over(tree: Any, given: Mapping[str, Any]) -> Any:
         return jax.device_put(np.array(new, old.dtype), old.sharding)
 
     return one(tree, given)
+
+
+def drawn_from(
+    config: Config, known: Mapping[str, Any], sampler: Sampler | None, noticed: Noticed
+) -> dict:
+    """What environment.json says of the weights that a run starts from and of its classes."""
+    found = {"weights": known["weights"]} if known["weights"] else {}
+    if noticed.labels:
+        found["source_labels"] = noticed.labels.facts(config.data.classes.names)
+    if sampler:
+        found["rare_class_sampling"] = sampler.facts(config.data.classes.names)
+    return found

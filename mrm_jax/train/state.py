@@ -44,6 +44,7 @@ def build_networks(config: Config) -> Networks:
         detail_crop(config) if model.multires.enabled else config.data.crop,
         unroll=model.unroll,
         remat=model.remat,
+        attention=model.attention,
     )
     return Networks(segmentor, rebuilder, auxiliary)
 

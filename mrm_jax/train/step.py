@@ -21,6 +21,7 @@ from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.multires import crop
 from mrm_jax.ops.mask import block_grid, hidden_tokens
 from mrm_jax.ops.normalise import to_uint8
+from mrm_jax.ops.precision import multiplied
 from mrm_jax.ops.resize import resize
 from mrm_jax.registry import ENCODER_KINDS, InputStats, judging
 from mrm_jax.rngs import typed
@@ -106,14 +107,15 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
         offsets=detail_offsets(config),
         rounding=has_teacher(config.method) and config.method.teacher_dtype == "bfloat16",
     )
+    precision = config.model.precision
     return Program(
         networks=run.modules,
         init=partial(states.init_state, config, run.modules),
         draw=drawn,
         normalise=partial(_normalise, run),
-        step_with=partial(_step_with, run),
-        train_step=partial(_train_step, run, drawn),
-        inspect=partial(_inspect, run, drawn),
+        step_with=multiplied(partial(_step_with, run), precision),
+        train_step=multiplied(partial(_train_step, run, drawn), precision),
+        inspect=multiplied(partial(_inspect, run, drawn), precision),
         frozen=states.frozen,
     )
 

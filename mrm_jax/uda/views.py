@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mrm_jax import sharding
 from mrm_jax.config import Augment, Method
 from mrm_jax.ops.augment import colour_jitter, gaussian_blur
 from mrm_jax.ops.mask import hidden_tokens
@@ -55,7 +56,10 @@ def strong_augment(
         draws.jitter_u < scalars["method.augment.jitter_probability"], jitter, lambda x: x, image
     )
     return jax.lax.cond(
-        draws.blur_u < scalars["method.augment.blur_probability"], blur, lambda x: x, image
+        draws.blur_u < scalars["method.augment.blur_probability"],
+        blur,
+        lambda x: x,
+        sharding.by_picture(image),
     )
 
 
