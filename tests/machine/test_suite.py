@@ -162,6 +162,8 @@ def test_devices_are_known_by_what_jax_calls_them():
     names = {
         **{"NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-40GB": "a100-40", "cpu": None},
         **{"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v4": "v4", "TPU v6 lite": "v6e"},
+        **{"Tesla T4": "t4", "Tesla V100-SXM2-16GB": "v100-16", "NVIDIA A10G": "a10g"},
+        **{"NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA L4": "l4", "NVIDIA L40": None},
     }
     assert {kind: chips.of_device(kind) for kind in names} == names
     assert list(suite_pieces.PIECES) == [piece.name for piece in suite.PIECES]
