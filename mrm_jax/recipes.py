@@ -104,19 +104,9 @@ class _Variants(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         for row in self._table:
             if name in row.variants:
-                return self._made(row, name)
+                _check_fields(row, f"its variant {name}", row.variants[name], self._make)
+                return self._make(kind=row.name, **row.variants[name])
         raise KeyError(name)
-
-    def _made(self, row: Any, name: str) -> T:
-        values = row.variants[name]
-        if unknown := values.keys() - {field.name for field in fields(self._make)}:
-            raise UsageError(
-                f"{type(row).__name__} '{row.name}': its variant {name} has {min(unknown)}, which "
-                f"is no option of {self._make.__name__}.",
-                field=f"{type(row).__name__} '{row.name}'",
-                value=min(unknown),
-            )
-        return self._make(kind=row.name, **values)
 
     def __iter__(self) -> Iterator[str]:
         return (name for row in self._table for name in row.variants)
@@ -125,9 +115,37 @@ class _Variants(Mapping[str, T]):
         return sum(len(row.variants) for row in self._table)
 
 
+def _check_fields(row: Any, what: str, values: Mapping[str, Any], make: Any) -> None:
+    if unknown := values.keys() - {field.name for field in fields(make)}:
+        raise UsageError(
+            f"{type(row).__name__} '{row.name}': {what} has {min(unknown)}, which is no option of "
+            f"{make.__name__}.",
+            field=f"{type(row).__name__} '{row.name}'",
+            value=min(unknown),
+        )
+
+
 ENCODERS: Mapping[str, Encoder] = _Variants(ENCODER_KINDS, Encoder)
 
 DECODERS: Mapping[str, Decoder] = _Variants(DECODER_KINDS, Decoder)
+
+
+def same_size(one: Encoder, other: Encoder) -> bool:
+    """Whether the tensors of two encoders have the same shapes, as far as those tell."""
+    if one.kind != other.kind:
+        return False
+    return all(getattr(one, f) == getattr(other, f) for f in ENCODER_KINDS[one.kind].shown)
+
+
+def decoder_beside(name: str, encoder: Encoder) -> Decoder:
+    """The decoder `name` of `DECODERS` as it is published with `encoder`."""
+    decoder = DECODERS[name]
+    row = DECODER_KINDS[decoder.kind]
+    for other, values in row.beside.items():
+        if other in ENCODERS and same_size(encoder, ENCODERS[other]):
+            _check_fields(row, f"beside {other} it", values, Decoder)
+            return replace(decoder, **values)
+    return decoder
 
 
 SMALL = "small"
@@ -164,7 +182,8 @@ def with_mrm(config: Config, value: str) -> Config:
 
 
 def with_encoder(config: Config, value: str) -> Config:
-    """Replaces the encoder by a named one; `small`: the network and its rates, too.
+    """Replaces the encoder by a named one, and a named decoder by the same one as published with
+    it; `small`: the network and its rates, too.
 
     Weights belong to the encoder that they were named for: they stay where it is that one, and go
     with it where it is another.
@@ -172,14 +191,18 @@ def with_encoder(config: Config, value: str) -> Config:
     encoder = _named(value, {**ENCODERS, SMALL: None}, "encoder")
     if encoder is None:
         return small(config)
-    if encoder == replace(config.model.encoder, weights=None):
+    model = config.model
+    if encoder == replace(model.encoder, weights=None):
         return config
-    return replace(config, model=replace(config.model, encoder=encoder))
+    suited = {decoder_beside(n, model.encoder): decoder_beside(n, encoder) for n in DECODERS}
+    decoder = suited.get(model.decoder, model.decoder)
+    return replace(config, model=replace(model, encoder=encoder, decoder=decoder))
 
 
 def with_decoder(config: Config, value: str) -> Config:
-    """Replaces the decoder by a named one."""
-    decoder = _named(value, DECODERS, "decoder")
+    """Replaces the decoder by a named one, as it is published with the encoder."""
+    _named(value, DECODERS, "decoder")
+    decoder = decoder_beside(value, config.model.encoder)
     return replace(config, model=replace(config.model, decoder=decoder))
 
 
