@@ -76,6 +76,7 @@ OURS = {
     "runs/saved.py": {  # beside a folder that is there; constants, and items of a state
         *("f'damaged_{number}_step_{folder.name}'", "f'{_DELETED}{folder.name}'", "name", "item"),
     },
+    "train/kept.py": {"named", "__file__", "'/proc/cpuinfo'"},  # the user's folder, of JAX's cache
     "train/sentinel.py": {"f'step_{step}.npz'"},
     "runs/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }
