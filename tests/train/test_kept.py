@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from mrm_jax.registry import DECODER_KINDS
 from mrm_jax.train import kept
 from mrm_jax.train.programs import GO_ON, Fed, Programs
 
-CONFIG = load_config([f"--config={toy_run.TINY}"])
+CONFIG: Any = load_config([f"--config={toy_run.TINY}"])
 
 
 @pytest.fixture
