@@ -7,14 +7,15 @@ sets and leaves the rest of the config alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from mrm_jax.config import TEACHER_METHODS, Config, Decoder, Encoder
 from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
-from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, Table
+from mrm_jax.registry import ENCODER_KINDS
+from mrm_jax.variants import DECODERS, ENCODERS, decoder_beside
 
 T = TypeVar("T")
 
@@ -153,42 +154,6 @@ RECIPES: dict[str, Callable[[Config], Config]] = {
 }
 
 
-class _Variants(Mapping[str, T]):
-    """The named sizes of all registrations of a table, in order: whatever is registered by the time
-    that one is asked for."""
-
-    def __init__(self, table: Table[Any], make: Any) -> None:
-        self._table, self._make = table, make
-
-    def __getitem__(self, name: str) -> T:
-        for row in self._table:
-            if name in row.variants:
-                return self._made(row, name)
-        raise KeyError(name)
-
-    def _made(self, row: Any, name: str) -> T:
-        values = row.variants[name]
-        if unknown := values.keys() - {field.name for field in fields(self._make)}:
-            raise UsageError(
-                f"{type(row).__name__} '{row.name}': its variant {name} has {min(unknown)}, which "
-                f"is no option of {self._make.__name__}.",
-                field=f"{type(row).__name__} '{row.name}'",
-                value=min(unknown),
-            )
-        return self._make(kind=row.name, **values)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for row in self._table for name in row.variants)
-
-    def __len__(self) -> int:
-        return sum(len(row.variants) for row in self._table)
-
-
-ENCODERS: Mapping[str, Encoder] = _Variants(ENCODER_KINDS, Encoder)
-
-DECODERS: Mapping[str, Decoder] = _Variants(DECODER_KINDS, Decoder)
-
-
 SMALL = "small"
 """After encoder=: not an encoder alone, but all that `small` sets."""
 
@@ -223,7 +188,8 @@ def with_mrm(config: Config, value: str) -> Config:
 
 
 def with_encoder(config: Config, value: str) -> Config:
-    """Replaces the encoder by a named one; `small`: the network and its rates, too.
+    """Replaces the encoder by a named one, and a named decoder by the same one as published with
+    it; `small`: the network and its rates, too.
 
     How an encoder of the same family is run stays (`EncoderKind.kept`). Weights belong to the
     encoder that they were named for: they stay where it is that one, and go
@@ -232,18 +198,21 @@ def with_encoder(config: Config, value: str) -> Config:
     encoder = _named(value, {**ENCODERS, SMALL: None}, "encoder")
     if encoder is None:
         return small(config)
-    mine = config.model.encoder
-    if encoder.kind == mine.kind:
-        kept = {name: getattr(mine, name) for name in ENCODER_KINDS[mine.kind].kept}
+    model = config.model
+    if encoder.kind == model.encoder.kind:
+        kept = {name: getattr(model.encoder, name) for name in ENCODER_KINDS[encoder.kind].kept}
         encoder = replace(encoder, **kept)
-    if encoder == replace(mine, weights=None):
+    if encoder == replace(model.encoder, weights=None):
         return config
-    return replace(config, model=replace(config.model, encoder=encoder))
+    suited = {decoder_beside(n, model.encoder): decoder_beside(n, encoder) for n in DECODERS}
+    decoder = suited.get(model.decoder, model.decoder)
+    return replace(config, model=replace(model, encoder=encoder, decoder=decoder))
 
 
 def with_decoder(config: Config, value: str) -> Config:
-    """Replaces the decoder by a named one."""
-    decoder = _named(value, DECODERS, "decoder")
+    """Replaces the decoder by a named one, as it is published with the encoder."""
+    _named(value, DECODERS, "decoder")
+    decoder = decoder_beside(value, config.model.encoder)
     return replace(config, model=replace(config.model, decoder=decoder))
 
 

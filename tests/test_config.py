@@ -236,7 +236,7 @@ RECIPES = [
     ("dacs,mrm=true", lambda c: c.method.mrm.enabled),
     ("source_augmented", lambda c: c.method.augmented_source),
     ("dacs,encoder=mit_b2", lambda c: c.model.encoder.depths == (3, 4, 6, 3)),
-    ("dacs,decoder=segformer", lambda c: c.model.decoder.channels == 768),
+    ("dacs,encoder=mit_b2,decoder=segformer", lambda c: c.model.decoder.channels == 768),
     ("dacs,crop=256x512", lambda c: c.data.crop == (256, 512)),
     ("crop=256", lambda c: c.data.crop == (256, 256)),
     (None, lambda c: c.method.kind == "source_only"),
@@ -286,6 +286,35 @@ def test_weights_stay_with_the_encoder_that_they_were_named_for():
     assert recipes.apply(base, "dacs,decoder=segformer").model.encoder.weights == "its.pth"
     for other in ("efficientnet_lite1", "mit_b0", recipes.SMALL):
         assert recipes.apply(base, f"dacs,encoder={other}").model.encoder.weights is None
+
+
+@pytest.mark.parametrize("other", ["daformer", "deeplabv2_full", "segformer"])
+def test_a_segformer_head_is_as_wide_as_it_is_published_with_each_encoder(other):
+    """In any order of the words, and from any named encoder and decoder of the file."""
+    published = {"mit_b0": 256, "mit_b1": 256, "mit_b2": 768, "mit_b5": 768, "resnet50": 768}
+    for encoder, channels in published.items():
+        for before in ("mit_b0", "mit_b3", "pvt_v2_b0"):
+            base = recipes.apply(valid(), f"encoder={before},decoder={other}")
+            for words in (
+                f"encoder={encoder},decoder=segformer",
+                f"decoder=segformer,encoder={encoder}",
+            ):
+                made = recipes.apply(base, f"dacs,{words}").model
+                assert made.decoder == config.Decoder("segformer", channels=channels)
+    base = recipes.apply(valid(), "encoder=mit_b1")
+    named = dataclasses.replace(base.model.encoder, weights="its.pth", drop_path=0.0)
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, encoder=named))
+    assert recipes.apply(base, "decoder=segformer").model.decoder.channels == 256
+
+
+def test_the_width_of_a_head_that_is_written_down_stays():
+    words = ["--config=quickstart:dacs,encoder=mit_b0,decoder=segformer"]
+    assert command.load_config(words).model.decoder.channels == 256
+    words = [*words, "--config.model.decoder.channels=768"]
+    assert command.load_config(words).model.decoder.channels == 768
+    own = config.Decoder("segformer", channels=96)
+    base = dataclasses.replace(valid(), model=config.Model(decoder=own))
+    assert recipes.apply(base, "dacs,encoder=mit_b0").model.decoder == own
 
 
 def test_the_small_network_is_that_of_the_quickstart_with_its_rates_wherever_it_is_asked_for():

@@ -81,6 +81,7 @@ OURS = {
         *("f'damaged_{number}_step_{folder.name}'", "f'{_DELETED}{folder.name}'", "name", "item"),
     },
     "train/trace.py": {"f'host-{group.host_index()}'", "self._folder.name"},  # the same
+    "train/kept.py": {"named", "__file__", "'/proc/cpuinfo'"},  # the user's folder, of JAX's cache
     "train/sentinel.py": {"f'step_{step}.npz'"},
     "runs/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
 }

@@ -14,11 +14,11 @@ from mrm_jax.config import MRM, Augment, Config, Mesh, Method, Model, Train
 from mrm_jax.errors import UsageError
 from mrm_jax.machine import chips, plan
 from mrm_jax.models.build import build_encoder
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.registry import ENCODER_KINDS
 from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Jitter, Labelled, Unlabelled
 from mrm_jax.uda.views import strong_augment
+from mrm_jax.variants import ENCODERS
 
 
 def test_every_leaf_of_the_real_state_has_a_rule_and_is_replicated():

@@ -11,7 +11,7 @@ from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS, InputStats, Sizes
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of any size. Named sizes: `recipes.ENCODERS`."""
+    """An encoder of any size. Named sizes: `variants.ENCODERS`."""
 
     kind: str = option("mit", "Family.", choices=ENCODER_KINDS.names)
     dims: tuple[int, ...] = option((64, 128, 320, 512), "Channels of each stage.", low=1)
@@ -109,7 +109,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The head that turns features into class scores. Named ones: `recipes.DECODERS`."""
+    """The head that turns features into class scores. Named ones: `variants.DECODERS`."""
 
     kind: str = option("daformer", "Family.", choices=DECODER_KINDS.names)
     channels: int = option(

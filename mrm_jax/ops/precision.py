@@ -29,8 +29,10 @@ def multiplying(precision: Products) -> AbstractContextManager[Any]:
 
 def multiplied(function: Callable[..., Any], precision: Products) -> Callable[..., Any]:
     """`function` traced within `multiplying(precision)`."""
+    if precision == "default":
+        return function
 
-    @wraps(function)
+    @wraps(getattr(function, "func", function))  # of a partial: profiles show the name
     def traced(*args: Any, **kwargs: Any) -> Any:
         with multiplying(precision):
             return function(*args, **kwargs)

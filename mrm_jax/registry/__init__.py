@@ -20,7 +20,17 @@ from mrm_jax.registry.layers import Layers
 from mrm_jax.registry.objectives import OBJECTIVE_KINDS, ObjectiveKind, added, judging, target_names
 from mrm_jax.registry.table import Reference, Registered, Table, referenced
 
+_TABLES: tuple[Table, ...] = (ENCODER_KINDS, DECODER_KINDS, OBJECTIVE_KINDS)
+_OURS = [(name, table[name]) for table in _TABLES for name in table.names()]
+
+
+def as_shipped() -> bool:
+    """Whether nothing is registered but by this package."""
+    return [(name, table[name]) for table in _TABLES for name in table.names()] == _OURS
+
+
 __all__ = [
+    "as_shipped",
     "DECODER_KINDS",
     "DecoderKind",
     "ENCODER_KINDS",

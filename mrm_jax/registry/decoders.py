@@ -30,6 +30,11 @@ class DecoderKind(Registered):
         "name after decoder= -> fields of config.Decoder that differ from its defaults",
         {},
     )
+    beside: Mapping[str, Mapping[str, Any]] = piece(
+        "name after encoder= -> fields of config.Decoder that differ from a variant's where it is "
+        "published with that encoder",
+        {},
+    )
     shown: tuple[str, ...] = piece("fields that the shapes and names of the tensors show", ())
     described: tuple[str, ...] = piece("fields of those that are told people about a file", ())
     sharding: tuple[tuple[str, int | None], ...] = piece(
@@ -65,6 +70,8 @@ DECODER_KINDS.register(
         rebuilt=None,
         reads=None,
         variants={"segformer": {"channels": 768}},
+        # SegFormer (Xie et al., NeurIPS 2021), released configs: 768 for B2 to B5.
+        beside={"mit_b0": {"channels": 256}, "mit_b1": {"channels": 256}},
         shown=("channels", "concat"),
         conversion="mrm_jax.convert.heads:SEGFORMER_FILES",
     )

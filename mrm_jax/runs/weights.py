@@ -23,9 +23,9 @@ from mrm_jax.convert.network import load_network as load_file
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.models.build import build_encoder, build_segmentor
 from mrm_jax.paths import located
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.registry import DECODER_KINDS, ENCODER_KINDS
 from mrm_jax.runs.checkpoint import load_run
+from mrm_jax.variants import ENCODERS, same_size
 
 INIT_FROM = "train.init_from"
 ENCODER_WEIGHTS = "model.encoder.weights"
@@ -154,12 +154,8 @@ def _way_out(encoder: Encoder) -> str:
 
 
 def published(encoder: Encoder) -> str | None:
-    """The name in recipes.ENCODERS of an encoder of this size; None where it has none."""
-    same = ("kind", *ENCODER_KINDS[encoder.kind].shown)
-    for name, known in ENCODERS.items():
-        if all(getattr(known, field) == getattr(encoder, field) for field in same):
-            return name
-    return None
+    """The name in variants.ENCODERS of an encoder of this size; None where it has none."""
+    return next((name for name, known in ENCODERS.items() if same_size(encoder, known)), None)
 
 
 def published_place(published: str) -> str:

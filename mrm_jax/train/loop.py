@@ -39,7 +39,7 @@ from mrm_jax.runs.mirror import Mirror
 from mrm_jax.runs.saved import read_facts
 from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
-from mrm_jax.train import hooks
+from mrm_jax.train import ahead, hooks
 from mrm_jax.train.console import Screen, banner, pace_text
 from mrm_jax.train.programs import FAILED, GO_ON, STOP, Fed, Programs, shared
 from mrm_jax.train.run import (
@@ -147,9 +147,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     arguments = (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
     stop.doing = "compiling the step"
     group.beat(start, "compiling")
-    step, seconds = None, 0.0
-    if start < config.train.steps:
-        step, seconds = _compiled(programs, mesh, arguments, screen)
+    begin = start < config.train.steps
+    step, seconds = _compiled(programs, mesh, arguments, screen) if begin else (None, 0.0)
     begun_with = {**hooks.device_facts(mesh, start), **drawn_from(config, known, sampler, noticed)}
     begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
@@ -174,6 +173,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
             stop=stop,
             step=step,
             inspect=programs.inspect,
+            ahead=ahead.of_run(config, programs, (state, frozen, first), examples, crops),
             state=state,
             good=good,
             at=start,
@@ -181,7 +181,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
             undone=undone,
         )
         push(run)  # a run killed before its first checkpoint is known by its config all the same
-        with contextlib.closing(writer), contextlib.closing(Trace(run, start)) as trace:
+        closing = contextlib.closing
+        with closing(writer), closing(run.ahead), closing(Trace(run, start)) as trace:
             _steps(run, start, first, batches, trace)
         if not run.stopping:
             _report(workdir, home, screen, stop)
@@ -283,9 +284,8 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch], trace: 
 
 
 def _wish(run: Run) -> int:
-    if run.failure is not None:
-        return FAILED
-    return GO_ON if run.stop.received is None else STOP
+    wish = GO_ON if run.stop.received is None else STOP
+    return wish if run.failure is None else FAILED
 
 
 def _due(config: Config, number: int) -> bool:
@@ -344,3 +344,4 @@ def _read(run: Run, done: Done) -> None:
     text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"])
     run.screen.metrics(done.number, values, text)
     run.screen.advance(done.number, text)
+    run.ahead.begin()  # not before: it would hold up the first line

@@ -4,8 +4,10 @@ it (`ablate`): their configs have one `step.structure`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 
 from mrm_jax import sharding
 from mrm_jax.config import Config
-from mrm_jax.train.step import Program
+from mrm_jax.train import kept
+from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, TrainState
 
 GO_ON, STOP, FAILED = 0, 1, 2
@@ -35,18 +38,24 @@ class Fed(NamedTuple):
 class Programs:
     """The step and the pictures of its views, each compiled when it is first asked for."""
 
-    def __init__(self, program: Program, mesh: jax.sharding.Mesh, *, optimise: bool):
+    def __init__(self, program: Program, mesh: jax.sharding.Mesh, config: Config, *, keep: bool):
         quick = sharding.quick(mesh)
         self.program = program
+        self._config, self._keep = config, keep
         self.inspect = jax.jit(program.inspect, compiler_options=quick)  # runs a few times at most
-        self._options = None if optimise else quick
+        self._options = None if config.train.optimise else quick
         self._step: Any = None
 
     def step(self, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...]) -> Any:
         """The latched step, compiled; see `lower`."""
-        if self._step is None:
+
+        def make() -> Any:
             lowered = lower(self.program, mesh, arguments)
-            self._step = lowered.compile(compiler_options=self._options)
+            return lowered.compile(compiler_options=self._options)
+
+        if self._step is None:
+            key = (self._config, self._options)
+            self._step = kept.step(key, arguments, make) if self._keep else make()
         return self._step
 
 
@@ -63,13 +72,27 @@ def lower(program: Program, mesh: jax.sharding.Mesh, arguments: tuple[Any, ...])
         kept = jax.tree.map(lambda ours, theirs: jnp.where(good, ours, theirs), new, state)
         return kept, good & metrics["finite"], {**metrics, "wish": wish}
 
-    return sharding.jit_step(latched, arguments[0], mesh, carried=1).lower(*arguments)
+    with _uncollected():
+        return sharding.jit_step(latched, arguments[0], mesh, carried=1).lower(*arguments)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collection of cycles: of the many objects of a trace hardly any is rubbish,
+    and to look for it took a quarter of the time of tracing and lowering the quickstart's step."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @functools.lru_cache(maxsize=1)  # runs of one structure come in a row
 def shared(make: Callable[[Config], Program], config: Config, mesh: jax.sharding.Mesh) -> Programs:
     """The programs of a `structure`, those of the last run where its structure was the same.
 
-    make: `step.build_step`, part of the key so that tests may replace it.
+    make: `step.build_step`, part of the key so that tests may replace it: such a step is not kept.
     """
-    return Programs(make(config), mesh, optimise=config.train.optimise)
+    return Programs(make(config), mesh, config, keep=make is build_step)

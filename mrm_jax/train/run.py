@@ -32,6 +32,7 @@ from mrm_jax.runs.saved import facts_under
 from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, Stop, Stopped
 from mrm_jax.train import hooks
+from mrm_jax.train.ahead import Ahead
 from mrm_jax.train.console import Screen
 from mrm_jax.train.sentinel import Sentinel, not_finite, save_fault
 from mrm_jax.train.step import Program
@@ -75,6 +76,7 @@ class Run:
     stop: Stop
     step: Any
     inspect: Callable[..., dict[str, jax.Array]]
+    ahead: Ahead
     state: TrainState
     good: jax.Array
     unread: deque[Done] = field(default_factory=deque)
@@ -125,6 +127,9 @@ def between(run: Run, number: int, batch: Batch) -> None:
 def finish(run: Run, batch: Batch) -> None:
     """Makes what is undone at the present step, or sees to it that this is saved as undone."""
     try:
+        if run.undone and not run.stopping:
+            with stoppable(run, "compiling what evaluates"):
+                run.ahead.wait()
         if EVALUATION in run.undone and not run.stopping:
             _score(run)
         if PANELS in run.undone and not run.stopping:

@@ -20,8 +20,8 @@ from mrm_jax import recipes
 from mrm_jax.checks.model import check_crops
 from mrm_jax.config import Classes, Config, Data, Model, detail_crop
 from mrm_jax.models.build import feature_spec
-from mrm_jax.recipes import DECODERS, ENCODERS
 from mrm_jax.train.state import build_networks
+from mrm_jax.variants import DECODERS, ENCODERS
 
 BATCH, CLASSES, PLAIN, HRDA = 2, 19, 512, 1024
 PATCHES = 518  # of 14 px: nothing is padded

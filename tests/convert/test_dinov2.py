@@ -12,8 +12,8 @@ from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch
 from mrm_jax.convert.network import model_of
 from mrm_jax.main import run
 from mrm_jax.models.build import build_encoder, build_segmentor
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.weights import check_fits_model, check_leaves, open_weights, published, remarks
+from mrm_jax.variants import ENCODERS
 
 ENCODER = Encoder("dinov2", (64,), (2,), (14,), heads=(1,), mlp_ratios=(4,), position_grid=3)
 ENCODER = replace(ENCODER, drop_path=0.0)

@@ -14,7 +14,7 @@ from mrm_jax import config
 from mrm_jax.convert import KINDS, describe, detect, export_torch, import_torch, trace
 from mrm_jax.convert.network import model_of
 from mrm_jax.models.build import build_encoder, build_segmentor
-from mrm_jax.recipes import ENCODERS
+from mrm_jax.variants import ENCODERS
 
 # (width, blocks, kernel, expansion) of every stage: two stages alike but for their width.
 STAGES = ((6, 1, 3, 1), (8, 2, 3, 6), (10, 2, 5, 6), (12, 3, 3, 6), (14, 1, 5, 4), (16, 2, 5, 6))

@@ -10,7 +10,7 @@ from jax import lax
 from mrm_jax.config import Decoder
 from mrm_jax.models.build import build_decoder
 from mrm_jax.models.deeplab import DeeplabV2Head, DeeplabV3PlusHead
-from mrm_jax.recipes import DECODERS
+from mrm_jax.variants import DECODERS
 
 KEY = jax.random.key(0)
 # Dilation 6 is larger than the map's height: its outer rows see padding only.

@@ -26,9 +26,9 @@ from mrm_jax.config import (
 from mrm_jax.models.build import build_encoder, build_rebuilder, build_segmentor, feature_spec
 from mrm_jax.models.dinov2 import DinoV2, Pyramid, fitted, position_weights
 from mrm_jax.ops.resize import resize
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import SegOutput, View
 from mrm_jax.uda.objectives import Call, contrast, weighted_cross_entropy
+from mrm_jax.variants import ENCODERS
 
 KEY = jax.random.key(0)
 # Programs that run once: unoptimised code compiles several times faster.

@@ -10,7 +10,7 @@ from mrm_jax.config import Model, crop_multiple
 from mrm_jax.models.build import build_encoder, feature_spec
 from mrm_jax.models.layers import LayerNorm
 from mrm_jax.models.mit import Block, MixTransformer, OverlapPatchEmbed
-from mrm_jax.recipes import ENCODERS
+from mrm_jax.variants import ENCODERS
 
 NARROW: dict = {
     "dims": (8, 12),

@@ -17,7 +17,7 @@ from mrm_jax.models import mobile
 from mrm_jax.models.build import build_classifier, build_encoder, feature_spec
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.mobile import InvertedResidual
-from mrm_jax.recipes import ENCODERS
+from mrm_jax.variants import ENCODERS
 
 KEY = jax.random.key(0)
 # A stage without an expansion, strides 1 and 2, kernels 3 and 5, blocks with and without a sum.

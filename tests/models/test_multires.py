@@ -16,7 +16,7 @@ from mrm_jax.machine.plan import collectives
 from mrm_jax.models import multires
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.models.layers import BatchNorm
-from mrm_jax.recipes import DECODERS, ENCODERS
+from mrm_jax.variants import DECODERS, ENCODERS
 
 STRIDE = 4
 

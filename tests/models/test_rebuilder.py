@@ -9,8 +9,8 @@ from mrm_jax.config import MRM
 from mrm_jax.models.build import build_rebuilder, feature_spec
 from mrm_jax.models.rebuilder import Blank, Rebuilder, doublings, sine_cosine_table
 from mrm_jax.ops.resize import resize
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.types import FeatureSpec
+from mrm_jax.variants import ENCODERS
 
 KEY = jax.random.key(0)
 SPEC = FeatureSpec(channels=(4, 6, 8, 10), strides=(4, 8, 16, 32))

@@ -13,7 +13,7 @@ from mrm_jax.convert import export_torch
 from mrm_jax.models.build import build_encoder, feature_spec
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.resnet import Bottleneck, ResNet
-from mrm_jax.recipes import ENCODERS
+from mrm_jax.variants import ENCODERS
 
 KEY = jax.random.key(0)
 # A stage of one block, and one with all that a stage can have: a stride, a dilation, a stack.

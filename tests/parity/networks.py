@@ -26,8 +26,8 @@ from mrm_jax.models.build import (
     feature_spec,
 )
 from mrm_jax.models.layers import fold_moments
-from mrm_jax.recipes import DECODERS, ENCODERS
 from mrm_jax.types import FeatureSpec
+from mrm_jax.variants import DECODERS, ENCODERS
 
 State = Mapping[str, np.ndarray]
 Runner = Callable[[State], dict[str, Any]]

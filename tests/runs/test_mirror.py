@@ -186,11 +186,11 @@ def test_a_bucket_that_does_not_answer_for_a_while_costs_no_steps(
     toy.train("whole")
     real, pushes = mirror.Mirror.push, []
 
-    def push(mine):
+    def push(mine, own=""):
         pushes.append(mine)
         if 1 < len(pushes) < 4:
             raise RunError("gs://bucket cannot be written: 503.")
-        real(mine)
+        real(mine, own)
 
     monkeypatch.setattr(mirror.Mirror, "push", push)
     assert train(toy, run_folder) == 0

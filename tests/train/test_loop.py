@@ -12,11 +12,11 @@ from toy_run import Toy
 from mrm_jax.data import sources
 from mrm_jax.data.pipeline import train_batches
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import Checkpoints, load_run
 from mrm_jax.runs.saved import read_facts
 from mrm_jax.runs.writer import Writer
 from mrm_jax.train import hooks, loop
+from mrm_jax.variants import ENCODERS
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from mrm_jax.config import Config, Encoder, FeatureDistance, Model, Optimizer, T
 from mrm_jax.convert import export_torch, named
 from mrm_jax.errors import UsageError
 from mrm_jax.models.build import build_encoder
-from mrm_jax.recipes import ENCODERS
 from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
@@ -30,6 +29,7 @@ from mrm_jax.train.start import Start, from_random, frozen_encoder, insert_weigh
 from mrm_jax.train.state import build_networks, init_state
 from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Labelled, Unlabelled
+from mrm_jax.variants import ENCODERS
 
 
 @pytest.fixture(scope="module")

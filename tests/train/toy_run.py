@@ -12,7 +12,7 @@ from mrm_jax.evaluation.scores import EvaluationResult
 from mrm_jax.main import load_config
 from mrm_jax.runs import workdir
 from mrm_jax.runs.checkpoint import FOLDER, load_run
-from mrm_jax.train import hooks, loop, programs
+from mrm_jax.train import ahead, hooks, loop, programs
 from mrm_jax.train.state import scalars
 from mrm_jax.train.step import Program
 from mrm_jax.types import Draws, Frozen, TrainState
@@ -106,6 +106,7 @@ class Toy:
         monkeypatch.setattr(loop, "build_step", lambda config: program(config, self.poisoned))
         monkeypatch.setattr(hooks, "evaluate_on_hosts", self._evaluate)
         monkeypatch.setattr(hooks, "select", self._select)
+        monkeypatch.setattr(ahead, "of_run", lambda *_: ahead.Ahead())  # no network to evaluate
         self.write_report = hooks.write_report  # the real one takes seconds
         monkeypatch.setattr(hooks, "write_report", self._report)
 
