@@ -66,12 +66,12 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
 
 
 @contextlib.contextmanager
-def _heard(event: str) -> Iterator[list[str]]:
-    """Every time that JAX tells of `event` while the context is open."""
+def _heard(wanted: str) -> Iterator[list[str]]:
+    """Every time that JAX tells of the event `wanted` while the context is open."""
     found: list[str] = []
 
-    def listen(told: str, **_: Any) -> None:
-        found.extend([told] * (told == event))
+    def listen(event: str, **_: Any) -> None:
+        found.extend([event] * (event == wanted))
 
     jax.monitoring.register_event_listener(listen)
     try:
