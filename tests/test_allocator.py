@@ -40,3 +40,27 @@ def test_memory_freed_by_a_step_is_there_for_the_next_without_page_faults(monkey
 def test_a_user_who_set_something_is_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     assert not keep_memory("cpu")
+
+
+_HELD = """
+from mrm_jax.allocator import keep_memory, release
+assert keep_memory("cpu")
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+blocks = [bytearray(50_000) for _ in range(4000)]
+last = bytearray(50_000)  # above all of them: nothing is free at the top
+del blocks
+before = resident()
+release()
+print(before, resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
+def test_what_is_free_is_handed_back_when_asked_for(monkeypatch):
+    for name in ("MRM_JAX_NO_MALLOC", "MALLOC_ARENA_MAX"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", _HELD], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before > 190 > 60 > after  # 200 MB in blocks, MiB

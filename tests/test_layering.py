@@ -47,7 +47,7 @@ ALLOWED = {
     "runs": {*GROUND, *NETWORK, "checks", "variants", "convert", "hosts"},
     "opening": {*GROUND, *NETWORK, "evaluation", "runs"},
     "train": {
-        *(*GROUND, *NETWORK, "sharding", "uda", "arms"),
+        *(*GROUND, *NETWORK, "allocator", "sharding", "uda", "arms"),
         *("data", "hosts", "evaluation", "report", "runs"),
     },
     "machine": {

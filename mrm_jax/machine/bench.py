@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax import rngs, sharding
-from mrm_jax.allocator import keep_memory
+from mrm_jax.allocator import keep_memory, release
 from mrm_jax.config import Config
 from mrm_jax.machine import parts
 from mrm_jax.machine.noise import noise
@@ -112,6 +112,7 @@ class _Run:
         jitted = _jitted(self.program, what, self.state, self.mesh)
         lowered = jitted.lower(self.state, self.frozen, self.batch)
         compiled = lowered.compile(compiler_options=options)
+        release()
 
         def run() -> None:
             out = jax.block_until_ready(compiled(self.state, self.frozen, self.batch))

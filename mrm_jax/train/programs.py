@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrm_jax import sharding
+from mrm_jax import allocator, sharding
 from mrm_jax.config import Config
 from mrm_jax.train import kept
 from mrm_jax.train.step import Program, build_step
@@ -56,6 +56,7 @@ class Programs:
         if self._step is None:
             key = (self._config, self._options)
             self._step = kept.step(key, arguments, make) if self._keep else make()
+            allocator.release()
         return self._step
 
 
