@@ -126,12 +126,15 @@ def _depthwise_forward(
 
 
 def _kernel_gradient(axes: tuple[_Axis, _Axis], x: jax.Array, g: jax.Array) -> jax.Array:
-    """[taps, C] of `x` [B, H, W, C] and `g` [B, H', W', C], tap by tap: a sum each."""
+    """[taps, C], at least float32, of `x` [B, H, W, C] and `g` [B, H', W', C], tap by tap: a sum
+    each. What is read is widened, not the maps: XLA for TPUs would store them so."""
     rows, columns = axes
-    padded = _padded(x, axes)
+    padded, wide = _padded(x, axes), at_least_float32(x)
     return jnp.stack(
         [
-            (padded[:, rows.reads(i), columns.reads(j)] * g).sum((0, 1, 2))
+            (padded[:, rows.reads(i), columns.reads(j)].astype(wide) * g.astype(wide)).sum(
+                (0, 1, 2)
+            )
             for i in rows.taps
             for j in columns.taps
         ]
@@ -149,6 +152,7 @@ def _kernel_gradient_cpu(axes: tuple[_Axis, _Axis], x: jax.Array, g: jax.Array) 
     group = -(-rows.out // min(_ROW_GROUPS, rows.out))
     groups = -(-rows.out // group)
     below = groups * group - rows.out
+    x, g = (array.astype(at_least_float32(x)) for array in (x, g))
     padded = _padded(x, axes, below * rows.stride)
     g = jnp.pad(g, ((0, 0), (0, below), (0, 0), (0, 0)))
     ones = jnp.ones((x.shape[0] * group * columns.out,), g.dtype)
@@ -182,8 +186,9 @@ def _phases(axis: _Axis) -> list[_Phase]:
 
 
 def _input_gradient(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) -> jax.Array:
-    """[B, H, W, C] of `g` [B, H', W', C]: each of the stride x stride phases of the input is a
-    convolution of `g` by some of the taps; no zero is put between the values of `g`."""
+    """[B, H, W, C] of `g` [B, H', W', C], in its dtype; `kernel` is at least float32. Each of the
+    stride x stride phases of the input is a convolution of `g` by some of the taps; no zero is put
+    between the values of `g`."""
     phases = [_phases(axis) for axis in axes]
     counts = [-(-axis.size // axis.stride) for axis in axes]
     offsets = [[n for phase in of for n in phase.offsets.values()] for of in phases]
@@ -195,13 +200,13 @@ def _input_gradient(axes: tuple[_Axis, _Axis], kernel: jax.Array, g: jax.Array) 
     padded = jnp.pad(g, ((0, 0), (lows[0], highs[0]), (lows[1], highs[1]), (0, 0)))
 
     def phase(rows: _Phase, columns: _Phase) -> jax.Array:
-        total = jnp.zeros((g.shape[0], *counts, g.shape[-1]), g.dtype)
+        total = jnp.zeros((g.shape[0], *counts, g.shape[-1]), kernel.dtype)
         for i, top in rows.offsets.items():
             for j, left in columns.offsets.items():
                 top_, left_ = top + lows[0], left + lows[1]
                 read = padded[:, top_ : top_ + counts[0], left_ : left_ + counts[1]]
-                total += read * kernel[i, j].reshape((1, 1, 1, -1))
-        return total
+                total += read.astype(kernel.dtype) * kernel[i, j].reshape((1, 1, 1, -1))
+        return total.astype(g.dtype)
 
     if axes[0].stride == 1:
         return phase(phases[0][0], phases[1][0])
@@ -230,10 +235,9 @@ def _depthwise_backward(
     x, kernel = saved
     rows, columns = axes
     wide = at_least_float32(x)
-    wide_g = g.astype(wide)
     sums = lax.platform_dependent(
-        x.astype(wide),
-        wide_g,
+        x,
+        g,
         cpu=partial(_kernel_gradient_cpu, axes),
         default=partial(_kernel_gradient, axes),
     )
@@ -243,11 +247,11 @@ def _depthwise_backward(
     grad = grad.at[at[0], at[1], 0].set(sums)
     back = lax.platform_dependent(
         kernel.astype(wide),
-        wide_g,
+        g,
         cpu=partial(_input_gradient_cpu, axes),
         default=partial(_input_gradient, axes),
     )
-    return back.astype(x.dtype), grad.astype(kernel.dtype)
+    return back, grad.astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
