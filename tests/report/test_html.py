@@ -164,7 +164,13 @@ def test_the_last_the_picked_and_the_best_checkpoint_stand_side_by_side(workdir)
     assert rows[0] == ["last evaluated", "6", *means[6], "0.0625", "0.5"]
     picked = "picked without labels, by agreement"
     assert rows[1] == [picked, "2", *means[2], "0.09375", "0.75"]
-    assert rows[2] == ["best by labels, so it flatters", "4", *means[4], "0.03125", "0.25"]
+    assert rows[2] == [
+        "best by labels (chosen by the labels it is scored on)",
+        "4",
+        *means[4],
+        "0.03125",
+        "0.25",
+    ]
     assert ">drawn data</span></h2>" in page.split("<h2>Which checkpoint")[1][:120]
 
 
