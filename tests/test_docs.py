@@ -42,6 +42,7 @@ PLACEHOLDERS = {
 
 ELSEWHERE = {
     "python -m venv": "makes an environment",
+    "python3 -m venv": "the same",
     "source": "opens an environment",
     "pre-commit": "needs git's hooks",
     ".ci/run": "runs all tests in a new environment",
