@@ -74,9 +74,9 @@ class _Parser(argparse.ArgumentParser):
         """Raises UsageError for words that are left over."""
         for word in words:
             if is_config(word):
-                self.error(f"'{word}' stands alone; a config is given by --config {word}")
+                self.error(f"'{word}' is not understood; a config is given by --config {word}")
         if words:
-            self.error(f"these words mean nothing here: {' '.join(words)}")
+            self.error(f"unexpected words: {' '.join(words)}")
 
 
 def _meant(name: str, known: list[str]) -> str:
@@ -122,10 +122,10 @@ def run(words: list[str]) -> int:
     if verb not in VERBS:
         if is_config(verb):
             raise UsageError(
-                f"'{verb}' is no verb; a config is given by --config {verb}.", field="--config"
+                f"'{verb}' is not a verb; a config is given by --config {verb}.", field="--config"
             )
         raise UsageError(
-            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
+            f"'{verb}' is not a verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
             field="mrm_jax",
             value=verb,
         )

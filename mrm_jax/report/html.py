@@ -37,7 +37,7 @@ def write_report(workdir: str | Path) -> Path:
     except _ODD as error:
         raise RunError.at(
             found.workdir / _odd_file(found),
-            f" holds what no run writes there ({type(error).__name__}: {error})",
+            f" holds a value that no run writes ({type(error).__name__}: {error})",
             "repair it or move it away, then give the same command again.",
         ) from error
     try:

@@ -325,7 +325,7 @@ def test_a_record_of_another_type_is_left_out_or_named_in_one_line(workdir, plac
     try:
         said = Page(write_report(workdir)).text
     except RunError as error:
-        said = str(error).partition("holds what no run writes there")[0]
+        said = str(error).partition("holds a value that no run writes")[0]
     assert "some_run" in said
     assert "\n" not in said
 
