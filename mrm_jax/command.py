@@ -151,7 +151,7 @@ def load_module(words: list[str]) -> tuple[ModuleType, str]:
     path = _found(name)
     spec = importlib.util.spec_from_file_location("mrm_jax_config", path)
     if spec is None or spec.loader is None:
-        raise UsageError.at("--config", f": '{path}' is no Python file.")
+        raise UsageError.at("--config", f": '{path}' is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -32,16 +32,16 @@ VERBS = {
     "train": "train a network, or go on where the workdir stopped",
     "evaluate": "score a run or a checkpoint on labelled pictures",
     "predict": "segment pictures of your own",
-    "convert": "bring weights from PyTorch's files here, or back",
+    "convert": "convert weights from PyTorch files, and back",
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",
     "prepare": "turn a downloaded data set into one that training reads fast",
-    "check": "find what is wrong with a data set, and how to put it right",
-    "doctor": "say whether this machine can run, before hours are spent on finding out",
-    "options": "list the options of a config, or those that a word is found in",
-    "config": "print the values that a config comes to, and how it differs from another",
-    "plan": "say what a step needs on devices that are not rented yet",
-    "bench": "time a step on random pictures, and what XLA says it costs",
+    "check": "find what is wrong with a data set, and how to fix it",
+    "doctor": "check that this machine can run a config",
+    "options": "list the options of a config, or those that contain a word",
+    "config": "print the values of a config, or how it differs from another",
+    "plan": "estimate memory and time on devices that are not here",
+    "bench": "time a step on random pictures",
 }
 
 
@@ -74,9 +74,9 @@ class _Parser(argparse.ArgumentParser):
         """Raises UsageError for words that are left over."""
         for word in words:
             if is_config(word):
-                self.error(f"'{word}' stands alone; a config is given by --config {word}")
+                self.error(f"'{word}' is not understood; a config is given by --config {word}")
         if words:
-            self.error(f"these words mean nothing here: {' '.join(words)}")
+            self.error(f"unexpected words: {' '.join(words)}")
 
 
 def _meant(name: str, known: list[str]) -> str:
@@ -122,10 +122,10 @@ def run(words: list[str]) -> int:
     if verb not in VERBS:
         if is_config(verb):
             raise UsageError(
-                f"'{verb}' is no verb; a config is given by --config {verb}.", field="--config"
+                f"'{verb}' is not a verb; a config is given by --config {verb}.", field="--config"
             )
         raise UsageError(
-            f"'{verb}' is no verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
+            f"'{verb}' is not a verb; there are {', '.join(VERBS)}.{nearest(verb, VERBS)}",
             field="mrm_jax",
             value=verb,
         )

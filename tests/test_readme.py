@@ -69,10 +69,3 @@ def test_the_readme_sets_up_with_two_commands():
     first = "pip install -e . && python -m mrm_jax.main --config configs/quickstart.py"
     assert commands()[0].startswith(first)
     assert any(line.startswith("pip install -e '.[test]' && pytest") for line in commands())
-
-
-def test_every_file_that_the_readme_links_to_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert links
-    assert not missing

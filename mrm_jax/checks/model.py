@@ -81,7 +81,7 @@ def check_crops(config: Config) -> None:
         "config.model.multires.offset_multiple",
         multiple,
         "; where a detail crop starts has to be a multiple of the decoder's stride, "
-        f"{stride}, or its logits lie beside their place.",
+        f"{stride}, or its logits are shifted.",
     )
 
 

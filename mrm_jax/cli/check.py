@@ -1,4 +1,4 @@
-"""`check`: what is wrong with a data set, and how to put it right."""
+"""`check`: what is wrong with a data set, and how to fix it."""
 
 from __future__ import annotations
 

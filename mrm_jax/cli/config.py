@@ -1,4 +1,4 @@
-"""`config`: the values that a config comes to, and how it differs from another one."""
+"""`config`: the values of a config, and how it differs from another one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ RESOLVES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the verb takes."""
     parser.add_argument(
-        "file", nargs="?", metavar="FILE[:RECIPE]", help="what stands after --config elsewhere"
+        "file",
+        nargs="?",
+        metavar="FILE[:RECIPE]",
+        help="a config, as other verbs take it after --config",
     )
     parser.add_argument(
         "--diff",

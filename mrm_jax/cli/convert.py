@@ -272,7 +272,7 @@ def _export(arguments: argparse.Namespace) -> int:
     write_weights(target, {**state, **added}, meta)
     print(f"written: {target}, kind {kind}, {len(state) + len(added)} tensors")
     for what, names in _grouped(added).items():
-        print(f"made anew, {what}: {len(names)} ({names[0]}{' ...' if len(names) > 1 else ''})")
+        print(f"added, {what}: {len(names)} ({names[0]}{' ...' if len(names) > 1 else ''})")
     return 0
 
 

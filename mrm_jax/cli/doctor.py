@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine can run, before hours are spent on finding out."""
+"""`doctor`: checks that this machine can run a config."""
 
 from __future__ import annotations
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NETWORKS = ("student", "teacher")
 
+UNREAD = {"model.encoder.weights": "any"}
+"""Fields that a score does not depend on, with what stands for them where they are not set."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb besides `--config`."""

@@ -1,4 +1,4 @@
-"""`plan`: what a config's step needs on devices that nobody has rented yet."""
+"""`plan`: what a config's step needs on devices that are not here."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confidence",
         action="store_true",
-        help="write NAME_confidence.png, too: the probability of each pixel's class, 0..65535",
+        help="write NAME_confidence.png, with the probability of each pixel's class, 0..65535",
     )
     parser.add_argument(
         "--opacity", type=float, default=0.5, help="share of the colours in overlays; default: 0.5"

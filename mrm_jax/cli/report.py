@@ -11,7 +11,7 @@ from mrm_jax.paths import is_remote, located
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what the verb takes."""
-    parser.add_argument("--workdir", required=True, type=located, help="Folder of a run.")
+    parser.add_argument("--workdir", required=True, type=located, help="folder of a run")
 
 
 def run(arguments: argparse.Namespace, config: Any) -> int:

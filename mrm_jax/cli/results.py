@@ -153,7 +153,7 @@ def shares(ids: np.ndarray, classes: int) -> np.ndarray:
 def _difference(found: Any, stamp: Mapping[str, Any]) -> str:
     """What sets the results there apart from those that are asked for, in a few words."""
     if not isinstance(found, Mapping):
-        return "somebody else"
+        return "another program"
     other = [key for key in stamp if found.get(key) != json.loads(json.dumps(stamp[key]))]
     if "checkpoint" in other or not other:
         return "another network"

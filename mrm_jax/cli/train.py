@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir",
         required=True,
         type=located,
-        help="folder of the run, here or gs://...; the same command on it goes on where it stopped",
+        help="folder of the run, on disk or gs://...; the same command resumes it",
     )
 
 

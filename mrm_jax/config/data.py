@@ -29,8 +29,8 @@ class Domain:
     )
     images: str = option(
         "",
-        "Folder of the pictures below `path`, searched recursively; a part ** stands for any "
-        "folders or none.",
+        "Folder of the pictures below `path`, searched recursively; ** matches any number of "
+        "folders.",
     )
     image_suffix: str = option(
         "", "How a picture's name ends; the rest is its stem. Empty: any picture file."
@@ -59,7 +59,7 @@ class Domain:
         (), "Raw label ids of every class; empty: train ids are stored."
     )
     ignored_ids: tuple[int, ...] = option(
-        (255,), "Raw label ids that count nowhere. Any other id is an error."
+        (255,), "Raw label ids that are ignored. Any other id is an error."
     )
     resize: tuple[int, int] | None = option(
         None,
@@ -82,9 +82,9 @@ class Domain:
         unit="px",
         low=0,
     )
-    remark: str = option("", "What is to be said with every score on these pictures.")
+    remark: str = option("", "A remark that is printed with every score on these pictures.")
     on_unreadable: Literal["error", "skip"] = option(
-        "error", "What an unreadable picture does to a run."
+        "error", "What to do with a picture that cannot be read."
     )
     max_megapixels: float = option(
         100.0,
@@ -138,7 +138,7 @@ class RareClass:
         10, "Crops drawn again at most; the last is taken.", source="DAFormer", low=0
     )
     on_missing: Literal["error", "warn"] = option(
-        "error", "What a class without any such picture does; warn: it is left out of the draw."
+        "error", "What to do with a class without any such picture; warn: leave it out of the draw."
     )
 
 

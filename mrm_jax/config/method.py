@@ -49,7 +49,7 @@ class MRM:
     )
     ramp: float = option(
         0.1,
-        "rise, fall: of all steps, those that it takes.",
+        "rise, fall: share of all steps that the change takes.",
         unit="share",
         low=0,
         high=1,
@@ -85,9 +85,9 @@ class MRM:
     )
     target: str = option(
         "classes",
-        "What rebuilt features are judged by: their decoded classes; the picture's pixels, from "
-        "the last map alone; the encoder's or the teacher's own features. But for classes no "
-        "decoder runs, and HRDA's detail counts nowhere.",
+        "What rebuilt features are compared by: their decoded classes; the picture's pixels, from "
+        "the last map alone; the encoder's or the teacher's own features. Only for classes the "
+        "decoder runs and HRDA's detail is used.",
         source="paper: classes; the others are its ablations",
         choices=target_names,
     )
@@ -97,7 +97,8 @@ class MRM:
     )
     trains: Literal["both", "encoder", "decoder"] = option(
         "both",
-        "What the loss trains beside the Rebuilder, of encoder and decoder (HRDA: and attention).",
+        "What the loss trains besides the Rebuilder: encoder and decoder (HRDA: and attention), "
+        "or one of them.",
     )
 
 
@@ -148,7 +149,7 @@ class MIC:
     hide: Literal["pixels", "tokens"] = option(
         "pixels",
         "pixels: blocks of the picture become the mean colour. tokens: the encoder's own patches "
-        "become its mask token, each drawn for itself, and the picture stays whole (DINOv2).",
+        "become its mask token, each drawn separately; the picture itself is not changed (DINOv2).",
         source="MIC: pixels; VFM-UDA: tokens",
     )
     ratio: float = option(
@@ -272,7 +273,7 @@ class Method:
     feature_distance: FeatureDistance = option(FeatureDistance(), "Distance to frozen features.")
     mic: MIC = option(MIC(), "Masked image consistency, in method mic.")
     objectives: tuple[tuple[str, float], ...] = option(
-        (), "Registered objectives to add to the passes that they judge: each a name and a weight."
+        (), "Registered objectives to add to their passes: each a name and a weight."
     )
     mrm: MRM = option(MRM(), "Masked Representation Modeling.")
     contrast: Contrast = option(Contrast(), "Alternative to MRM: contrast with prototypes.")

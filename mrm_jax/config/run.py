@@ -33,7 +33,7 @@ class Optimizer:
     )
     warmup: float = option(
         0.0375,
-        "Of all steps: those spent warming up.",
+        "Share of all steps that warming up takes.",
         source="1500 of 40000",
         unit="share",
         low=0,
@@ -88,7 +88,7 @@ class Train:
     microbatches: int = option(
         1,
         "Equal parts of the batch that the passes take one after the other, for memory. BatchNorm, "
-        "dropout and drop-path see one part at a time; all else is as with the whole batch.",
+        "dropout and drop-path see one part at a time; all else is the same.",
         low=1,
     )
     log_every: int = option(
@@ -129,8 +129,8 @@ class Train:
     )
     profile: str | None = option(
         None,
-        "START:STOP, steps counted from 1 whose trace JAX's profiler writes into the run's folder, "
-        "both of them included.",
+        "START:STOP: first and last step, from 1, of the trace that JAX's profiler writes into "
+        "the run's folder.",
         runtime=True,
         step="absent",
     )
@@ -202,7 +202,7 @@ class Mesh:
     platform: Literal["any", "cpu", "gpu", "tpu"] = option(
         "any", "Kind of device that a run must have; any: the CPU only where there is nothing else."
     )
-    fsdp: int = option(1, "Devices that share one copy of parameters, teacher and optimizer state.")
+    fsdp: int = option(1, "Devices that share one copy of parameters, teacher and optimiser state.")
     hosts: Literal["auto", "off", "explicit"] = option(
         "auto",
         "Processes that train together: as Slurm or Cloud TPU started them (auto), this one alone "

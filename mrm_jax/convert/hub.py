@@ -46,7 +46,7 @@ def download(text: str, place: HubPlace) -> tuple[Path, str]:
     except ImportError as error:
         raise UsageError.at(
             text,
-            " lies on the Hugging Face hub and huggingface_hub is not installed: pip install "
+            " is on the Hugging Face hub and huggingface_hub is not installed: pip install "
             "huggingface_hub, or download the file and give its path.",
         ) from error
     names = (place.file,) if place.file else USUAL

@@ -23,7 +23,7 @@ class SeveralError(ValueError):
     def __init__(self, places: list[str]):
         several = f"{', '.join(places[:-1])} and {places[-1]}"
         super().__init__(
-            f"networks stand under {several}; take one, say by convert --copy {places[0]}"
+            f"there are networks under {several}; take one, say by convert --copy {places[0]}"
         )
         self.places = places
 

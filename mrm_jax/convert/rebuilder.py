@@ -51,7 +51,7 @@ _TRUNK = (
     *affine(_BLOCK + "mlp.fc2", "blocks/mlp/fc2", "dense", "D M", **_COUNT),
     *norm("transformer.norm", "norm", "D"),
 )
-_POSITIONS = Drop(r"transformer\.pos_embed", "a fixed table, made anew", _position_problem)
+_POSITIONS = Drop(r"transformer\.pos_embed", "a fixed table, computed again", _position_problem)
 
 
 def _projector(source: str, path: str, scale: int, channels: str) -> tuple[Row, ...]:

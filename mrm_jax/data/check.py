@@ -1,4 +1,4 @@
-"""What is wrong with a download, and how to put it right.
+"""What is wrong with a download, and how to fix it.
 
 Every file is read once and nothing is stopped by what is found; findings are data.
 """

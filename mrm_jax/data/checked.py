@@ -113,8 +113,8 @@ _FIXES: dict[str, tuple[Severity, str, str, str]] = {
         "prepare leaves them out by itself",
     ),
     "empty": (
-        *("warning", "labels in which every pixel is ignored", "look whether that is meant"),
-        "look whether that is meant, and at ignored_ids",
+        *("warning", "labels in which every pixel is ignored", "check whether that is intended"),
+        "check whether that is intended, and at ignored_ids",
     ),
     "mask": (
         *("error", "pictures of few colours, as labels are, among others"),

@@ -91,7 +91,7 @@ def _check_pixels(path: File, content: bytes, megapixels: float) -> tuple[int, i
             path,
             f" promises a picture of {size[0]} x {size[1]} px, more than max_megapixels "
             f"({megapixels:g}) allows",
-            "remove it, or raise max_megapixels if it is meant.",
+            "remove it, or raise max_megapixels if that is intended.",
         )
     return size
 

@@ -50,12 +50,12 @@ def left_out(copies: Sequence[str], others: Sequence[str]) -> list[str]:
     lines = []
     if copies:
         lines.append(
-            f"{len(copies)} pictures lie there twice, in folders and flattened, and count once; "
+            f"{len(copies)} pictures are there twice, in folders and flattened, and count once; "
             f"{shown(copies[0])} is one that is left out."
         )
     if others:
         lines.append(
-            f"{len(others)} other pictures lie there and are left out, by their folder or the end "
+            f"{len(others)} other pictures are left out, by their folder or the end "
             f"of their name; {shown(others[0])} is one."
         )
     return lines
@@ -157,7 +157,7 @@ def chosen(found: Mapping[str, Entry], listing: Path, *, field: str) -> dict[str
             )
         if stem in picked:
             raise UsageError.at(
-                f"{field}.listing", f": '{stem}' stands twice in {listing}", "keep one."
+                f"{field}.listing", f": '{stem}' occurs twice in {listing}", "keep one."
             )
         picked[stem] = found[stem]
     if not picked:

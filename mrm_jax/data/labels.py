@@ -203,7 +203,7 @@ def lookup(raw_ids: RawIds, ignored_ids: tuple[int, ...], classes: int) -> np.nd
                 )
             if table[raw] != -1:
                 raise UsageError(
-                    f"raw label id {raw} stands twice in raw_ids and ignored_ids",
+                    f"raw label id {raw} occurs twice in raw_ids and ignored_ids",
                     "keep one.",
                     field="raw_ids",
                     value=raw,

@@ -126,7 +126,7 @@ def joined(config: Config) -> Iterator[None]:
     watch = HostWatch(config, words)
     HostWatch.running = watch
     words.set(
-        f"Host {watch.index} of {watch.count} ended without a word of its own: it was killed, or "
+        f"Host {watch.index} of {watch.count} ended without a message: it was killed, or "
         f"JAX ended it since another host is gone. {AGAIN}"
     )
     watch.start()

@@ -28,7 +28,7 @@ from mrm_jax.paths import is_remote, located, names_below
 ENOUGH_BYTES = 10 * 2**30
 """Free disk below which a warning is given: a few checkpoints of a MiT-B5 with its teacher."""
 
-_MEND = "mend it; `check` says more about a set"
+_REPAIR = "repair it; `check` says more about a data set"
 
 Status = Literal["ok", "warning", "error"]
 
@@ -253,7 +253,7 @@ def _data(config: Config) -> Iterator[Check]:
         if not errors:
             text, digest = _order(config)
     except UsageError as error:
-        errors.append(_error("data", error, _MEND))
+        errors.append(_error("data", error, _REPAIR))
     digests = group.together(lambda: digest)
     yield from errors
     other = next((host for host, found in enumerate(digests) if found != digest), None)
@@ -291,7 +291,7 @@ def _unopened(config: Config) -> Iterator[Check]:
             opener()
         except UsageError as error:
             if str(error) not in said:
-                yield _error("data", error, _MEND)
+                yield _error("data", error, _REPAIR)
             said.add(str(error))
 
 

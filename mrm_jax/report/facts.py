@@ -128,7 +128,7 @@ def confusion(run: RunRecord) -> str:
     if not figures:
         return ""
     return (
-        "<h2>What is taken for what</h2>"
+        "<h2>Confusion matrix</h2>"
         '<p class="small faint">From evaluation.json. Rows are the true class, columns the '
         "predicted one; the "
         "stronger the colour, the larger the share of the true class's pixels. Hover over a cell "
@@ -156,7 +156,7 @@ def _matrix(matrix: list[list[float]], names: list[str]) -> str:
         for j, (predicted, count) in enumerate(zip(names, row, strict=True)):
             share = count / total if total else 0.0
             colour = "var(--series-2)" if i == j else "var(--series-4)"
-            tip = f"{truth} taken for {predicted}: {share:.1%}"
+            tip = f"{truth} predicted as {predicted}: {share:.1%}"
             parts.append(
                 f'<rect class="cell" x="{left + j * cell}" y="{y}" width="{cell}" height="{cell}" '
                 f'style="fill:{colour};fill-opacity:{share**0.6:.3f}">'

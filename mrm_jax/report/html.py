@@ -25,7 +25,7 @@ def write_report(workdir: str | Path) -> Path:
     """Writes `report.html` of a run into its workdir and returns its path.
 
     Reads config.json, environment.json, metrics.jsonl, evaluation.json and views/*.png; what is
-    missing or torn is left out. The file appears whole or not at all. Raises FileNotFoundError when
+    missing or torn is left out. The file is replaced in one step. Raises FileNotFoundError when
     there is no such folder, RunError where a file's values are none that a run writes, and where
     the folder cannot be written.
     """
@@ -37,8 +37,8 @@ def write_report(workdir: str | Path) -> Path:
     except _ODD as error:
         raise RunError.at(
             found.workdir / _odd_file(found),
-            f" holds what no run writes there ({type(error).__name__}: {error})",
-            "put it right or move it away, then give the same command again.",
+            f" holds a value that no run writes ({type(error).__name__}: {error})",
+            "repair it or move it away, then give the same command again.",
         ) from error
     try:
         write_text(path, text)
@@ -163,7 +163,7 @@ def _headline(run: RunRecord) -> str:
             (
                 _percent(top.mean_iou),
                 f"best {network}, step {top.step}: the highest of {len(found)} evaluations, "
-                "picked on the pictures it is scored on, so it flatters",
+                "chosen by the labels it is scored on, so the score is too high",
             )
         )
     accuracy = dict(run.series(f"eval/{network}/pixel_accuracy")).get(final.step)

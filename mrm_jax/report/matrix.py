@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture: which class is taken for which."""
+"""A confusion matrix as a picture: rows are true classes, columns predicted ones."""
 
 from __future__ import annotations
 

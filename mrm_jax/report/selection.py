@@ -29,7 +29,7 @@ def checkpoints(run: RunRecord) -> str:
     chosen = (
         ("last evaluated", last),
         (f"picked without labels, by {by or 'no score'}", _highest(scores.get(by, {}))),
-        ("best by labels, so it flatters", _highest(means["student"])),
+        ("best by labels (chosen by the labels it is scored on)", _highest(means["student"])),
     )
     heads = ["checkpoint", "step", *(f"{network} mIoU, %" for network in means), *scores]
     titles = "".join(f"<th>{escape(head.replace('_', ' '))}</th>" for head in heads)

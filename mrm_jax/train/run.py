@@ -285,8 +285,8 @@ def stop_at_fault(run: Run, done: Done, values: dict[str, np.ndarray]) -> None:
     raise RunError(
         f"Step {done.number} is not finite ({names}) and was not applied; the state after step "
         f"{good} is kept. Its pictures, labels and draws are in {path}:",
-        "look whether one of them "
-        "is odd; if none is, lower the learning rates, lengthen optimizer.warmup or use "
+        "check whether one of them "
+        "is unusual; if none is, lower the learning rates, lengthen optimizer.warmup or use "
         "model.dtype=float32 in a new workdir.",
         field=names,
         value=done.number,

@@ -1,4 +1,4 @@
-"""`check` finds every known defect, says how to mend it, and passes what is clean."""
+"""`check` finds every known defect, says how to fix it, and passes what is clean."""
 
 import json
 import os

@@ -241,7 +241,7 @@ def test_parts_and_names_of_an_export_can_be_chosen(folder, tmp_path, capsys) ->
     assert convert("--from", folder / "run", "--to_torch", tmp_path / "e.npz", "--kind", "mit") == 0
     encoder = read_weights(tmp_path / "e.npz").tensors
     assert {f"backbone.{name}" for name in encoder} == {n for n in whole if n[:8] == "backbone"}
-    assert "made anew" not in capsys.readouterr().out
+    assert "added, " not in capsys.readouterr().out
     assert convert("--from", folder / "run", "--to_torch", tmp_path / "w.safetensors") == 0
     assert "counters of BatchNorm, 0: 1 (decode_head.fuse_layer.bn.num_b" in capsys.readouterr().out
 

@@ -224,8 +224,8 @@ def test_a_stray_flat_file_hides_no_picture_and_what_is_left_out_is_said(tmp_pat
     found = opened(tmp_path, "**/train")
     assert [found.name(i) for i in range(len(found))] == ["fog/a", "night/b", "stray"]
     twice, others = caplog.messages
-    assert re.search("1 pictures lie there twice.* a is one that is left out", twice)
-    assert re.search("1 other pictures lie there and are left out.* images/fog/val/c.png", others)
+    assert re.search("1 pictures are there twice.* a is one that is left out", twice)
+    assert re.search("1 other pictures are left out.* images/fog/val/c.png", others)
     # Flattened as a whole, with the labels or without them.
     for kind in ("images", "labels"):
         for name in ("fog/train/a", "night/train/b"):
@@ -243,4 +243,4 @@ def test_what_no_split_takes_is_counted_and_is_no_orphan(tmp_path):
     assert not any(each.orphans for each in found.values())
     others = [each.others for each in found.values()]
     assert others == [("rgb_anon/fog/train_ref/GOPR040/GOPR040_frame_1_rgb_ref_anon.png",), (), ()]
-    assert "1 other pictures lie there" in found["train"].left_out()[1]
+    assert "1 other pictures are left out" in found["train"].left_out()[1]

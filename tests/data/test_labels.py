@@ -56,7 +56,7 @@ def test_an_id_in_neither_list_is_named_with_its_file_share_and_way_out():
 
 
 def test_a_raw_id_listed_twice_is_refused():
-    with pytest.raises(UsageError, match="raw label id 4 stands twice"):
+    with pytest.raises(UsageError, match="raw label id 4 occurs twice"):
         _map(np.zeros((1, 1), np.uint8), ((3, 4), (4,)), (), 2)
 
 

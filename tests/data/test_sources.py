@@ -87,7 +87,7 @@ def test_a_listing_chooses_pictures_and_their_order(tmp_path):
     ("listing", "message"),
     [
         ("d\n", "'d' of .* has no picture; stems look like 'a'"),
-        ("a\na\n", "'a' stands twice"),
+        ("a\na\n", "'a' occurs twice"),
         ("\n", "names no"),
     ],
 )

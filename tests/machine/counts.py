@@ -100,7 +100,7 @@ def changes(before: dict, now: dict) -> list[str]:
 def complaint(before: dict, now: dict) -> str:
     """What changed and the command that accepts it, a line each; empty where nothing did."""
     lines = changes(before, now)
-    return "\n".join([*lines, f"If this is meant: {ACCEPT}"]) if lines else ""
+    return "\n".join([*lines, f"To accept the change: {ACCEPT}"]) if lines else ""
 
 
 def command(words: list[str]) -> None:

@@ -36,7 +36,7 @@ def test_what_grew_is_named_with_its_share_and_the_command_that_accepts_it():
     said = counts.complaint(BEFORE, now)
     assert said.splitlines() == [
         "tiny.py: flops 1000 -> 1100 (+10.00%)",
-        "If this is meant: python tests/machine/counts.py --write",
+        "To accept the change: python tests/machine/counts.py --write",
     ]
     assert counts.complaint(BEFORE, BEFORE) == ""
 

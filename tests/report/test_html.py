@@ -164,7 +164,13 @@ def test_the_last_the_picked_and_the_best_checkpoint_stand_side_by_side(workdir)
     assert rows[0] == ["last evaluated", "6", *means[6], "0.0625", "0.5"]
     picked = "picked without labels, by agreement"
     assert rows[1] == [picked, "2", *means[2], "0.09375", "0.75"]
-    assert rows[2] == ["best by labels, so it flatters", "4", *means[4], "0.03125", "0.25"]
+    assert rows[2] == [
+        "best by labels (chosen by the labels it is scored on)",
+        "4",
+        *means[4],
+        "0.03125",
+        "0.25",
+    ]
     assert ">drawn data</span></h2>" in page.split("<h2>Which checkpoint")[1][:120]
 
 
@@ -319,7 +325,7 @@ def test_a_record_of_another_type_is_left_out_or_named_in_one_line(workdir, plac
     try:
         said = Page(write_report(workdir)).text
     except RunError as error:
-        said = str(error).partition("holds what no run writes there")[0]
+        said = str(error).partition("holds a value that no run writes")[0]
     assert "some_run" in said
     assert "\n" not in said
 

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix says which class is taken for which."""
+"""The picture of a confusion matrix: rows are true classes, columns predicted ones."""
 
 import numpy as np
 

@@ -150,7 +150,7 @@ class Records:
         # Not one damaged record, which a run may leave out: what is counted and drawn is wrong.
         raise UsageError.at(
             self._named(index),
-            f" holds '{name}': a file lies in another one's place; {manifest.AGAIN}.",
+            f" holds '{name}': a file was put in the place of another; {manifest.AGAIN}.",
         )
 
     def _named(self, index: int) -> str:

@@ -95,7 +95,7 @@ def misplaced(path: Path, shard: Shard, split: PreparedSplit) -> str | None:
             and other.size == size
             and heads_digest(path, other.places) == other.index
         ):
-            return f"{path} holds what belongs into {other.file}"
+            return f"{path} holds the content of {other.file}"
     return f"{path} holds other records than the manifest says"
 
 

@@ -84,8 +84,8 @@ def renamed(folder):
 
 
 FAULTS = {
-    swapped: "00000-of-00003 holds what belongs into .*00001-of-00003",
-    copied: "00000-of-00003 holds what belongs into .*00002-of-00003",
+    swapped: "00000-of-00003 holds the content of .*00001-of-00003",
+    copied: "00000-of-00003 holds the content of .*00002-of-00003",
     longer: "00000-of-00003 has 196608 bytes, the manifest says 131072",
     emptied: "00000-of-00003 holds other records than the manifest says",
     renamed: "pictures-train.json cannot be read .its SHA-256 is not the manifest's",
@@ -110,7 +110,7 @@ def test_an_older_set_opens_with_a_line_and_its_records_are_held_against_their_n
     assert "not verified" in caplog.text
     assert [int(pictures.image(k)[0, 0, 0]) for k in (0, 5)] == [1, 46]
     swapped(folder)
-    with pytest.raises(UsageError, match=r"'0' \(record 0 of .*\) holds '2': a file lies in an"):
+    with pytest.raises(UsageError, match=r"'0' \(record 0 of .*\) holds '2': a file was put in"):
         sources.read_pair(opened(folder), 0)
     emptied(folder)
     with pytest.raises(UsageError, match="00000-of-00003 cannot be read as records"):
