@@ -192,10 +192,10 @@ def with_encoder(config: Config, value: str) -> Config:
     it; `small`: the network and its rates, too.
 
     How an encoder of the same family is run stays (`EncoderKind.kept`). Weights belong to the
-    encoder that they were named for: they stay where it is that one, and go
-    with it where it is another.
+    encoder that they were named for: they stay where it is that one, and go with it where it is
+    another.
     """
-    encoder = _named(value, {**ENCODERS, SMALL: None}, "encoder")
+    encoder = named(value, {**ENCODERS, SMALL: None}, "encoder")
     if encoder is None:
         return small(config)
     model = config.model
@@ -211,7 +211,7 @@ def with_encoder(config: Config, value: str) -> Config:
 
 def with_decoder(config: Config, value: str) -> Config:
     """Replaces the decoder by a named one, as it is published with the encoder."""
-    _named(value, DECODERS, "decoder")
+    named(value, DECODERS, "decoder")
     decoder = decoder_beside(value, config.model.encoder)
     return replace(config, model=replace(config.model, decoder=decoder))
 
@@ -282,7 +282,8 @@ def _switch(name: str, value: str) -> bool:
     return value == "true"
 
 
-def _named(name: str, table: Mapping[str, T], what: str) -> T:
+def named(name: str, table: Mapping[str, T], what: str) -> T:
+    """The entry `name` of `table`. Raises UsageError, which calls it a `what`, for another name."""
     if name not in table:
         hint = nearest(name, table)
         raise UsageError(
@@ -302,9 +303,9 @@ def apply(config: Config, text: str | None, default: str = "") -> Config:
     for position, word in enumerate(words):
         key, equals, value = word.partition("=")
         if equals:
-            config = _named(key, KEYS, "key of --config")(config, value)
+            config = named(key, KEYS, "key of --config")(config, value)
         elif position == 0:
-            config = _named(word, RECIPES, "recipe")(config)
+            config = named(word, RECIPES, "recipe")(config)
         else:
             raise UsageError(
                 f"'{word}' in --config: after the recipe come key=value pairs.",
