@@ -32,6 +32,7 @@ VERBS = {
     "train": "train a network, or go on where the workdir stopped",
     "evaluate": "score a run or a checkpoint on labelled pictures",
     "predict": "segment pictures of your own",
+    "submit": "write what a benchmark's server takes, or say why it would refuse a zip",
     "convert": "convert weights from PyTorch files, and back",
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",

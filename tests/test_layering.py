@@ -61,7 +61,7 @@ ALLOWED = {
     "main": {*GROUND, "options", "config", "command", "cli"},
 }
 # What looks at a trained network never enters the room where networks are trained.
-UNTRAINED = ("evaluate", "predict", "convert", "report", "check", "prepare")
+UNTRAINED = ("evaluate", "predict", "submit", "convert", "report", "check", "prepare")
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {
     *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),

@@ -18,7 +18,7 @@ from mrm_jax.paths import local, shown, what_is_wrong
 
 if TYPE_CHECKING:
     from mrm_jax.config import Classes
-    from mrm_jax.data.checked import Checked
+    from mrm_jax.data.checked import Checked, Finding
     from mrm_jax.data.datasets import DataSet
     from mrm_jax.data.locating import Located
 
@@ -118,13 +118,18 @@ def check_lines(title: str, facts: list[str], classes: Classes, found: list[Chec
                 if n
             ]
             text.append(f"  {'; '.join(row)}")
-        for f in sorted(checked.findings, key=lambda f: f.severity):
-            example = f", such as {f.example}" if f.example else ""
-            said = f"{f.count} {f.what}{example}".rstrip(".")
-            text.append(f"  {f.severity}: {said}. Fix: {f.fix.rstrip('.')}.")
+        findings = sorted(checked.findings, key=lambda f: f.severity)
+        text += [f"  {finding_line(found)}" for found in findings]
     if not any(checked.findings for checked in found):
         text.append("nothing was found")
     return text
+
+
+def finding_line(found: Finding) -> str:
+    """A finding for people."""
+    example = f", such as {found.example}" if found.example else ""
+    said = f"{found.count} {found.what}{example}".rstrip(".")
+    return f"{found.severity}: {said}. Fix: {found.fix.rstrip('.')}."
 
 
 def check_document(

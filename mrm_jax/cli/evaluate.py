@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """`--workdir | --checkpoint` and `--which`, for verbs that open a run."""
-    where = parser.add_mutually_exclusive_group(required=True)
+    where = parser.add_mutually_exclusive_group(required=required)
     where.add_argument("--workdir", type=located, help="folder of a run")
     where.add_argument("--checkpoint", type=located, help="a run's folder or one checkpoint in it")
     parser.add_argument(

@@ -45,20 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", type=located, required=True, metavar="DIR", help="folder of results"
     )
-    parser.add_argument("--network", choices=NETWORKS, default="student", help="default: student")
-    parser.add_argument(
-        "--resize",
-        type=int,
-        nargs=2,
-        metavar=("LONG", "SHORT"),
-        help="box, px, that pictures are fitted into before the network (default: as in training)",
-    )
-    add_protocol_arguments(parser)
-    parser.add_argument(
-        "--batch",
-        type=int,
-        help="pictures of equal size that go through the network together; default: the run's",
-    )
+    add_looking_arguments(parser)
     parser.add_argument(
         "--only",
         metavar="NAMES",
@@ -81,6 +68,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_limit(parser)
 
 
+def add_looking_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which network looks at pictures, and how, for verbs that segment them."""
+    parser.add_argument("--network", choices=NETWORKS, default="student", help="default: student")
+    parser.add_argument(
+        "--resize",
+        type=int,
+        nargs=2,
+        metavar=("LONG", "SHORT"),
+        help="box, px, that pictures are fitted into before the network (default: as in training)",
+    )
+    add_protocol_arguments(parser)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="pictures of equal size that go through the network together; default: the run's",
+    )
+
+
 def run(arguments: argparse.Namespace, config: Config | None) -> int:
     """Segments all pictures; 1 where some could not be read or written (they are named), else 0.
 
@@ -94,7 +99,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             "predict takes its config from the checkpoint", "leave --config out.", field="--config"
         )
     products = _products(arguments)
-    _check_numbers(arguments)
+    check_looking(arguments)
+    if not 0 <= arguments.opacity <= 1:
+        raise UsageError.of("--opacity", arguments.opacity, "", "give a number from 0 to 1.")
 
     from mrm_jax.evaluation.pictures import collect_pictures, name_outputs
 
@@ -115,11 +122,11 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 
     allocator.keep_memory(jax.default_backend())
     loaded = load_run(arguments.workdir or arguments.checkpoint, arguments.which)
-    nets = opened_networks(loaded, arguments.network, lambda found: _protocol(found, arguments))
+    nets = opened_networks(loaded, arguments.network, lambda found: looking(found, arguments))
     net = nets[arguments.network]
     look = Look(products, arguments.opacity, arguments.legend, arguments.frames)
     megapixels = arguments.max_megapixels or MEGAPIXELS
-    with closing(Results(arguments.to, look, net.classes, _stamp(net, look))) as results:
+    with closing(Results(arguments.to, look, net.classes, stamp(net, look))) as results:
         outcome = segment.all_of(net, results, jobs, megapixels)
     return _report(net, jobs, outcome, arguments.to)
 
@@ -135,11 +142,10 @@ def _products(arguments: argparse.Namespace) -> tuple[str, ...]:
     return (*products, "confidence") if arguments.confidence else products
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
+def check_looking(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for numbers of `add_looking_arguments` that are out of range."""
     if arguments.resize is not None and min(arguments.resize) < 1:
         raise UsageError.of("--resize", arguments.resize, ": both sides have to be positive.")
-    if not 0 <= arguments.opacity <= 1:
-        raise UsageError.of("--opacity", arguments.opacity, "", "give a number from 0 to 1.")
     if arguments.batch is not None and arguments.batch < 1:
         raise UsageError.of("--batch", arguments.batch, "", "give a number from 1 on.")
 
@@ -156,7 +162,7 @@ def _say_numbered(pictures: Sequence[NamedPicture], jobs: Sequence[NamedPicture]
         print(f"numbered, as their names are taken: {'; '.join(numbered[:SHOWN])}{more}")
 
 
-def _protocol(config: Config, arguments: argparse.Namespace) -> Config:
+def looking(config: Config, arguments: argparse.Namespace) -> Config:
     """The run's config with what the command says about how pictures are looked at."""
     config = with_protocol(config, arguments)
     evaluation, domain = config.evaluation, config.data.evaluation
@@ -168,7 +174,7 @@ def _protocol(config: Config, arguments: argparse.Namespace) -> Config:
     return replace(config, data=data, evaluation=evaluation)
 
 
-def _stamp(net: TrainedNetwork, look: Look) -> dict[str, Any]:
+def stamp(net: TrainedNetwork, look: Look) -> dict[str, Any]:
     """What makes results: the same stamp, the same results."""
     import hashlib
     import json
@@ -194,18 +200,10 @@ def _stamp(net: TrainedNetwork, look: Look) -> dict[str, Any]:
 
 def _report(net: TrainedNetwork, jobs: Sequence[NamedPicture], outcome: Outcome, to: Path) -> int:
     """Prints what became of all, and how; the exit code."""
-    from mrm_jax.evaluation import protocols
-    from mrm_jax.evaluation.tiling import in_parts
-
     if outcome.warned > SHOWN:
         far = f"{outcome.warned} pictures in all are far from the training scale"
         print(f"warning: {far}.", file=sys.stderr)
-    evaluation = net.config.evaluation
-    divided = any(in_parts(size, evaluation) for size in outcome.sizes)
-    parts = evaluation.whole_pixels if divided else None
-    how = protocols.manner(evaluation.mode, evaluation.window, evaluation.stride, parts)
-    versions = protocols.augmentation(evaluation)
-    print(f"{net.name}, {how}, {'no flips, one scale' if versions == 'none' else versions}")
+    print(outcome.manner(net))
     count = sum(map(len, outcome.failed.values()))
     what = "videos" if all(job.is_video for job in jobs) else "pictures"
     print(f"{len(jobs) - count} of {len(jobs)} {what} segmented into {to}")

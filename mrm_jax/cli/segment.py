@@ -18,11 +18,12 @@ from mrm_jax.cli.progress import progress_bar
 from mrm_jax.cli.results import Results, shares
 from mrm_jax.data.files import UnreadableError, read_image
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.evaluation import video
+from mrm_jax.evaluation import protocols, video
 from mrm_jax.evaluation.inference import forget_programs
 from mrm_jax.evaluation.network import Prediction, TrainedNetwork, stacked
 from mrm_jax.evaluation.pictures import NamedPicture, scale_warning
 from mrm_jax.evaluation.reading import grouped, read_ahead
+from mrm_jax.evaluation.tiling import in_parts
 from mrm_jax.paths import is_remote, replaced, shown, what_is_wrong
 
 WARNINGS_SHOWN = 5
@@ -54,6 +55,15 @@ class Outcome:
             raise error
         self.failed["written"].append(shown(path))
         print(f"not written: {shown(error)}", file=sys.stderr)
+
+    def manner(self, net: TrainedNetwork) -> str:
+        """How `net` has looked at the pictures, on a line."""
+        evaluation = net.config.evaluation
+        divided = any(in_parts(size, evaluation) for size in self.sizes)
+        parts = evaluation.whole_pixels if divided else None
+        how = protocols.manner(evaluation.mode, evaluation.window, evaluation.stride, parts)
+        versions = protocols.augmentation(evaluation)
+        return f"{net.name}, {how}, {'no flips, one scale' if versions == 'none' else versions}"
 
 
 class _Read(NamedTuple):
@@ -107,7 +117,8 @@ def _pictures(
                 outcome.unread(*found)
 
     done = 0
-    with progress_bar("pictures", len(jobs)) as advance, _Writer(results, outcome) as writer:
+    bar = progress_bar("pictures", len(jobs), lines=True)
+    with bar as advance, _Writer(results, outcome) as writer:
         for group in _grouped(net, readable()):
             _note(net, group, outcome)
             for read_, prediction in zip(group, _seen(net, group), strict=True):

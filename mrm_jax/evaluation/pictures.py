@@ -47,7 +47,7 @@ class NamedPicture(NamedTuple):
     @property
     def is_video(self) -> bool:
         """Whether it is a video."""
-        return self.path.suffix.lower() in VIDEOS
+        return self.path.name.lower().endswith(VIDEOS)  # of an archive's member, too
 
     def is_numbered(self, before: NamedPicture) -> bool:
         """Whether the name has a number that it had not `before`, as an earlier one took it."""

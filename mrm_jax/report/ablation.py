@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mrm_jax import __version__
 from mrm_jax.paths import write_text
+from mrm_jax.report import page
 from mrm_jax.report.charts import ticks
 from mrm_jax.report.comparison import (
     LABEL_FREE,
@@ -21,7 +21,6 @@ from mrm_jax.report.comparison import (
     picked,
     rank_correlation,
 )
-from mrm_jax.report.theme import CSS
 
 NAME = "ablation"
 _ROW, _RIGHT, _TOP, _WIDTH = 26, 84, 34, 760
@@ -167,22 +166,8 @@ def comparison_page(found: Comparison) -> str:
     parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]
     parts.append(f'<figure class="card">{plot(found)}</figure>')
     for title, table in _TABLES:
-        head, rows = table(found)
-        lines = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
-        cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        parts.append(
-            f'<h2>{escape(title)}</h2><div class="card scroll"><table class="plain">'
-            f"<tr>{cells}</tr>{lines}</table></div>"
-        )
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(found.name)}</title><style>{CSS}</style></head>\n<body><main>\n{body}\n"
-        f"<footer>Written by mrm_jax {escape(__version__)}.</footer>\n</main></body></html>\n"
-    )
+        parts.append(f"<h2>{escape(title)}</h2>{page.table(*table(found))}")
+    return page.page(found.name, "\n".join(parts))
 
 
 def plot(found: Comparison) -> str:

@@ -22,13 +22,15 @@ class Curve:
     """A named curve; `colour` is CSS.
 
     `style`: "plain" is the line alone, "dots" marks every point, with its value as a tooltip, and
-    "noisy" draws the line pale with its running mean on top.
+    "noisy" draws the line pale with its running mean on top. `band`:
+    (step, lowest, highest) of what the line is the mean of.
     """
 
     name: str
     points: Points
     colour: str
     style: Literal["plain", "dots", "noisy"] = "plain"
+    band: Sequence[tuple[int, float, float]] = ()
 
 
 def series_colour(index: int) -> str:
@@ -49,10 +51,12 @@ def line_chart(curves: Sequence[Curve], *, percent: bool = False, low: float | N
     scale = 100.0 if percent else 1.0
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y * scale for curve in curves for _, y in curve.points if math.isfinite(y)]
+    ys += [y * scale for curve in curves for _, *ends in curve.band for y in ends]
     x_ticks = ticks(0, max(xs), 5, whole=True)
     y_ticks = ticks(min(ys) if low is None else low, max(ys), 5)
     frame = _Frame(0, max(xs), y_ticks[0], y_ticks[-1])
     parts = [_grid(frame, x_ticks, y_ticks, "%" if percent else "")]
+    parts += [_band(frame, curve, scale) for curve in curves if curve.band]
     for curve in curves:
         scaled = [(x, y * scale) for x, y in curve.points]
         parts.append(_curve(frame, curve, scaled, "%" if percent else ""))
@@ -162,6 +166,13 @@ def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], uni
             x = frame.x(value)
             parts.append(f'<text class="mid" x="{x:.1f}" y="{_HEIGHT - 9}">{short(value)}</text>')
     return "".join(parts)
+
+
+def _band(frame: _Frame, curve: Curve, scale: float) -> str:
+    there = [(x, low * scale) for x, low, _ in curve.band]
+    back = [(x, high * scale) for x, _, high in reversed(curve.band)]
+    path = _path(frame, [*there, *back])
+    return f'<path class="band" style="fill:{curve.colour}" d="{path}Z"/>'
 
 
 def _curve(frame: _Frame, curve: Curve, points: Points, unit: str) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 from mrm_jax.config import Classes
 from mrm_jax.data.checked import Checked
 from mrm_jax.paths import below, write_bytes, write_text
+from mrm_jax.report.page import page
 from mrm_jax.report.panels import contact_sheet
-from mrm_jax.report.theme import CSS
 
 NAME = "check.html"
 
@@ -44,14 +44,7 @@ def write_check(
                 f'<figure class="sheet"><img alt="contact sheet of {escape(checked.split)}" '
                 f'src="data:image/png;base64,{data}"></figure>'
             )
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
-    write_text(to / NAME, page)
+    write_text(to / NAME, page(title, "\n".join(parts)))
     return to / NAME
 
 
@@ -89,4 +82,5 @@ def _split(checked: Checked, classes: Classes) -> str:
             f'<i style="{width};{fill}"></i></div></div></td><td>{held}</td></tr>'
         )
     head = "<tr><th>class</th><th>% of the counted pixels</th><th>pictures with it</th></tr>"
-    return f'<div class="card"><p>{escape(line)}</p><table class="iou">{head}{rows}</table></div>'
+    table = f'<table class="iou">{head}{rows}</table>'
+    return f'<div class="card scroll"><p>{escape(line)}</p>{table}</div>'

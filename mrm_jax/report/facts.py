@@ -71,7 +71,7 @@ def time_and_memory(run: RunRecord) -> str:
         return ""
     return (
         '<h2>Time and memory</h2><div class="card scroll"><table '
-        'class="plain"><tr><th></th><th>median</th>'
+        'class="plain lines"><tr><th></th><th>median</th>'
         f"<th>lowest</th><th>highest</th><th>last</th></tr>{''.join(rows)}</table></div>"
     )
 
@@ -190,4 +190,5 @@ def _protocol_table(scores: Mapping[str, Any]) -> str:
     cells = "".join(
         f"<tr><td>{escape(name)}</td><td>{_value(value)}</td></tr>" for name, value in rows
     )
-    return f'<details><summary>Protocol</summary><table class="plain">{cells}</table></details>'
+    table = f'<table class="plain">{cells}</table>'
+    return f'<details class="scroll"><summary>Protocol</summary>{table}</details>'

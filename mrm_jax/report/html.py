@@ -10,13 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mrm_jax import __version__, stop
+from mrm_jax import stop
 from mrm_jax.errors import RunError
 from mrm_jax.paths import what_is_wrong, write_text
 from mrm_jax.report import facts, record, scores, selection
 from mrm_jax.report.facts import drawn_mark
+from mrm_jax.report.page import page
 from mrm_jax.report.record import RunRecord
-from mrm_jax.report.theme import CSS
 
 NAME = "report.html"
 
@@ -96,13 +96,7 @@ def report_page(run: RunRecord) -> str:
         stop.look()
         parts.append(section(run))
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(_name(run))}</title><style>{CSS}</style></head>\n<body><main>\n{body}\n"
-        f"<footer>Written by mrm_jax {escape(__version__)} from the files in this run's workdir."
-        f"{_unread(run)}</footer>\n</main></body></html>\n"
-    )
+    return page(_name(run), body, f" from the files in this run's workdir.{_unread(run)}")
 
 
 def _name(run: RunRecord) -> str:

@@ -37,7 +37,7 @@ def checkpoints(run: RunRecord) -> str:
     rows = "".join(_row(name, step, means, over, scores) for name, step in chosen)
     return (
         f"<h2>Which checkpoint{drawn_mark(run, 'target', 'evaluation')}</h2>"
-        f'<div class="card scroll"><table class="plain"><tr>{titles}</tr>{rows}</table></div>'
+        f'<div class="card scroll"><table class="plain lines"><tr>{titles}</tr>{rows}</table></div>'
         '<p class="small faint">Scores without labels are computed on target pictures of the '
         "training set; higher is better, but lower for entropy. Training lowers entropy by "
         "itself, so a confident network need not be a right one.</p>"

@@ -27,7 +27,7 @@ font-size:13px}
 pre{margin:0 0 8px;padding:12px 14px;background:var(--track);border-radius:8px;white-space:pre-wrap;
 overflow-wrap:anywhere}
 .faint{color:var(--faint)}
-.small{font-size:13px}
+.small{font-size:13px}.card+.small,.grid2+.small{margin-top:8px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px}
 .badges{display:flex;flex-wrap:wrap;gap:6px;margin:0 0 18px}
 .badge{padding:2px 10px;border-radius:99px;font-size:13px;
@@ -44,7 +44,7 @@ font-variant-numeric:tabular-nums}
 .others div{border-left:3px solid var(--line);padding-left:12px}
 .others b{font-size:21px;font-variant-numeric:tabular-nums;display:block}
 .protocol{grid-column:1/-1;border-top:1px solid var(--line);padding-top:12px;margin:0}
-.grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:14px}
+.grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:14px}
 figure{margin:0}
 svg{display:block;width:100%;height:auto}
 svg text{font-size:11.5px;fill:var(--faint);font-variant-numeric:tabular-nums}
@@ -52,6 +52,7 @@ svg .end{text-anchor:end}svg .mid{text-anchor:middle}
 svg .grid{stroke:var(--grid);stroke-width:1;fill:none}
 svg .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 svg .pale{opacity:.28;stroke-width:1.2}
+svg .band{opacity:.18}
 svg .cell{stroke:var(--grid);stroke-width:.5}
 .spark{width:80px;height:22px;display:inline-block;vertical-align:middle}
 .spark polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
@@ -72,10 +73,13 @@ tr:last-child td{border-bottom:0}
 .value span{flex:none;width:40px;text-align:right}
 .bar{flex:1;height:11px;border-radius:3px;background:var(--track);overflow:hidden}
 .bar i{display:block;height:100%;border-radius:3px;box-shadow:0 0 0 1px var(--edge) inset}
+.away{min-width:150px}.away span{width:auto;min-width:84px}
+.away .bar{position:relative;min-width:60px}.away .bar i{position:absolute;top:0}
 .swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:9px;
 vertical-align:-1px;box-shadow:0 0 0 1px var(--edge) inset}
 .plain td{vertical-align:top;overflow-wrap:anywhere}
 .plain td:first-child{white-space:nowrap}
+.lines td{overflow-wrap:normal;white-space:nowrap}
 .plain .doc{color:var(--faint);font-size:13px}
 .alarm ul{margin:0;padding-left:20px}.alarm{border-color:var(--bad);background:var(--bad-soft)}
 .sheet{margin-top:14px}
@@ -86,7 +90,8 @@ summary{cursor:pointer;color:var(--accent);padding:4px 0}
 footer{margin-top:44px;color:var(--faint);font-size:13px}
 @media(max-width:640px){main{padding:18px 14px 40px}.head{grid-template-columns:1fr}
 .big{font-size:46px}
-.card{padding:14px}.sheet img{max-width:none;width:920px}.plain td:first-child{white-space:normal}
+.card{padding:14px}.sheet img{max-width:none;width:920px}
+.plain:not(.lines) td:first-child{white-space:normal}
 .plain .doc{display:none}.iou .spare{display:none}
 .iou td{min-width:0}.iou .value{gap:6px}.iou th{white-space:normal}.iou .bar{min-width:40px}}
 @media print{:root{--page:#fff;--card:#fff;--ink:#111;--faint:#555;--line:#ccc;--grid:#ddd;

@@ -61,10 +61,14 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, dataset):
+    """See `saved_run`."""
+    return saved_run(tmp_path_factory.mktemp("run"), with_data(dataset))
+
+
+def saved_run(path, cfg) -> Path:
     """A run's folder with checkpoints at steps 3 (best by labels) and 7 (picked without them);
     teacher and student differ.
     """
-    path, cfg = tmp_path_factory.mktemp("run"), with_data(dataset)
     shapes = jax.eval_shape(partial(init_state, cfg, build_networks(cfg)), jax.random.key(0))
     rng = np.random.default_rng(1)
 
