@@ -89,9 +89,9 @@ def vfm(config: Config) -> Config:
     """Self-training of a DINOv2 that sees pictures with tokens hidden, under a light head (Englert
     et al., CVPRW 2024), as its released code does; docs/methods.md has every number.
 
-    Data that are fitted into boxes get crops and windows of 1024 px, and short sides twice the
-    boxes'; other data stay as they are. A DINOv2 stays as large as it is; any other encoder becomes
-    the base one.
+    Data that are fitted into boxes get short sides twice the boxes', and crops and windows twice
+    the crop's (1024 px for 512); other data stay as they are. A DINOv2 stays as large as it is; any
+    other encoder becomes the base one.
     """
     config = _with_long_boxes(dacs(config))
     data, model, method = config.data, config.model, config.method
@@ -133,8 +133,9 @@ def _with_long_boxes(config: Config) -> Config:
             boxes[name] = replace(domain, resize=(4 * short, short))
     if "source" not in boxes:
         return config
-    crop, rare = (1024, 1024), replace(data.rare_class, crop_share=2.0)
-    window = {"window": crop, "stride": (512, 512), "blend": "probabilities"}
+    crop = (2 * data.crop[0], 2 * data.crop[1])
+    rare = replace(data.rare_class, crop_share=4 * data.rare_class.crop_share)
+    window = {"window": crop, "stride": data.crop, "blend": "probabilities"}
     return replace(
         config,
         data=replace(data, crop=crop, rare_class=rare, **boxes),

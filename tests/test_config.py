@@ -257,6 +257,19 @@ RECIPES = [
 ]
 
 
+def test_vfm_s_crops_fit_into_its_pictures_as_the_config_s_own_do():
+    base = valid()
+    box = dataclasses.replace(base.data.source, resize=(256, 192))
+    base = dataclasses.replace(
+        base, data=dataclasses.replace(base.data, source=box, crop=(160, 208))
+    )
+    made = recipes.vfm(base)
+    assert made.data.source.resize == (1536, 384)  # a short side of 384, whatever the long one
+    assert made.data.crop == made.evaluation.window == (320, 416)
+    assert made.evaluation.stride == (160, 208)
+    assert made.data.rare_class.crop_share == 2.0
+
+
 def test_hrda_doubles_the_boxes_that_pictures_are_fitted_into_and_all_that_follows():
     base = valid()
     box = dataclasses.replace(base.data.source, resize=(1280, 720))
