@@ -98,11 +98,16 @@ def test_runtime_options_are_those_that_change_no_result():
 
 
 DINOV2 = {"model": {"encoder": dataclasses.asdict(recipes.ENCODERS["dinov2_s14"])}}
+NARROW = dataclasses.asdict(recipes.ENCODERS["dinov2_s14"]) | {"dims": (3,), "heads": (1,)}
 DINOV2_HRDA = {"model": DINOV2["model"] | {"multires": {"enabled": True}}}
 BAD = [
     ({"train": {"stepps": 1}}, "config.train.stepps is not an option. Did you mean 'steps'?"),
     ({"trian": {}}, "config.trian is not an option. Did you mean 'train'?"),
     ({"seed": "0"}, "config.seed is '0'; it must be a whole number."),
+    (
+        {"model": {"encoder": NARROW, "decoder": {"kind": "vit_light"}}},
+        "last map has 3 channels; decoder vit_light needs 4",
+    ),
     ({"seed": True}, "config.seed is True; it must be a whole number."),
     ({"seed": -1}, "config.seed is -1"),
     ({"train": {"batch": 0}}, "config.train.batch is 0; it must be at least 1."),

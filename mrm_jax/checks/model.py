@@ -46,6 +46,15 @@ def check_model(config: Config) -> None:
         f": map_sizes of {side} x {side} px is {sizes} and channels is {channels}",
         "both have one entry a map, of 1 and more.",
     )
+    decoder = DECODER_KINDS[config.model.decoder.kind]
+    require_value(
+        channels[-1] >= decoder.narrowest,
+        "config.model.encoder.dims",
+        encoder.dims,
+        f", whose last map has {channels[-1]} channels; decoder {decoder.name} needs "
+        f"{decoder.narrowest}",
+        "make it wider.",
+    )
 
 
 def check_crops(config: Config) -> None:

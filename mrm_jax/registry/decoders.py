@@ -23,6 +23,7 @@ class DecoderKind(Registered):
     )
     rebuilt: tuple[int, ...] | None = piece("the stages that MRM rebuilds")
     reads: tuple[int, ...] | None = piece("the stages that it reads: what stages=multi rebuilds")
+    narrowest: int = piece("channels that the last map has at least", 1)
     own_attention: bool = piece(
         "whether HRDA's attention head is of its kind, else one 1x1 fusion of every stage", False
     )
@@ -117,6 +118,7 @@ DECODER_KINDS.register(
         logits=None,
         rebuilt=(-1,),
         reads=(-1,),
+        narrowest=4,  # it halves them twice
         variants={"vit_light": {}},
         conversion="mrm_jax.convert.dinov2:LIGHT_FILES",
     )
