@@ -33,6 +33,7 @@ VERBS = {
     "evaluate": "score a run or a checkpoint on labelled pictures",
     "predict": "segment pictures of your own",
     "convert": "bring weights from PyTorch's files here, or back",
+    "export": "write a trained network as files that run elsewhere, with a model card",
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",
     "prepare": "turn a downloaded data set into one that training reads fast",

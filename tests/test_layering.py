@@ -45,6 +45,7 @@ ALLOWED = {
     "benchmarks": {"config", "recipes", "data"},
     "runs": {*GROUND, *NETWORK, "checks", "recipes", "convert", "hosts"},
     "opening": {*GROUND, *NETWORK, "evaluation", "runs"},
+    "export": {*GROUND, *NETWORK, "checks", "convert", "data", "evaluation"},
     "train": {
         *(*GROUND, *NETWORK, "sharding", "uda", "arms"),
         *("data", "hosts", "evaluation", "report", "runs"),
@@ -52,16 +53,17 @@ ALLOWED = {
     "machine": {*GROUND, *NETWORK, "allocator", "sharding", "uda", "data", "hosts", "train"},
     "cli": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "arms", "checks", "command", "convert"),
-        *("data", "hosts", "evaluation", "report", "runs", "opening", "train", "machine"),
+        *("data", "hosts", "evaluation", "report", "runs", "opening", "export"),
+        *("train", "machine"),
     },
     "main": {*GROUND, "options", "config", "command", "cli"},
 }
 # What looks at a trained network never enters the room where networks are trained.
-UNTRAINED = ("evaluate", "predict", "convert", "report", "check", "prepare")
+UNTRAINED = ("evaluate", "predict", "convert", "export", "report", "check", "prepare")
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {
     *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),
-    "huggingface_hub",
+    *("huggingface_hub", "jax2onnx", "onnxruntime", "flatbuffers", "transformers"),
 }
 # Parts that must answer before jax loads, and parts that never need it.
 NO_JAX = {
