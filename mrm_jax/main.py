@@ -34,6 +34,7 @@ VERBS = {
     "predict": "segment pictures of your own",
     "submit": "write what a benchmark's server takes, or say why it would refuse a zip",
     "convert": "convert weights from PyTorch files, and back",
+    "export": "write a trained network as files that run elsewhere, with a model card",
     "report": "write report.html of a workdir again",
     "ablate": "compare arms over seeds: a table and a plot from one command",
     "prepare": "turn a downloaded data set into one that training reads fast",

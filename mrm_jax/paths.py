@@ -236,6 +236,21 @@ def replaced(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to write to, which is `path` once the context closes without an
+    error; until then there is none, or an empty one. Raises OSError."""
+    new = path.with_name(f".new-{uuid.uuid4().hex}")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.is_dir():
+            path.rmdir()
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` in one move. Raises OSError."""
     with replaced(path) as new:

@@ -46,6 +46,7 @@ ALLOWED = {
     "benchmarks": {"config", "recipes", "data"},
     "runs": {*GROUND, *NETWORK, "checks", "variants", "convert", "hosts"},
     "opening": {*GROUND, *NETWORK, "evaluation", "runs"},
+    "export": {*GROUND, *NETWORK, "checks", "convert", "data", "evaluation"},
     "train": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "uda", "arms"),
         *("data", "hosts", "evaluation", "report", "runs"),
@@ -56,16 +57,17 @@ ALLOWED = {
     },
     "cli": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "arms", "checks", "command", "convert"),
-        *("data", "hosts", "evaluation", "report", "runs", "opening", "train", "machine"),
+        *("data", "hosts", "evaluation", "report", "runs", "opening", "export"),
+        *("train", "machine"),
     },
     "main": {*GROUND, "options", "config", "command", "cli"},
 }
 # What looks at a trained network never enters the room where networks are trained.
-UNTRAINED = ("evaluate", "predict", "submit", "convert", "report", "check", "prepare")
+UNTRAINED = (*("evaluate", "predict", "submit", "convert", "export", "report", "check", "prepare"),)
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {
     *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),
-    "huggingface_hub",
+    *("huggingface_hub", "jax2onnx", "onnxruntime", "flatbuffers", "transformers"),
 }
 # What `bench --against torch` loads in a process of its own, and nothing else.
 TORCH = "machine/torch_peer/"

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrm_jax import terminal
-from mrm_jax.config import Config, Data, Domain, Method, Model
+from mrm_jax.config import Config, Data, Domain, Method
 from mrm_jax.convert.named import is_name, name_or_path
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import local
-from mrm_jax.registry import DECODER_KINDS
 
 if TYPE_CHECKING:
     from mrm_jax.convert.network import ConvertedNetwork
@@ -217,7 +216,7 @@ def _config(network: ConvertedNetwork, given: Config | None) -> Config:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from mrm_jax.convert import Misfit, export_torch, synthesise
+    from mrm_jax.convert.outgoing import outgoing
     from mrm_jax.convert.reader import FORMATS, write_weights
     from mrm_jax.runs.checkpoint import load_rebuilder, load_run
 
@@ -245,10 +244,9 @@ def _export(arguments: argparse.Namespace) -> int:
             value="teacher",
         )
     model = loaded.config.model
-    kind = arguments.kind or _natural_kind(model, variables)
     grid = loaded.config.method.mrm.grid
     variant: dict[str, Any] = {}
-    if kind == "rebuilder":
+    if arguments.kind == "rebuilder":
         variables = load_rebuilder(arguments.source, which)
         if grid[0] != grid[1]:
             raise UsageError(
@@ -257,60 +255,13 @@ def _export(arguments: argparse.Namespace) -> int:
                 value=grid,
             )
         variant["grid"] = grid[0]
-    try:
-        tree = _part(variables, kind)
-        state = export_torch(tree, kind, **variant, **_order(kind, model))
-    except Misfit as error:
-        more = f" and {len(error.problems) - 1} more" if len(error.problems) > 1 else ""
-        raise UsageError(
-            f"kind {kind}: {error.problems[0]}{more}.", field="--kind", value=kind
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"kind {kind}: {error}.", field="--kind", value=kind) from error
-    added = synthesise(state, **variant)
+    kind, tensors, added = outgoing(variables, model, arguments.kind, **variant)
     meta = {"mrm_jax": json.dumps({"kind": kind, "model": asdict(model)})}
-    write_weights(target, {**state, **added}, meta)
-    print(f"written: {target}, kind {kind}, {len(state) + len(added)} tensors")
+    write_weights(target, tensors, meta)
+    print(f"written: {target}, kind {kind}, {len(tensors)} tensors")
     for what, names in _grouped(added).items():
         print(f"added, {what}: {len(names)} ({names[0]}{' ...' if len(names) > 1 else ''})")
     return 0
-
-
-def _natural_kind(model: Model, variables: Mapping[str, Any]) -> str:
-    from mrm_jax.convert.tables import decoder_files, encoder_files
-
-    if "decoder" in variables["params"]:
-        found = decoder_files().get(model.decoder.kind)
-        return "segmentor" if found is None else found.natural(model)
-    kind = model.encoder.kind
-    files = encoder_files().get(kind)
-    if files is None:
-        raise UsageError(
-            f"encoder kind {kind} is registered without names of a weight file.",
-            field="config.model.encoder.kind",
-            value=kind,
-        )
-    return files.natural(model.encoder)
-
-
-def _part(variables: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The module that a kind is about: all, or the encoder or decoder alone."""
-    from mrm_jax.convert import KINDS
-
-    part = KINDS[kind].parts[0] if kind in KINDS else None
-    if part is None or part.root or part.role == "rebuilder":
-        return dict(variables)
-    return {name: tree.get(part.role, {}) for name, tree in variables.items()}
-
-
-def _order(kind: str, model: Model) -> dict[str, str]:
-    """The variant that turns this model's order of concatenation into the kind's."""
-    from mrm_jax.convert import KINDS
-
-    if "concat" not in DECODER_KINDS[model.decoder.kind].shown or kind not in KINDS:
-        return {}
-    same = KINDS[kind].concat_order == model.decoder.concat
-    return {"concat_order": "c1..c4" if same else "c4..c1"}
 
 
 def _grouped(added: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -190,18 +190,21 @@ def _home(arguments: argparse.Namespace) -> Path:
     --to was not given and nothing can be written beside the run."""
     if arguments.to is not None:
         return arguments.to
-    from mrm_jax.runs.checkpoint import FOLDER
-
-    folder: Path = arguments.workdir or arguments.checkpoint
-    if (folder / "student").is_dir():  # one checkpoint, of a run or copied out of it
-        folder = folder.parent
-    if folder.name == FOLDER:
-        folder = folder.parent
+    folder = run_folder(arguments.workdir or arguments.checkpoint)
     if not is_remote(folder) and not os.access(folder, os.W_OK):
         raise UsageError.at(
             folder, " cannot be written", "add --to DIR, a folder of evaluation.json."
         )
     return folder
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of the run that a `--checkpoint` is of, in which its evaluation.json lies."""
+    from mrm_jax.runs.checkpoint import FOLDER
+
+    if (path / "student").is_dir():  # one checkpoint, of a run or copied out of it
+        path = path.parent
+    return path.parent if path.name == FOLDER else path
 
 
 def _saver(

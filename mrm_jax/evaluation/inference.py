@@ -248,6 +248,17 @@ def forget_programs() -> None:
     forwards.clear_cache()
 
 
+def whole_logits(
+    forward: Forward, image: Array, *, protocol: Evaluation, smallest: int = 1
+) -> jax.Array:
+    """Logits f[B,H,W,K] of pictures [B,H,W,3] at their own size, by the windows of `protocol` at
+    one scale and without mirroring, for a program that is traced as a whole. `smallest`: as
+    `forward` pads, see `maps`."""
+    size = (image.shape[1], image.shape[2])
+    reader = _Reader(forward, image, tiling(size, protocol), size, smallest, False)
+    return _logits(*reader.strip(0, *size))
+
+
 def predict(
     model: nn.Module,
     variables: Tree,

@@ -28,6 +28,7 @@ from mrm_jax.models.layers import (
     uniform,
 )
 from mrm_jax.ops.attention import Form
+from mrm_jax.ops.pool import max_pool
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.registry.dinov2 import ffn_width, tokens
@@ -256,7 +257,8 @@ class Pyramid(nn.Module):
         four = gelu(LayerNorm(1e-6, name="norm4a")(Doubling(dim // 2, name="up4a")(x)))
         four = LayerNorm(1e-6, name="norm4b")(Doubling(dim // 4, name="up4b")(four))
         two = LayerNorm(1e-6, name="norm2")(Doubling(dim // 2, name="up2")(x))
-        return four, two, x, nn.max_pool(x, (2, 2), (2, 2), "SAME")
+        padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+        return four, two, x, max_pool(x, 2, 2, padding)
 
 
 def build_dinov2(model: Model, dtype: jnp.dtype | None) -> DinoV2:

@@ -11,11 +11,11 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from mrm_jax.config import Model
 from mrm_jax.models.blocks import rematerialised, stacked_blocks
 from mrm_jax.models.layers import BatchNorm, Conv, pointwise
+from mrm_jax.ops.pool import max_pool
 from mrm_jax.ops.stored import stored
 from mrm_jax.types import Mode
 
@@ -40,8 +40,7 @@ class Stem(nn.Module):
             x = Conv(width, self.kernel, stride, use_bias=False, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(name=f"bn{i}")(x, mode))
         # Padded with -inf, as in the reference; ties are all 0, where the ReLU passes no gradient.
-        padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+        return max_pool(x, 3, 2, ((1, 1), (1, 1)))
 
 
 class Bottleneck(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from mrm_jax.ops.platform import is_portable
 from mrm_jax.ops.precision import at_least_float32
 
 Form = Literal["plain", "fused"]
@@ -44,7 +45,7 @@ def attend(
     """Multi-head attention of `query` [B, N, C] over `key`, `value` [B, M, C]: [B, N, C]. Channels
     are split head-major."""
     plain, cudnn = partial(_plain, heads=heads), partial(fused, heads=heads, kernel="cudnn")
-    if form == "plain" or not _takes(cudnn, query, key, value):
+    if form == "plain" or is_portable() or not _takes(cudnn, query, key, value):
         return plain(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
 
 _MOST_GROUPS = 8
@@ -32,7 +33,7 @@ def _along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 def channel_sums(x: jax.Array) -> jax.Array:
     """[C]: the sum of `x` [..., C] over all axes but the last."""
-    return jnp.asarray(lax.platform_dependent(x, cpu=_sums_cpu, default=_sums))
+    return jnp.asarray(by_platform(x, cpu=_sums_cpu, default=_sums))
 
 
 def _sums(x: jax.Array) -> jax.Array:

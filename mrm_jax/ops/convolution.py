@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -235,7 +236,7 @@ def _depthwise_backward(
     x, kernel = saved
     rows, columns = axes
     wide = at_least_float32(x)
-    sums = lax.platform_dependent(
+    sums = by_platform(
         x,
         g,
         cpu=partial(_kernel_gradient_cpu, axes),
@@ -245,7 +246,7 @@ def _depthwise_backward(
     taps = [(i, j) for i in rows.taps for j in columns.taps]
     at = tuple(jnp.asarray(index) for index in zip(*taps, strict=True))
     grad = grad.at[at[0], at[1], 0].set(sums)
-    back = lax.platform_dependent(
+    back = by_platform(
         kernel.astype(wide),
         g,
         cpu=partial(_input_gradient_cpu, axes),
@@ -309,7 +310,7 @@ def _conv_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     back = jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
-    grad = lax.platform_dependent(
+    grad = by_platform(
         x,
         kernel,
         g,

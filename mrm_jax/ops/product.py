@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.platform import by_platform
+
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., O] of `x` [..., I] and `kernel` [I, O], in their dtype."""
@@ -16,7 +18,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def outer(x: jax.Array, g: jax.Array) -> jax.Array:
     """[I, O]: the sum over places of `x` [..., I] times `g` [..., O]; the kernel's gradient."""
-    return jnp.asarray(lax.platform_dependent(x, g, cpu=_outer_cpu, default=_outer))
+    return jnp.asarray(by_platform(x, g, cpu=_outer_cpu, default=_outer))
 
 
 def _outer(x: jax.Array, g: jax.Array) -> jax.Array:

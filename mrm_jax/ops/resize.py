@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
 
 Interpolation = Literal["bilinear", "nearest"]
@@ -90,7 +91,7 @@ def _bilinear(x: jax.Array, target: int, axis: int) -> jax.Array:
     if x.size * target // source < _PHASES_FROM:
         return by_matrix(x)
     by_phases = partial(_grow_whole, factor=target // source, axis=axis)
-    return jax.lax.platform_dependent(x, cpu=by_phases, default=by_matrix)
+    return by_platform(x, cpu=by_phases, default=by_matrix)
 
 
 def _by_matrix(x: jax.Array, target: int, axis: int) -> jax.Array:

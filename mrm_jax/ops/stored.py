@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 from jax import lax
 
+from mrm_jax.ops.platform import by_platform
+
 
 @jax.custom_vjp
 def stored(x: jax.Array) -> jax.Array:
@@ -12,7 +14,7 @@ def stored(x: jax.Array) -> jax.Array:
     however long the chain: the sum that block n of a residual network adds to would be computed
     anew, from the first block on, in every block. Nothing is fused across a loop, so this copies
     `x` in one of two turns; an array of an odd number of elements stays as it is."""
-    return lax.platform_dependent(x, cpu=_copied, default=lambda x: x)
+    return by_platform(x, cpu=_copied, default=lambda x: x)
 
 
 def _copied(x: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.platform import by_platform
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -17,7 +19,7 @@ def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     The kernel is oriented as `lax.conv_transpose` reads it; PyTorch's is the same flipped in both
     directions.
     """
-    return lax.platform_dependent(x, kernel, cpu=_by_windows, default=_by_lax)
+    return by_platform(x, kernel, cpu=_by_windows, default=_by_lax)
 
 
 def _by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -86,6 +86,10 @@ REFUSED = {
     "prepare from": (("prepare", "gta", "--from", "gs://b/s", "--to", "set"), "on this machine"),
     "check": (("check", "gta", "--from", "gs://b/s"), "on this machine"),
     "convert": (("convert", "--from", "x.npz", "--to", "gs://b/s"), "on this machine"),
+    "export": (
+        ("export", "--checkpoint", "x", "--format", "torch", "--to", "gs://b/s"),
+        "on this machine",
+    ),
     "ablate": (("ablate", "--workdir", "gs://b/s", "--arm", "dacs"), "kept on this machine"),
     "report": (("report", "--workdir", "gs://b/none"), "gs://b/none: there is no such folder"),
     "evaluate": (("evaluate", "--workdir", "gs://b/none"), "gs://b/none is not a folder"),
