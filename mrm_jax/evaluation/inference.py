@@ -255,8 +255,8 @@ def whole_logits(
     one scale and without mirroring, for a program that is traced as a whole. `smallest`: as
     `forward` pads, see `maps`."""
     size = (image.shape[1], image.shape[2])
-    reader = _Reader(forward, image, tiling(size, protocol), size, smallest, False)
-    return _logits(*reader.strip(0, *size))
+    reader = _Reader(forward, image, protocol, size, smallest, False)
+    return _made((reader.strip(0, *size),), what="logits", apart=_apart(protocol))
 
 
 def predict(
