@@ -224,5 +224,5 @@ def test_a_name_of_another_form_is_refused_before_the_hub_is_asked(name: str) ->
 
 def test_without_the_hubs_package_the_line_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UsageError, match="mit-b0 lies on .* pip install huggingface_hub"):
+    with pytest.raises(UsageError, match="mit-b0 is on .* pip install huggingface_hub"):
         read_weights("hf://nvidia/mit-b0")

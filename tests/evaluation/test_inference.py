@@ -9,7 +9,7 @@ import pytest
 from toys import Brightness, Pointwise, forward, network
 
 from mrm_jax.config import Decoder, Encoder, Evaluation, Model
-from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, maps, predict, strips
+from mrm_jax.evaluation.inference import WINDOWS_AT_ONCE, maps, predict, strips, whole_logits
 from mrm_jax.models.build import build_segmentor
 from mrm_jax.ops.windows import grid
 
@@ -114,6 +114,10 @@ def test_overlapping_windows_are_averaged_as_probabilities_where_the_protocol_sa
     np.testing.assert_array_equal(ids, expected.argmax(-1))
     np.testing.assert_allclose(confidence, expected.max(-1), atol=1e-6)
     np.testing.assert_allclose(np.exp(made(protocol, "logits")[0]), expected, atol=1e-6)
+    traced = jax.jit(
+        partial(whole_logits, partial(maps, Brightness(), {}), protocol=protocol)
+    )  # as an export does
+    np.testing.assert_allclose(np.exp(traced(image)), expected, atol=1e-6)
     # The mean of logits is something else.
     other = made(replace(protocol, blend="logits"), "probabilities")[0]
     assert np.abs(other - expected).max() > 1e-3
