@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 from mrm_jax.cli.progress import say
 from mrm_jax.config import Config
@@ -62,5 +63,35 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
     report = plan.plan(
         config, where, level=arguments.level, compiled=not arguments.estimate, say=say
     )
-    print(json.dumps(report) if arguments.json else plan.plan_text(report))
+    print(json.dumps(report) if arguments.json else plan_text(report))
     return 0
+
+
+def plan_text(report: dict[str, Any]) -> str:
+    """A report for people."""
+    how = {
+        "compiled": "compiled for these devices without them; not run",
+        "estimated": "ESTIMATED from the jaxpr; no compiler has seen it",
+    }[report["source"]]
+    rows = [f"{report['topology']}, batch {report['batch']}, fsdp {report['fsdp']}: {how}"]
+    rows += [
+        f"  {part:12}{size / 2**30:8.3f} GiB a device" for part, size in report["bytes"].items()
+    ]
+    answer = "fits" if report["fits"] else "DOES NOT FIT"
+    peak, there = report["peak_bytes"] / 2**30, report["hbm_bytes"] / 2**30
+    rows.append(f"  {'peak':12}{peak:8.3f} GiB of {there:.0f}: {answer}")
+    rows += [f"    less: {knob}" for knob in report["knobs"]]
+    for kind, row in (report["collectives"] or {}).items():
+        rows.append(f"  {kind}: {row['count']}, {row['bytes'] / 2**20:.1f} MiB (loops once)")
+    low, high = report["hours"]
+    most, least = report["utilisation"]
+    rows.append(
+        f"  {report['flops_per_step'] / 1e12:.3g} Tflop a step and device; "
+        f"{low:.3g} to {high:.3g} h for the run, if the chips reach {100 * most:.0f} to "
+        f"{100 * least:.0f} % of their peak (expected, not measured)"
+    )
+    rows.append(
+        f"  at the peak itself {report['lower_bound_seconds']:.3g} s a step by "
+        f"{report['bound_by']}, {report['lower_bound_hours']:.3g} h: a bound that no run reaches"
+    )
+    return "\n".join(rows)

@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, Mesh
 from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.errors import RunError, UsageError
-from mrm_jax.machine.chips import GIB, USABLE, UTILISATION, Slice
+from mrm_jax.machine.chips import USABLE, UTILISATION, Slice
 from mrm_jax.machine.estimate import flops, live_bytes
 from mrm_jax.machine.work import costs
 from mrm_jax.train.programs import Fed, lower
@@ -327,33 +327,3 @@ def knobs(config: Config, devices: int) -> list[str]:
         )
         if helps
     ]
-
-
-def plan_text(report: dict[str, Any]) -> str:
-    """A report for people."""
-    how = {
-        "compiled": "compiled for these devices without them; not run",
-        "estimated": "ESTIMATED from the jaxpr; no compiler has seen it",
-    }[report["source"]]
-    rows = [f"{report['topology']}, batch {report['batch']}, fsdp {report['fsdp']}: {how}"]
-    rows += [f"  {part:12}{size / GIB:8.3f} GiB a device" for part, size in report["bytes"].items()]
-    answer = "fits" if report["fits"] else "DOES NOT FIT"
-    rows.append(
-        f"  {'peak':12}{report['peak_bytes'] / GIB:8.3f} GiB of {report['hbm_bytes'] / GIB:.0f}: "
-        f"{answer}"
-    )
-    rows += [f"    less: {knob}" for knob in report["knobs"]]
-    for kind, row in (report["collectives"] or {}).items():
-        rows.append(f"  {kind}: {row['count']}, {row['bytes'] / 2**20:.1f} MiB (loops once)")
-    low, high = report["hours"]
-    most, least = report["utilisation"]
-    rows.append(
-        f"  {report['flops_per_step'] / 1e12:.3g} Tflop a step and device; "
-        f"{low:.3g} to {high:.3g} h for the run, if the chips reach {100 * most:.0f} to "
-        f"{100 * least:.0f} % of their peak (expected, not measured)"
-    )
-    rows.append(
-        f"  at the peak itself {report['lower_bound_seconds']:.3g} s a step by "
-        f"{report['bound_by']}, {report['lower_bound_hours']:.3g} h: a bound that no run reaches"
-    )
-    return "\n".join(rows)

@@ -15,6 +15,7 @@ import pytest
 from refusals import refused
 
 from mrm_jax import sharding
+from mrm_jax.cli.plan import plan_text
 from mrm_jax.command import load_config
 from mrm_jax.errors import RunError
 from mrm_jax.machine import chips, estimate, plan
@@ -211,7 +212,7 @@ def test_what_does_not_fit_comes_with_options_that_are_not_yet_set(monkeypatch):
     assert "--config.model.remat=blocks" not in found["knobs"]
     for words in found["knobs"]:  # each of them is an option that a config takes
         config("--config.train.batch=8", words)
-    assert "DOES NOT FIT" in plan.plan_text(found)
+    assert "DOES NOT FIT" in plan_text(found)
 
 
 @pytest.mark.parametrize("kind", chips.CHIPS)
