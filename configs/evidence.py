@@ -58,7 +58,7 @@ def synthetic() -> config.Data:
     )
 
 
-CROP = (128, 160)
+CROP = (128, 192)
 PAIRS = {"synthetic": synthetic, "dusk": lambda: day_to_dusk(crop=CROP)}
 
 
@@ -107,7 +107,7 @@ def get_config(text: str | None = None):
             decoder=config.Decoder(channels=64, dilations=(1, 3, 6)),
         ),
         method=config.Method(
-            mrm=config.MRM(grid=(8, 10), dim=96, depth=2, heads=4, learning_rate=1e-3),
+            mrm=config.MRM(grid=(8, 12), dim=96, depth=2, heads=4, learning_rate=1e-3),
         ),
         # The rates of configs/camvid_pretrained.py.
         optimizer=config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0),

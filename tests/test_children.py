@@ -97,7 +97,7 @@ def test_children_of_a_process_that_is_killed_end_without_a_word(tmp_path, body)
 def test_ctrl_c_with_loader_processes_is_heard_by_the_run_alone(tmp_path):
     process, _ = started(tmp_path, PIPELINE)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (0, "interrupted\n", "")
 
 
