@@ -96,7 +96,8 @@ def test_a_pair_killed_in_turn_and_in_a_save_ends_with_the_bits_of_one_that_was_
         one, other = ended[name][killed], ended[name][1 - killed]
         assert one.code == -9
         assert other.code in (1, -6), name  # ours, or JAX's, which ends by an abort
-        assert AGAIN in other.line, name
+        # The end of JAX's trace may come after our line where both end the process at once.
+        assert AGAIN in (other.line if other.code == 1 else other.err), name
     assert -9 in codes(ended["both killed"])  # the other may have ended by itself before
     assert 0 not in codes(ended["both killed"])
     assert codes(ended["goes on"]) == [0, 0]
