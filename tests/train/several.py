@@ -224,7 +224,7 @@ def killed(chain):
 
 def wedged(chain):
     sleeps = at_batch(4, lambda: time.sleep(999))
-    chain.pair("wedged", "--config.mesh.patience=15", faults=(None, sleeps))
+    chain.pair("wedged", "--config.mesh.patience=25", faults=(None, sleeps))
 
 
 def frozen(chain):

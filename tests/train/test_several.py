@@ -122,7 +122,7 @@ def test_a_process_killed_at_any_step_and_in_a_save_ends_with_the_bits_of_one_th
 def test_a_host_that_hangs_ends_both_within_the_patience_and_is_named(ended):
     assert codes(ended["wedged"]) == [1, 1]
     for end in ended["wedged"]:
-        assert "Nothing has moved for 15 s; last comes host 1 (reading) at step 4" in end.line
+        assert "Nothing has moved for 25 s; last comes host 1 (reading) at step 4" in end.line
         assert AGAIN in end.line
 
 
