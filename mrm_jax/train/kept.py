@@ -56,28 +56,29 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
     path = where / _name((key, code), arguments)
     with contextlib.suppress(Exception):  # whatever is wrong with it
         return _read(path, arguments)
-    with _heard(_HIT) as hits:
-        made = make()
-    if not hits:  # of a program that JAX read from its cache not all can be written again
+    hits = len(_hits())
+    made = make()
+    if (
+        len(_hits()) == hits
+    ):  # of a program that JAX read from its cache not all can be written again
         with contextlib.suppress(Exception):  # also where a backend cannot write its programs down
             where.mkdir(parents=True, exist_ok=True)
             paths.write_bytes(path, _written(made))
     return made
 
 
-@contextlib.contextmanager
-def _heard(wanted: str) -> Iterator[list[str]]:
-    """Every time that JAX tells of the event `wanted` while the context is open."""
+@functools.cache
+def _hits() -> list[str]:
+    """Grows by one with every program that JAX reads from its cache from now on. JAX 0.8 cannot
+    take a listener back, so there is one for good."""
     found: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
-        found.extend([event] * (event == wanted))
+        if event == _HIT:
+            found.append(event)
 
     jax.monitoring.register_event_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
+    return found
 
 
 def _read(path: Path, arguments: tuple[Any, ...]) -> Any:
