@@ -30,6 +30,7 @@ FOLDER = "steps"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _HIT = "/jax/compilation_cache/cache_hits"
+_MISS = "/jax/compilation_cache/cache_misses"
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -56,11 +57,11 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
     path = where / _name((key, code), arguments)
     with contextlib.suppress(Exception):  # whatever is wrong with it
         return _read(path, arguments)
-    hits = len(_hits())
+    before = len(_heard())
     made = make()
-    if (
-        len(_hits()) == hits
-    ):  # of a program that JAX read from its cache not all can be written again
+    # Of a program that JAX read from its cache not all can be written again. So a fresh one has to
+    # be known as such, by what JAX says when it puts one there (of those that take a second).
+    if set(_heard()[before:]) == {_MISS}:
         with contextlib.suppress(Exception):  # also where a backend cannot write its programs down
             where.mkdir(parents=True, exist_ok=True)
             paths.write_bytes(path, _written(made))
@@ -68,13 +69,13 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
 
 
 @functools.cache
-def _hits() -> list[str]:
-    """Grows by one with every program that JAX reads from its cache from now on. JAX 0.8 cannot
-    take a listener back, so there is one for good."""
+def _heard() -> list[str]:
+    """Grows by one with every program that JAX reads from its cache or writes there from now on.
+    JAX 0.8 cannot take a listener back, so there is one for good."""
     found: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
-        if event == _HIT:
+        if event in (_HIT, _MISS):
             found.append(event)
 
     jax.monitoring.register_event_listener(listen)

@@ -22,9 +22,12 @@ CONFIG: Any = load_config([f"--config={toy_run.TINY}"])
 
 @pytest.fixture
 def steps(tmp_path, monkeypatch):
-    folder = tmp_path / "steps"
+    folder, shortest = tmp_path / "steps", "jax_persistent_cache_min_compile_time_secs"
     monkeypatch.setattr(kept, "folder", lambda: folder)
-    return folder
+    before = jax.config.values[shortest]
+    jax.config.update(shortest, 0.0)
+    yield folder
+    jax.config.update(shortest, before)
 
 
 def started(config=CONFIG, traced=None):
@@ -125,6 +128,12 @@ def test_a_program_that_jax_read_from_its_cache_is_not_kept(steps, monkeypatch):
         return compile_(*arguments, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", read)
+    started()
+    assert not steps.exists()
+
+
+def test_a_program_that_jax_put_nowhere_is_not_kept(steps):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1000.0)
     started()
     assert not steps.exists()
 
