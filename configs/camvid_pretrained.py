@@ -21,6 +21,21 @@ from mrm_jax.arms import Arm
 from mrm_jax.configs.camvid_day_to_dusk import day_to_dusk
 from mrm_jax.options import to_config_dict
 
+NETWORK = config.Model(
+    encoder=replace(recipes.ENCODERS["efficientnet_lite0"], weights="package://efficientnet_lite0"),
+    decoder=config.Decoder(channels=64, dilations=(1, 3, 6)),
+)
+
+# Five times DAFormer's 6e-5, for 300 steps and not 40,000; ten times that for the decoder, which is
+# fresh.
+OPTIMIZER = config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0)
+
+
+def mrm(grid: tuple[int, int]) -> config.MRM:
+    """MRM beside this network, with a Rebuilder for maps of `grid` tokens."""
+    return config.MRM(grid=grid, dim=96, depth=2, heads=4, learning_rate=1e-3)
+
+
 _RANDOM = "--config.model.encoder.weights=None"
 _FRESH = (  # the rates of the other config's network
     "--config.optimizer.learning_rate=2e-3",
@@ -48,18 +63,9 @@ def get_config(text: str | None = None):
     """The run as a ConfigDict; `text` is what follows the colon, see mrm_jax/recipes.py."""
     base = config.Config(
         data=day_to_dusk(crop=(160, 224)),
-        model=config.Model(
-            encoder=replace(
-                recipes.ENCODERS["efficientnet_lite0"], weights="package://efficientnet_lite0"
-            ),
-            decoder=config.Decoder(channels=64, dilations=(1, 3, 6)),
-        ),
-        method=config.Method(
-            mrm=config.MRM(grid=(10, 14), dim=96, depth=2, heads=4, learning_rate=1e-3),
-        ),
-        # Five times DAFormer's 6e-5, for 300 steps and not 40,000; ten times that for the decoder,
-        # which is fresh.
-        optimizer=config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0),
+        model=NETWORK,
+        method=config.Method(mrm=mrm(grid=(10, 14))),
+        optimizer=OPTIMIZER,
         train=config.Train(
             steps=300, log_every=25, eval_every=100, checkpoint_every=150, panels_every=150
         ),

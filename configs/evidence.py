@@ -24,6 +24,7 @@ from dataclasses import replace
 from mrm_jax import config, recipes
 from mrm_jax.arms import Arm
 from mrm_jax.configs.camvid_day_to_dusk import day_to_dusk, domain
+from mrm_jax.configs.camvid_pretrained import NETWORK, OPTIMIZER, mrm
 from mrm_jax.data import labels
 from mrm_jax.options import to_config_dict
 
@@ -100,17 +101,9 @@ def get_config(text: str | None = None):
     recipe = ",".join(word for word in words if not word.startswith("pair="))
     base = config.Config(
         data=recipes.named(pair, PAIRS, "pair")(),
-        model=config.Model(
-            encoder=replace(
-                recipes.ENCODERS["efficientnet_lite0"], weights="package://efficientnet_lite0"
-            ),
-            decoder=config.Decoder(channels=64, dilations=(1, 3, 6)),
-        ),
-        method=config.Method(
-            mrm=config.MRM(grid=(8, 12), dim=96, depth=2, heads=4, learning_rate=1e-3),
-        ),
-        # The rates of configs/camvid_pretrained.py.
-        optimizer=config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0),
+        model=NETWORK,
+        method=config.Method(mrm=mrm(grid=(8, 12))),
+        optimizer=OPTIMIZER,
         train=config.Train(
             steps=STEPS, log_every=25, eval_every=STEPS // 4, checkpoint_every=STEPS
         ),
