@@ -18,6 +18,7 @@ def get_config(text: str | None = None):
             target=config.Domain(kind="drawn", look="camera", count=8, size=size),
             evaluation=config.Domain(kind="drawn", look="camera", split="val", count=3, size=size),
             crop=size,
+            rare_class=config.RareClass(min_share=0.005),
             cache=True,
         ),
         model=config.Model(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mrm_jax import command, config
+from mrm_jax.data.rare_class import open_sampler
 
 
 @pytest.mark.parametrize("recipe", ["dacs", "dacs,mrm=true", "daformer", "target_only"])
@@ -25,3 +26,37 @@ def test_both_configs_of_pretrained_runs_on_camvid_train_one_network_at_one_rate
         assert pair.optimizer == pretrained.optimizer
         mrm = pretrained.method.mrm
         assert pair.method == replace(pretrained.method, mrm=replace(mrm, grid=(8, 12)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["quickstart:" + recipe] for recipe in ("daformer", "daformer,mrm=true", "hrda", "vfm")),
+        ["quickstart:mic,mrm=true,crop=64x128"],
+        ["quickstart:daformer,encoder=mit_b0", "method.feature_distance.weight=0"],
+        *(["tiny:" + recipe, "method.feature_distance.weight=0"] for recipe in ("daformer", "mic")),
+        ["tiny:vfm"],
+        ["benchmark:daformer"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_methods_with_rare_class_sampling_find_every_class_in_drawn_scenes(
+    words, tmp_path, monkeypatch
+):
+    """A newcomer names the recipe and nothing else; 40 of the quickstart's 600 scenes tell."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where what was counted is kept
+    file, *edits = words
+    made = command.load_config([f"--config={file}", *(f"--config.{edit}" for edit in edits)])
+    assert made.data.rare_class.enabled
+    count = min(40, made.data.source.count)
+    data = replace(made.data, source=replace(made.data.source, count=count))
+    sampler = open_sampler(replace(made, data=data), say=lambda line: None)
+    assert len(sampler.classes) == len(made.data.classes.names)
+
+
+def test_the_quickstart_compares_with_no_features_unless_an_encoder_may_have_pretrained_ones():
+    method = command.load_config(["--config=quickstart:daformer"]).method
+    assert (method.feature_distance.weight, method.ema_decay) == (0.0, 0.99)
+    named = ["--config=quickstart:daformer,encoder=mit_b0", "--config.model.encoder.weights=b0.pth"]
+    method = command.load_config(named).method
+    assert (method.feature_distance.weight, method.ema_decay) == (0.005, 0.999)
