@@ -20,6 +20,7 @@ from mrm_jax.errors import UsageError
 from mrm_jax.options import nearest
 from mrm_jax.paths import below, is_remote, located
 from mrm_jax.runs import workdir as folders
+from mrm_jax.runs.trackers import check_tracker
 from mrm_jax.shell import pasteable
 from mrm_jax.train.jobs import Job, own_first, share, work
 
@@ -84,6 +85,8 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             words = [*job.words, "--workdir", str(job.folder)]
             print(pasteable(["python", "-m", "mrm_jax.main", "train", *words]))
         return 0
+    for job in jobs:
+        check_tracker(job.config)
     if arguments.share:
         return _work(config, workdir, own_first(jobs, *map(int, arguments.share.split("/"))))
     _remember(workdir, arms, jobs)

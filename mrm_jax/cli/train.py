@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
 def _with_workdir(config: Config, path: Path) -> int:
     """Trains in `path` where this is the only host or the first, and along with it elsewhere."""
     from mrm_jax.data.identity import identities
+    from mrm_jax.runs.trackers import check_tracker
 
+    group.from_main(lambda: check_tracker(config))
     group.same("config.", workdir.fixed(config))
     if not group.is_main():
         from mrm_jax.runs.mirror import following

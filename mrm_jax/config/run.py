@@ -118,6 +118,13 @@ class Train:
         low=1,
         step="absent",
     )
+    tracker: Literal["tensorboard", "wandb"] = option(
+        "tensorboard",
+        "What shows metrics and sheets of pictures besides the run's own files: TensorBoard, or "
+        "Weights & Biases (pip install wandb).",
+        runtime=True,
+        step="absent",
+    )
     compile_cache: bool = option(
         True,
         "Keep compiled programs beside the workdir for the next start.",

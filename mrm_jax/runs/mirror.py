@@ -24,7 +24,7 @@ from mrm_jax.paths import (
     renamed_in_errors,
     what_is_wrong,
 )
-from mrm_jax.runs.workdir import FROZEN, PROFILE
+from mrm_jax.runs.workdir import FROZEN, PROFILE, TRACKED
 from mrm_jax.stop import before_end
 
 CHECKPOINTS = "checkpoints"
@@ -37,7 +37,7 @@ class Mirror:
 
     def __init__(self, remote: Path, local: Path, *, keep: bool = True) -> None:
         self.remote, self.local, self._keep = remote, local, keep
-        self._sent: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, tuple[int, int] | None] = {}
 
     def pull(self, only: str = "") -> None:
         """Brings the small files here, or those of one folder of the run; of a checkpoint, its
@@ -45,7 +45,7 @@ class Mirror:
         try:
             for name in names_below(self.remote):
                 folder, _, rest = name.partition("/")
-                if only not in ("", folder) or folder == PROFILE:
+                if only not in ("", folder) or folder in (PROFILE, TRACKED):
                     continue
                 if folder == CHECKPOINTS:  # by which a folder is known to hold a run
                     kept = below(self.local, f"{folder}/{rest.partition('/')[0]}")
@@ -81,9 +81,9 @@ class Mirror:
             return
         for path in sorted((self.local if self._keep else self.local / own).rglob("*")):
             name = path.relative_to(self.local).as_posix()
-            if path.is_dir() or path.name.startswith(".") or self._sent.get(name) == _state(path):
+            state = None if path.is_dir() or path.name.startswith(".") else _state(path)
+            if state in (None, self._sent.get(name)):
                 continue
-            state = _state(path)
             try:
                 target = self.remote / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,12 @@ class Mirror:
             self._sent[name] = state
 
 
-def _state(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+def _state(path: Path) -> tuple[int, int] | None:
+    """None for a file that is gone: a tracker's process takes its own away."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -45,6 +45,10 @@ FROZEN = "frozen"
 """Folder of a run that keeps the encoder which the feature distance compares with."""
 PROFILE = "profile"
 """Folder of a run with the profiler's traces, which no run reads."""
+VIEWS = "views"
+"""Folder of a run with the sheets of pictures."""
+TRACKED = "wandb"
+"""Folder of a run with what the package of Weights & Biases records, which no run reads."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -79,6 +83,19 @@ def fixed(config: Config) -> dict[str, Any]:
     known = declared(Config).items()
     found = {path: value_of(config, path) for path, option in known if not option.runtime}
     return json.loads(json.dumps(found))
+
+
+def sheet(path: Path, what: str, step: int) -> Path:
+    """Where the pictures of an "evaluation" or of "training" at a step of the run in `path` are."""
+    return path / VIEWS / f"{what}_{step:07d}.png"
+
+
+def sheets(path: Path) -> list[tuple[int, str, Path]]:
+    """(step, name for trackers, file) of every sheet that is there."""
+    named = ((file, file.stem.rpartition("_")) for file in sorted((path / VIEWS).glob("*_*.png")))
+    return [
+        (int(step), f"{VIEWS}/{what}", file) for file, (what, _, step) in named if step.isdecimal()
+    ]
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Where numbers go: metrics.jsonl and TensorBoard events.
+"""Where numbers go: metrics.jsonl and a tracker, which is TensorBoard unless another one is opened
+(`trackers`).
 
 metrics.jsonl holds one JSON object a line with `step` (steps done) and any of: the losses and
 shares of that step, scores (`eval/<student|teacher>/...`), alarms (`alarm/...`, a sentence), rates
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from mrm_jax.paths import write_text
+from mrm_jax.stop import Stopped
 
 METRICS = "metrics.jsonl"
 
@@ -58,17 +61,80 @@ def _of_evaluation(line: str) -> bool:
     return any(name.startswith(_EVALUATED) for name in json.loads(line))
 
 
-class Writer:
-    """Appends to metrics.jsonl and TensorBoard of a run that restarts at `step`, whose evaluation
-    comes again where it is `unscored`."""
+Plain = float | int | str | None
+"""A value as metrics.jsonl holds it; None: a number that is not finite."""
+Ending = Literal["finished", "stopped", "failed"]
+"""How a run ends; a stopped one is to go on."""
 
-    def __init__(self, workdir: Path, *, step: int, unscored: bool = False):
+
+class Tracker(Protocol):
+    """What shows a run elsewhere while it trains."""
+
+    def write(self, step: int, values: Mapping[str, Plain]) -> None:
+        """What metrics.jsonl is given."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """The picture that lies at `path`."""
+
+    def flush(self) -> None:
+        """Brings to disk what is kept in this process."""
+
+    def close(self, ending: Ending) -> None:
+        """Says how the run ended."""
+
+
+OpenTracker = Callable[[Path, int], Tracker]
+"""(folder of a run, step that it restarts at) -> its tracker; metrics.jsonl is cut back by then."""
+
+
+class TensorBoard:
+    """Event files in the folder of a run."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        cut_back(workdir / METRICS, step, unscored=unscored)
-        self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         # purge_step hides what a killed run wrote beyond the restored step.
         self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, Plain]) -> None:
+        """Sentences as texts, numbers as scalars."""
+        for name, value in values.items():
+            if isinstance(value, str):
+                self._events.add_text(name, value, step)
+            elif value is not None:
+                self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """The picture, decoded."""
+        with path.open("rb") as file, Image.open(file) as picture:
+            self._events.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Brings the events to disk."""
+        self._events.flush()
+
+    def close(self, ending: Ending) -> None:
+        """Ends the files; they hold nothing about the end of a run."""
+        del ending
+        self._events.close()
+
+
+class Writer:
+    """Appends to metrics.jsonl and to the tracker of a run that restarts at `step`, whose
+    evaluation comes again where it is `unscored`. As a context it ends both."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        unscored: bool = False,
+        tracker: OpenTracker = TensorBoard,
+    ):
+        cut_back(workdir / METRICS, step, unscored=unscored)
+        self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._tracker = tracker(workdir, step)
+        self._ending: Ending = "finished"
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of numbers and sentences under their metrics.jsonl names, at once visible to
@@ -77,29 +143,40 @@ class Writer:
         plain = {name: _plain(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
-        for name, value in plain.items():
-            if isinstance(value, str):
-                self._events.add_text(name, value, step)
-            elif value is not None:
-                self._events.add_scalar(name, value, step)
+        self._tracker.write(step, plain)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A picture that lies at `path`, for TensorBoard; nothing where there is none."""
+        """A picture that lies at `path`, for the tracker; nothing where there is none."""
         if path.is_file():
-            with path.open("rb") as file, Image.open(file) as picture:
-                self._events.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            self._tracker.picture(step, name, path)
 
     def flush(self) -> None:
-        """Brings TensorBoard's events to disk; metrics.jsonl is there already."""
-        self._events.flush()
+        """Brings the tracker's files to disk; metrics.jsonl is there already."""
+        self._tracker.flush()
 
-    def close(self) -> None:
+    def stopped(self) -> None:
+        """Notes that the run ends before its last step, to go on later."""
+        self._ending = "stopped"
+
+    def close(self, ending: Ending | None = None) -> None:
         """Closes both."""
         self._file.close()
-        self._events.close()
+        self._tracker.close(ending or self._ending)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = kind is not None and not issubclass(kind, Stopped)
+        self.close("failed" if failed else "stopped" if kind else None)
 
 
-def _plain(value: Any) -> float | int | str | None:
+def _plain(value: Any) -> Plain:
     if isinstance(value, str | int):
         return value
     return float(value) if math.isfinite(value) else None

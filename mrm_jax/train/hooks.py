@@ -20,17 +20,12 @@ from mrm_jax.evaluation import evaluator, selection
 from mrm_jax.evaluation.scores import Counts, EvaluationResult, scored
 from mrm_jax.hosts import group
 from mrm_jax.models.build import build_segmentor
+from mrm_jax.runs import workdir as folders
 from mrm_jax.train.state import Networks
 from mrm_jax.types import TrainState, Unlabelled
 
-VIEWS = "views"
 SHOWN = 4
 """Pictures on a sheet of predictions, spread over the evaluation set."""
-
-
-def sheet(workdir: Path, what: str, step: int) -> Path:
-    """Where the pictures of an "evaluation" or of "training" at a step are."""
-    return workdir / VIEWS / f"{what}_{step:07d}.png"
 
 
 def evaluated_networks(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -80,7 +75,7 @@ def evaluate_on_hosts(
                 shown,
                 predictions["student"],
                 config.data.classes,
-                sheet(workdir, "evaluation", step),
+                folders.sheet(workdir, "evaluation", step),
                 teacher=predictions.get("teacher"),
                 title=sheet_title(f"Evaluation, step {step}", config.data.evaluation),
             )
@@ -151,7 +146,7 @@ def save_views(config: Config, workdir: Path, step: int, views: Mapping[str, jax
         value = np.asarray(value)
         weight = name.endswith("/weight")
         shown[sheet_name(name)] = value / 255 if weight else value
-    path = sheet(workdir, "training", step)
+    path = folders.sheet(workdir, "training", step)
     title = sheet_title(f"Training, step {step}", config.data.source, config.data.target)
     return save_panels(shown, config.data.classes, path, title=title)
 

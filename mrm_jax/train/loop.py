@@ -37,6 +37,7 @@ from mrm_jax.runs import workdir as folders
 from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, DamagedError
 from mrm_jax.runs.mirror import Mirror
 from mrm_jax.runs.saved import read_facts
+from mrm_jax.runs.trackers import tracker_of
 from mrm_jax.runs.writer import Writer
 from mrm_jax.stop import ENDED, LOOKED, RAISED, SHUT, Stop, Stopped, heard
 from mrm_jax.train import ahead, hooks
@@ -153,7 +154,8 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
         folders.begin(workdir, config, begun_with)
-        writer = Writer(workdir, step=start, unscored=EVALUATION in undone)
+        tracker = tracker_of(config, home, say=screen.say, warn=screen.warn)
+        writer = Writer(workdir, step=start, unscored=EVALUATION in undone, tracker=tracker)
         writer.write(start, {"perf/compile_seconds": seconds})
         run = Run(
             config=config,
@@ -182,7 +184,7 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
         )
         push(run)  # a run killed before its first checkpoint is known by its config all the same
         closing = contextlib.closing
-        with closing(writer), closing(run.ahead), closing(Trace(run, start)) as trace:
+        with writer, closing(run.ahead), closing(Trace(run, start)) as trace:
             _steps(run, start, first, batches, trace)
         if not run.stopping:
             _report(workdir, home, screen, stop)
@@ -276,6 +278,7 @@ def _steps(run: Run, start: int, batch: Batch, batches: Iterator[Batch], trace: 
         raise
     run.stop.saved = number
     if run.stopping:
+        run.writer.stopped()
         name = "another host" if run.stop.received is None else run.stop.received.name
         run.screen.say(
             f"stopped by {name} after step {number}, which is saved; "

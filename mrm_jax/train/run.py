@@ -162,7 +162,8 @@ def _panels(run: Run, batch: Batch) -> None:
 
 
 def _show(run: Run, what: str, number: int) -> None:
-    run.writer.picture(number, f"views/{what}", hooks.sheet(run.workdir, what, number))
+    path = folders.sheet(run.workdir, what, number)
+    run.writer.picture(number, f"{folders.VIEWS}/{what}", path)
 
 
 def _made(run: Run, what: str) -> None:
