@@ -67,7 +67,7 @@ UNTRAINED = (*("evaluate", "predict", "submit", "convert", "export", "report", "
 # Packages that cost seconds or are optional: only inside the function that needs them.
 LAZY = {
     *("torch", "tensorflow", "matplotlib", "safetensors", "tensorflow_datasets"),
-    *("huggingface_hub", "jax2onnx", "onnxruntime", "flatbuffers", "transformers"),
+    *("huggingface_hub", "jax2onnx", "onnxruntime", "flatbuffers", "transformers", "wandb"),
 }
 # What `bench --against torch` loads in a process of its own, and nothing else.
 TORCH = "machine/torch_peer/"

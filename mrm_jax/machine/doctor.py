@@ -146,6 +146,7 @@ def _mesh(config: Config | None) -> Iterator[Check]:
 def _extras() -> Check:
     """Packages that only some commands need, and whether they are here."""
     known = {"gcsfs": "gs://", "libtpu": "TPUs", "jax_cuda12_plugin": "NVIDIA GPUs"}
+    known |= {"wandb": "train.tracker=wandb"}
     found = [
         f"{name}{'' if importlib.util.find_spec(name) else ' is not installed'} ({use})"
         for name, use in known.items()

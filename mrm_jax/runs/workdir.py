@@ -1,8 +1,8 @@
 """The folder that holds all of a run: who may use it, and its small files.
 
 `config.json` (resolved config and the version that wrote it), `environment.json` (versions,
-devices, command), `checkpoints/`, `metrics.jsonl`, TensorBoard events, `views/` (panels), `fault/`
-(a step that went wrong), `report.html`. Files are replaced by a rename, so that none is ever half
+devices, command), `checkpoints/`, `metrics.jsonl`, what a tracker keeps (TensorBoard's events, or
+`wandb/` and `wandb.json`), `views/` (panels), `fault/` (a step that went wrong), `report.html`. Files are replaced by a rename, so that none is ever half
 written.
 """
 

@@ -14,7 +14,7 @@ from mrm_jax.data.pipeline import train_batches
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.runs.checkpoint import Checkpoints, load_run
 from mrm_jax.runs.saved import read_facts
-from mrm_jax.runs.writer import Writer
+from mrm_jax.runs.writer import TensorBoard, Writer
 from mrm_jax.train import hooks, loop
 from mrm_jax.variants import ENCODERS
 
@@ -148,6 +148,13 @@ def test_a_workdir_holds_all_of_a_run(toy, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, number):
+    close, endings = TensorBoard.close, []
+
+    def closed(tracker, ending):
+        endings.append(ending)
+        close(tracker, ending)
+
+    monkeypatch.setattr(TensorBoard, "close", closed)
     toy.train("whole")
     with monkeypatch.context() as patch:
         _signal_before_step(patch, number, 3)
@@ -158,6 +165,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(toy, monkeypatch, 
     assert toy.train() == 0
     assert toy.weight("last") == toy.weight("last", "whole")
     assert toy.lines() == toy.lines("whole")
+    assert endings == ["finished", "stopped", "finished"]
 
 
 @pytest.fixture
