@@ -70,7 +70,7 @@ OURS = {
     "machine/suite.py": {"mrm_jax.__file__"},
     "machine/doctor.py": {"f'.doctor-{uuid.uuid4().hex}'"},
     "cli/evaluate.py": {"f'confusion_{name}.png'"},  # student or teacher
-    "train/hooks.py": {"'/proc/self/statm'", "f'{what}_{step:07d}.png'"},  # a word of ours
+    "train/hooks.py": {"'/proc/self/statm'"},
     "train/jobs.py": {"f'worker{k}.log'", "str(self.config.train.steps)"},
     "runs/mirror.py": {
         *("f'.probe-{uuid.uuid4().hex}'", "name"),  # what lies in the run's folder here
@@ -83,7 +83,10 @@ OURS = {
     "train/trace.py": {"f'host-{group.host_index()}'", "self._folder.name"},  # the same
     "train/kept.py": {"named", "__file__", "'/proc/cpuinfo'"},  # the user's folder, of JAX's cache
     "train/sentinel.py": {"f'step_{step}.npz'"},
-    "runs/workdir.py": {"sys.argv[0]", "mrm_jax.__file__"},
+    "runs/trackers.py": {"run.dir", "place.relative_to(workdir)"},  # made by wandb, by our id
+    "runs/workdir.py": {
+        *("sys.argv[0]", "mrm_jax.__file__", "f'{what}_{step:07d}.png'"),  # a word of ours
+    },
 }
 NUMBERS = re.compile(
     r"(?:str\()?(?:int\()?(?:steps?|newest|top|which|(?:steps|before)\[-1\])\)*|f'[\w]*\{step:07d\}\.png'"

@@ -23,7 +23,7 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.hosts import group
 from mrm_jax.paths import is_remote
-from mrm_jax.runs.workdir import sheets, write_json
+from mrm_jax.runs.workdir import TRACKED, sheets, write_json
 from mrm_jax.runs.writer import METRICS, Ending, OpenTracker, Plain, TensorBoard
 from mrm_jax.shell import quoted
 
@@ -112,6 +112,8 @@ class WandB:
         self._again = step
 
     def _begun(self, workdir: Path, config: Config, home: Path, say: Say) -> Any:
+        if (workdir / TRACKED).is_symlink():  # what is recorded stays in the folder
+            (workdir / TRACKED).unlink()
         how = {
             **names(home),
             "dir": os.environ.get("WANDB_DIR") or str(workdir),

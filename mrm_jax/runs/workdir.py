@@ -2,8 +2,8 @@
 
 `config.json` (resolved config and the version that wrote it), `environment.json` (versions,
 devices, command), `checkpoints/`, `metrics.jsonl`, what a tracker keeps (TensorBoard's events, or
-`wandb/` and `wandb.json`), `views/` (panels), `fault/` (a step that went wrong), `report.html`. Files are replaced by a rename, so that none is ever half
-written.
+`wandb/` and `wandb.json`), `views/` (panels), `fault/` (a step that went wrong), `report.html`.
+Files are replaced by a rename, so that none is ever half written.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def sheets(path: Path) -> list[tuple[int, str, Path]]:
     """(step, name for trackers, file) of every sheet that is there."""
     named = ((file, file.stem.rpartition("_")) for file in sorted((path / VIEWS).glob("*_*.png")))
     return [
-        (int(step), f"{VIEWS}/{what}", file) for file, (what, _, step) in named if step.isdecimal()
+        (int(step), f"{VIEWS}/{what}", file)
+        for file, (what, _, step) in named
+        if step.isdecimal() and not file.is_symlink()  # which would show a file from elsewhere
     ]
 
 

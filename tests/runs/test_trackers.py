@@ -325,6 +325,19 @@ def test_seeds_of_an_arm_are_a_group(monkeypatch, tmp_path):
     assert trackers.names(Path("dacs/seed0"))["group"] == f"{tmp_path.name}/dacs"
 
 
+def test_links_in_a_run_s_folder_show_nothing_of_elsewhere_and_write_nothing_there(
+    tmp_path, monkeypatch, lines
+):
+    monkeypatch.setitem(sys.modules, "wandb", double := Double())
+    folder, other = folder_of(tmp_path / "run"), folder_of(tmp_path / "other")
+    sheet(folder, "training", 1).symlink_to(draw(other, "training", 1))
+    own = draw(folder, "training", 2)
+    (folder / "wandb").symlink_to(other)
+    lines.opened(folder, 3).close()
+    assert double.logged == [(2, {"views/training": own})]
+    assert not (folder / "wandb").is_symlink()
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"id": 3}', '{"id": "../../elsewhere"}'])
 def test_an_id_that_leads_elsewhere_or_is_damaged_is_made_anew(tmp_path, text):
     (tmp_path / trackers.ID).write_text(text)
