@@ -119,11 +119,25 @@ def picking_table(found: Comparison) -> ArmTable:
     return head, rows
 
 
+def calibration_table(found: Comparison) -> ArmTable:
+    """Expected calibration error of both networks at the last step, mean and interval."""
+    rows = []
+    for outcome in found.outcomes:
+        last = [run.scores.get(run.steps, {}) for run in outcome.runs]
+        means = [
+            estimate([scores.get(f"eval/{network}/ECE", math.nan) for scores in last])
+            for network in ("student", "teacher")
+        ]
+        rows.append([outcome.arm.name, *(mean.text() for mean in means)])
+    return ["arm", "student", "teacher"], rows
+
+
 _TABLES = (
     ("mIoU of the student at the last step, %", scores_table),
     ("Every seed, %", seeds_table),
     ("IoU of every class, %", arm_class_table),
     ("Which evaluation to take: the student's mIoU, %", picking_table),
+    ("Expected calibration error, %", calibration_table),
 )
 _LEGEND = (
     "Means with 95 % intervals over seeds (Student's t); differences are those of the same seeds. "

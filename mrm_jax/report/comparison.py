@@ -219,8 +219,8 @@ def _run(seen: RunRecord, seed: int) -> FinishedRun | None:
 
 
 def _evaluations(seen: RunRecord, steps: list[int]) -> dict[int, dict[str, float]]:
-    """mIoU of both networks and every label-free score, by step."""
-    names = [n for n in seen.names() if n.endswith("/mIoU") or n.startswith("select/")]
+    """mIoU and calibration error of both networks and every label-free score, by step."""
+    names = [n for n in seen.names() if n.endswith(("/mIoU", "/ECE")) or n.startswith("select/")]
     table = {name: dict(seen.series(name)) for name in names}
     return {
         step: {name: values[step] for name, values in table.items() if step in values}
