@@ -111,9 +111,7 @@ def get_config(text: str | None = None):
         ),
         # The rates of configs/camvid_pretrained.py.
         optimizer=config.Optimizer(learning_rate=3e-4, decoder_multiplier=10.0),
-        train=config.Train(
-            steps=STEPS, log_every=25, eval_every=STEPS // 4, checkpoint_every=STEPS
-        ),
+        train=config.Train(steps=STEPS, log_every=25, eval_every=40, checkpoint_every=STEPS),
         evaluation=config.Evaluation(batch=4),
     )
     run = recipes.apply(base, recipe)

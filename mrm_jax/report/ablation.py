@@ -151,7 +151,7 @@ def _notes(found: Comparison) -> list[str]:
     missing = found.begun - sum(len(outcome.runs) for outcome in found.outcomes)
     notes = [_LEGEND]
     if found.drawn:
-        notes.insert(0, "Drawn data: these numbers compare methods on drawn scenes alone.")
+        notes.insert(0, _drawn_note(found.drawn))
     for sentence, names in found.protocols.items():
         arms = f" ({', '.join(names)})" if len(found.protocols) > 1 else ""
         notes.append(f"Scored{arms}: {sentence}.")
@@ -160,6 +160,12 @@ def _notes(found: Comparison) -> list[str]:
             f"Left out: {missing} begun but unfinished, or without labels to be scored against."
         )
     return notes
+
+
+def _drawn_note(drawn: tuple[str, ...]) -> str:
+    if "evaluation" in drawn:
+        return "Drawn data: these numbers compare methods on drawn scenes alone."
+    return f"Drawn data: {', '.join(drawn)}. The pictures scored on are not drawn."
 
 
 def markdown(found: Comparison) -> str:
@@ -206,7 +212,8 @@ def plot(found: Comparison) -> str:
     ]
     for row, outcome in enumerate(outcomes):
         parts.append(_arm(outcome, x, left, _TOP + _ROW * row + _ROW / 2))
-    title = f"mIoU at the last step, %{' · drawn data' if found.drawn else ''}"
+    what = "data" if "evaluation" in found.drawn else " and ".join(found.drawn)
+    title = f"mIoU at the last step, %{f' · drawn {what}' if found.drawn else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="sans-serif" font-size="12" fill="#777" role="img" '

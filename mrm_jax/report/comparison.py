@@ -84,19 +84,20 @@ class ArmResult:
 @dataclass(frozen=True)
 class Comparison:
     """All arms of a folder. `protocols`: what scores mean, with the names of the arms scored so;
-    `begun`: how many runs have a folder."""
+    `drawn`: which of source, target and evaluation are drawn scenes; `begun`: how many runs have a
+    folder."""
 
     name: str
     outcomes: tuple[ArmResult, ...]
     protocols: dict[str, list[str]]
-    drawn: bool
+    drawn: tuple[str, ...]
     begun: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON values; numbers that do not exist are null."""
         return {
             "protocols": self.protocols,
-            "drawn_data": self.drawn,
+            "drawn_data": list(self.drawn),
             "arms": [
                 {
                     **outcome.arm._asdict(),
@@ -155,7 +156,7 @@ def collect_runs(workdir: Path) -> Comparison:
         name=workdir.resolve().name,
         outcomes=outcomes,
         protocols=protocols,
-        drawn=any(r.drawn() for r in records),
+        drawn=tuple(dict.fromkeys(name for seen in records for name in seen.drawn())),
         begun=len(records),
     )
 

@@ -16,10 +16,12 @@ SCORES = {"base": {0: 0.41, 1: 0.46, 2: 0.43}, "new one": {0: 0.45, 2: 0.44, 7: 
 CLASSES = {"road": 0.1, "car": -0.1}  # IoU above the mean
 
 
-def write_run(folder, score, *, last=STEPS, sentence="whole pictures", commit="abc"):
+def write_run(
+    folder, score, *, last=STEPS, sentence="whole pictures", commit="abc", drawn="evaluation"
+):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
-        json.dumps({"train": {"steps": STEPS}, "data": {"evaluation": {"kind": "drawn"}}})
+        json.dumps({"train": {"steps": STEPS}, "data": {drawn: {"kind": "drawn"}}})
     )
     (folder / "environment.json").write_text(json.dumps({"commit": commit}))
     (folder / "evaluation.json").write_text(json.dumps({"protocol": {"sentence": sentence}}))
@@ -30,6 +32,7 @@ def write_run(folder, score, *, last=STEPS, sentence="whole pictures", commit="a
         line["select/agreement"] = math.nan if step == 20 else 0.2
         for network, mean in means.items():
             line[f"eval/{network}/mIoU"] = mean
+            line[f"eval/{network}/ECE"] = mean / 4
             line |= {f"eval/{network}/IoU/{name}": mean + d for name, d in CLASSES.items()}
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -91,6 +94,21 @@ def test_tables_say_what_the_numbers_are(workdir):
     assert "Left out" not in text
 
 
+def test_the_calibration_error_is_that_of_the_last_step(workdir):
+    assert ablation.calibration_table(collect_runs(workdir))[1] == [
+        ["base", "10.8 ± 1.6", "10.8 ± 1.6"],  # a fourth of 43.3 ± 6.3
+        ["new one", "11.8 ± 2.7", "11.8 ± 2.7"],
+    ]
+
+
+def test_drawn_pictures_that_are_not_scored_on_are_told_apart(tmp_path):
+    (tmp_path / "arms.json").write_text(json.dumps([Arm("base")._asdict()]))
+    write_run(tmp_path / "base" / "seed0", 0.4, drawn="source")
+    found = collect_runs(tmp_path)
+    assert "Drawn data: source. The pictures scored on are not drawn." in ablation.markdown(found)
+    assert "drawn source:" in ablation.plot(found)
+
+
 def test_runs_under_way_and_foreign_folders_are_left_out(workdir):
     write_run(workdir / "base" / "seed5", 0.9, last=30)
     write_run(workdir / "base" / "seed0.bak", 0.9)
@@ -124,7 +142,7 @@ def test_files_are_written_whole_and_numbers_that_do_not_exist_are_null(workdir)
     assert not [path for path in workdir.iterdir() if path.name.startswith(".ablation")]
     found = json.loads((workdir / "ablation.json").read_text())
     assert found["arms"][0]["runs"][0]["scores"]["20"]["select/agreement"] is None
-    assert found["drawn_data"] is True
+    assert found["drawn_data"] == ["evaluation"]
 
 
 def test_without_scores_there_is_no_plot(tmp_path):
