@@ -67,24 +67,26 @@ def _arms(pair: str) -> tuple[Arm, ...]:
         flags = tuple(f"--config.{flag}" for flag in flags)
         return Arm(name, f"{text},pair={pair}", flags, against)
 
-    def with_mrm(name: str, text: str) -> tuple[Arm, ...]:
-        """The method, its pass with nothing hidden, and with 40 % hidden; MRM against the pass."""
+    def with_mrm(name: str, text: str, *flags: str) -> tuple[Arm, ...]:
+        """The method's pass of MRM with nothing hidden, and with 40 % hidden; MRM against that."""
         control = f"{name} + control"
         return (
-            arm(control, f"{text},mrm=true", "method.mrm.ratio=0.0", against=name),
-            arm(f"{name} + mrm", f"{text},mrm=true", against=control),
+            arm(control, f"{text},mrm=true", "method.mrm.ratio=0.0", *flags, against=name),
+            arm(f"{name} + mrm", f"{text},mrm=true", *flags, against=control),
         )
 
+    # Scores without labels are compared in the other arms alone, evaluated eight times.
+    few = f"train.eval_every={STEPS // 2}"
     return (
-        arm("source_only", "source_only"),
-        arm("source_augmented", "source_augmented", against="source_only"),
-        arm("target_only", "target_only", against="source_only"),
-        arm("dacs", "dacs", against="source_augmented"),
-        *with_mrm("dacs", "dacs"),
+        arm("dacs", "dacs", few, against="source_augmented"),
+        *with_mrm("dacs", "dacs", few),
         arm("daformer", "daformer", against="dacs"),
         *with_mrm("daformer", "daformer"),
         arm("mic", "daformer,mic=true", against="daformer"),
         arm("mic + mrm", "daformer,mic=true,mrm=true", against="mic"),
+        arm("source_only", "source_only", few),
+        arm("source_augmented", "source_augmented", few, against="source_only"),
+        arm("target_only", "target_only", few, against="source_only"),
     )
 
 

@@ -20,6 +20,7 @@ from mrm_jax.report.comparison import (
     estimate,
     picked,
     rank_correlation,
+    seeds_for,
 )
 
 NAME = "ablation"
@@ -57,7 +58,8 @@ def _without_nan(value: Any) -> Any:
 
 def scores_table(found: Comparison) -> ArmTable:
     """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
-    head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds", "mIoU over"]
+    head = ["arm", "runs", "student", "difference", "to", "seeds for ±0.5", "teacher"]
+    head += ["seconds", "mIoU over"]
     rows = []
     for outcome in found.outcomes:
         seconds = estimate([run.seconds for run in outcome.runs])
@@ -69,6 +71,7 @@ def scores_table(found: Comparison) -> ArmTable:
                 outcome.student.text(),
                 difference.text(sign=True) if difference else "–",
                 outcome.arm.against or "–",
+                str((difference and seeds_for(0.005, difference)) or "–"),
                 outcome.teacher.text(),
                 f"{seconds.mean:.0f}" if seconds.count else "–",
                 ", ".join(dict.fromkeys(run.covered for run in outcome.runs)) or "–",
@@ -141,6 +144,8 @@ _TABLES = (
 )
 _LEGEND = (
     "Means with 95 % intervals over seeds (Student's t); differences are those of the same seeds. "
+    "Seeds for ±0.5: how many would give the difference an interval of half a point either way, "
+    "if they scatter as these do; from few seeds that is a rough number. "
     "Seconds are those of training, on whatever else the machine did. Best by labels picks an "
     "evaluation with the target's labels, which nobody has in practice; rank correlations are "
     "Spearman's over the evaluations of a run, averaged over seeds."

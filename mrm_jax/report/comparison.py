@@ -6,6 +6,7 @@ Reads only the runs' own files, so a comparison under way can be looked at.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -121,6 +122,23 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(float(finite.mean()) if count else math.nan, math.nan, count)
     spread = finite.std(ddof=1) / math.sqrt(count)
     return Estimate(float(finite.mean()), float(stats.t.ppf(0.975, count - 1) * spread), count)
+
+
+def seeds_for(half: float, found: Estimate) -> int | None:
+    """How many values as scattered as those of `found` give an interval of at most ± `half`; None
+    where their scatter is unknown. From few values this is itself a rough number."""
+    from scipy import stats
+
+    if found.count < 2:
+        return None
+    deviation = found.half * math.sqrt(found.count) / stats.t.ppf(0.975, found.count - 1)
+    if deviation > half * 100:  # far beyond any budget
+        return None
+    return next(
+        count
+        for count in itertools.count(2)
+        if stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) <= half
+    )
 
 
 def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estimate | None:

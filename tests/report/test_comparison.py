@@ -9,7 +9,7 @@ from scipy import stats
 
 from mrm_jax.arms import Arm
 from mrm_jax.report import ablation
-from mrm_jax.report.comparison import collect_runs, estimate, picked, rank_correlation
+from mrm_jax.report.comparison import collect_runs, estimate, picked, rank_correlation, seeds_for
 
 STEPS = 40
 SCORES = {"base": {0: 0.41, 1: 0.46, 2: 0.43}, "new one": {0: 0.45, 2: 0.44, 7: 0.52}}
@@ -68,6 +68,20 @@ def test_one_value_has_no_interval_and_none_no_mean():
     assert estimate([0.5, math.nan, 0.7]).count == 2
 
 
+def test_the_seeds_that_a_difference_needs_give_it_that_interval():
+    rng = np.random.default_rng(0)
+    values = list(rng.normal(0.02, 0.012, 6))
+    count = seeds_for(0.005, estimate(values))
+    assert count is not None
+    halves = [
+        stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
+        for n in (count - 1, count)
+    ]
+    assert halves[1] <= 0.005 < halves[0]
+    assert seeds_for(0.005, estimate([0.3])) is None
+    assert seeds_for(0.005, estimate([0.3, 0.3])) == 2
+
+
 def test_what_is_picked_without_labels_is_the_step_of_the_highest_score(workdir):
     run = collect_runs(workdir).outcomes[0].runs[0]
     assert run.best == picked(run, "infomax") == pytest.approx(0.45)
@@ -80,8 +94,8 @@ def test_what_is_picked_without_labels_is_the_step_of_the_highest_score(workdir)
 
 def test_tables_say_what_the_numbers_are(workdir):
     found = collect_runs(workdir)
-    assert ablation.scores_table(found)[1][1][:6] == [
-        *("new one", "3", "47.0 ± 10.8", "+2.5 ± 19.1", "base", "47.0 ± 10.8"),
+    assert ablation.scores_table(found)[1][1][:7] == [
+        *("new one", "3", "47.0 ± 10.8", "+2.5 ± 19.1", "base", "72", "47.0 ± 10.8"),
     ]
     assert ablation.seeds_table(found) == (
         ["arm", "seed 0", "seed 1", "seed 2", "seed 7"],
