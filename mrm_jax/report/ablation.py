@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mrm_jax.report.comparison import (
     estimate,
     picked,
     rank_correlation,
+    read_comparison,
     seeds_for,
 )
 
@@ -30,16 +31,21 @@ ArmTable = tuple[list[str], list[list[str]]]
 """Head and rows of text."""
 
 
-def write_ablation(workdir: Path) -> list[Path]:
+def write_ablation(workdir: Path, earlier: Path | None = None) -> list[Path]:
     """Writes the four files into the comparison's folder and returns their paths. Each appears
-    whole or not at all."""
-    found = collect_runs(workdir)
+    whole or not at all.
+
+    earlier: an ablation.json whose runs are taken over where the folder has none of their arm and
+    seed. Raises UsageError where it cannot be read.
+    """
+    found = collect_runs(workdir, read_comparison(earlier) if earlier else None)
     contents = {
         "json": json.dumps(_without_nan(found.as_dict()), indent=1) + "\n",
         "md": markdown(found),
         "svg": plot(found),
         "html": comparison_page(found),
     }
+    workdir.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, text in contents.items():
         path = workdir / f"{NAME}.{ending}"
@@ -152,6 +158,14 @@ _LEGEND = (
 )
 
 
+def _tables(found: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of every table that holds a number."""
+    for title, table in _TABLES:
+        head, rows = table(found)
+        if any(cell != "–" for row in rows for cell in row[1:]):
+            yield title, head, rows
+
+
 def _notes(found: Comparison) -> list[str]:
     missing = found.begun - sum(len(outcome.runs) for outcome in found.outcomes)
     notes = [_LEGEND]
@@ -178,8 +192,7 @@ def markdown(found: Comparison) -> str:
     parts = [f"# {found.name}", *_notes(found)]
     if plot(found):
         parts.append(f"![mIoU of every arm]({NAME}.svg)")
-    for title, table in _TABLES:
-        head, rows = table(found)
+    for title, head, rows in _tables(found):
         lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
         parts += [f"## {title}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
@@ -190,8 +203,8 @@ def comparison_page(found: Comparison) -> str:
     parts = [f"<h1>{escape(found.name)}</h1>"]
     parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]
     parts.append(f'<figure class="card">{plot(found)}</figure>')
-    for title, table in _TABLES:
-        parts.append(f"<h2>{escape(title)}</h2>{page.table(*table(found))}")
+    for title, head, rows in _tables(found):
+        parts.append(f"<h2>{escape(title)}</h2>{page.table(head, rows)}")
     return page.page(found.name, "\n".join(parts))
 
 

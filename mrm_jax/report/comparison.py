@@ -7,6 +7,7 @@ Reads only the runs' own files, so a comparison under way can be looked at.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ import numpy as np
 
 from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
-from mrm_jax.paths import below
+from mrm_jax.errors import UsageError
+from mrm_jax.paths import below, what_is_wrong
 from mrm_jax.report import record
 from mrm_jax.report.record import RunRecord, Score
 
@@ -148,12 +150,12 @@ def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estima
     return estimate(differences) if differences else None
 
 
-def collect_runs(workdir: Path) -> Comparison:
-    """The comparison in a folder: its arms.json and the finished runs below it."""
+def collect_runs(workdir: Path, earlier: Comparison | None = None) -> Comparison:
+    """The comparison in a folder: its arms.json and the finished runs below it, and those of an
+    `earlier` one whose arm and seed it has no finished run of."""
     listed = armed.read_arms(workdir)
-    found: dict[str, tuple[FinishedRun, ...]] = {}
+    found: dict[str, list[FinishedRun]] = {}
     records: list[RunRecord] = []
-    protocols: dict[str, list[str]] = {}
     for arm in listed:
         runs = []
         for folder in sorted(below(workdir, arm.folder).glob("seed*")):
@@ -163,20 +165,68 @@ def collect_runs(workdir: Path) -> Comparison:
             records.append(seen)
             if run := _run(seen, int(folder.name.removeprefix("seed"))):
                 runs.append(run)
-        found[arm.name] = tuple(sorted(runs, key=lambda run: run.seed))
-        for sentence in dict.fromkeys(run.protocol for run in runs):
+        found[arm.name] = runs
+    drawn, begun = [name for seen in records for name in seen.drawn()], len(records)
+    if earlier is not None:
+        drawn += earlier.drawn
+        known = [arm.name for arm in listed]
+        for outcome in earlier.outcomes:
+            name = outcome.arm.name
+            listed += [outcome.arm] if name not in known else []
+            here = {run.seed for run in found.setdefault(name, [])}
+            more = [run for run in outcome.runs if run.seed not in here]
+            found[name] += more
+            begun += len(more)
+    return _comparison(workdir.resolve().name, listed, found, tuple(dict.fromkeys(drawn)), begun)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The comparison that an ablation.json holds, named as its folder. Raises UsageError for a file
+    that is none."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        arms = [Arm(*(row[name] for name in Arm._fields)) for row in values["arms"]]
+        arms = [arm._replace(flags=tuple(arm.flags)) for arm in arms]
+        found = {row["name"]: [_stored(run) for run in row["runs"]] for row in values["arms"]}
+        drawn = values["drawn_data"]  # before 0.2 only whether anything was
+        drawn = ("source", "target", "evaluation")[: 3 * drawn] if drawn in (True, False) else drawn
+    except OSError as error:
+        raise UsageError.at(path, f" cannot be read: {what_is_wrong(error)}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError.at(
+            path, " is no ablation.json of a comparison", "name one that `ablate` wrote."
+        ) from error
+    begun = sum(map(len, found.values()))
+    return _comparison(path.resolve().parent.name, arms, found, tuple(drawn), begun)
+
+
+def _stored(row: dict[str, Any]) -> FinishedRun:
+    """The inverse of what `Comparison.as_dict` makes of a run, in which null stands for NaN."""
+    row = {name: math.nan if value is None else value for name, value in row.items()}
+    scores = {
+        int(step): {n: math.nan if v is None else v for n, v in values.items()}
+        for step, values in row.pop("scores").items()
+    }
+    return FinishedRun(**row, scores=scores)
+
+
+def _comparison(
+    name: str,
+    arms: Sequence[Arm],
+    found: dict[str, list[FinishedRun]],
+    drawn: tuple[str, ...],
+    begun: int,
+) -> Comparison:
+    runs = {arm.name: tuple(sorted(found[arm.name], key=lambda run: run.seed)) for arm in arms}
+    protocols: dict[str, list[str]] = {}
+    for arm in arms:
+        for sentence in dict.fromkeys(run.protocol for run in runs[arm.name]):
             protocols.setdefault(sentence, []).append(arm.name)
     outcomes = tuple(
-        ArmResult(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
-        for arm in listed
+        ArmResult(arm, runs[arm.name], paired(runs[arm.name], runs.get(arm.against, ())))
+        for arm in arms
     )
-    return Comparison(
-        name=workdir.resolve().name,
-        outcomes=outcomes,
-        protocols=protocols,
-        drawn=tuple(dict.fromkeys(name for seen in records for name in seen.drawn())),
-        begun=len(records),
-    )
+    return Comparison(name, outcomes, protocols, drawn, begun)
 
 
 LABEL_FREE = ("infomax", "agreement", "masked_agreement")

@@ -5,11 +5,19 @@ import math
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy import stats
 
 from mrm_jax.arms import Arm
 from mrm_jax.report import ablation
-from mrm_jax.report.comparison import collect_runs, estimate, picked, rank_correlation, seeds_for
+from mrm_jax.report.comparison import (
+    collect_runs,
+    estimate,
+    picked,
+    rank_correlation,
+    read_comparison,
+    seeds_for,
+)
 
 STEPS = 40
 SCORES = {"base": {0: 0.41, 1: 0.46, 2: 0.43}, "new one": {0: 0.45, 2: 0.44, 7: 0.52}}
@@ -157,6 +165,37 @@ def test_files_are_written_whole_and_numbers_that_do_not_exist_are_null(workdir)
     found = json.loads((workdir / "ablation.json").read_text())
     assert found["arms"][0]["runs"][0]["scores"]["20"]["select/agreement"] is None
     assert found["drawn_data"] == ["evaluation"]
+
+
+def test_tables_are_made_anew_from_the_numbers_alone(workdir, tmp_path_factory):
+    written = {path.suffix: path.read_text() for path in ablation.write_ablation(workdir)}
+    folder = tmp_path_factory.mktemp("stored") / workdir.name
+    folder.mkdir()
+    stored = folder / "ablation.json"
+    stored.write_text(written[".json"])
+    again = {path.suffix: path.read_text() for path in ablation.write_ablation(folder, stored)}
+    assert again == written
+
+
+def test_runs_of_an_earlier_comparison_are_added_and_never_replace_a_run(workdir, tmp_path):
+    ablation.write_ablation(workdir)
+    later = tmp_path / "later"
+    write_run(later / "new_one" / "seed2", 0.9)
+    write_run(later / "new_one" / "seed3", 0.8)
+    arms = [Arm("new one", "dacs,mrm=true", against="base")]
+    (later / "arms.json").write_text(json.dumps([arm._asdict() for arm in arms]))
+    found = collect_runs(later, read_comparison(workdir / "ablation.json"))
+    table = {o.arm.name: {run.seed: run.student for run in o.runs} for o in found.outcomes}
+    assert table == {"new one": {0: 0.45, 2: 0.9, 3: 0.8, 7: 0.52}, "base": SCORES["base"]}
+    assert found.outcomes[0].difference is not None
+    assert found.outcomes[0].difference.count == 2  # seeds 0 and 2, which base has
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"arms": [{"name": "a"}]}', '{"arms": [], "x": 1}'])
+def test_a_file_that_is_no_comparison_is_named(tmp_path, text):
+    (tmp_path / "ablation.json").write_text(text)
+    with refused(str(tmp_path / "ablation.json")):
+        read_comparison(tmp_path / "ablation.json")
 
 
 def test_without_scores_there_is_no_plot(tmp_path):
