@@ -56,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tables", action="store_true", help="write the tables of finished runs, train nothing"
     )
+    parser.add_argument(
+        "--with",
+        dest="earlier",
+        type=located,
+        metavar="ABLATION.JSON",
+        help="tables: also runs of an earlier comparison whose folders are gone; its own folder's "
+        "ablation.json alone makes the tables anew",
+    )
     parser.add_argument("--share", help=argparse.SUPPRESS)  # k/n: the k-th of n processes
 
 
@@ -71,7 +79,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
             value=workdir,
         )
     if arguments.tables:
-        return _tables(workdir)
+        return _tables(workdir, arguments.earlier)
     if config is None:
         raise UsageError(
             "ablate needs a config:", "add --config FILE, say --config benchmark.", field="--config"
@@ -95,7 +103,7 @@ def run(arguments: argparse.Namespace, config: Config | None) -> int:
         if arguments.jobs == 1
         else share(_again(arguments), jobs, arguments.jobs, workdir)
     )
-    return max(code, _tables(workdir))
+    return max(code, _tables(workdir, arguments.earlier))
 
 
 def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
@@ -105,14 +113,14 @@ def _work(config: Config, workdir: Path, jobs: list[Job]) -> int:
     return work(jobs)
 
 
-def _tables(workdir: Path) -> int:
-    if not armed.read_arms(workdir):
+def _tables(workdir: Path, earlier: Path | None) -> int:
+    if not armed.read_arms(workdir) and earlier is None:
         raise UsageError.at(
             "--workdir", f" holds no comparison: there is no {armed.FILE}.", value=workdir
         )
     from mrm_jax.report.ablation import write_ablation
 
-    for path in write_ablation(workdir):
+    for path in write_ablation(workdir, earlier):
         print(f"written: {path}")
     return 0
 

@@ -22,6 +22,7 @@ import numpy as np
 from mrm_jax import stop
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
+from mrm_jax.evaluation import calibration
 from mrm_jax.evaluation import confusion as counting
 from mrm_jax.evaluation.network import TrainedNetwork, on_device, spread_rows, stacked
 from mrm_jax.evaluation.reading import grouped, read_ahead
@@ -32,7 +33,13 @@ from mrm_jax.types import Tree
 if TYPE_CHECKING:
     from mrm_jax.data.pipeline import Example
 
-_count = jax.jit(counting.confusion_matrix, static_argnames="classes")
+
+@partial(jax.jit, static_argnames="classes")
+def _count(
+    ids: jax.Array, confidence: jax.Array, label: jax.Array, classes: int
+) -> tuple[jax.Array, jax.Array]:
+    matrix = counting.confusion_matrix(ids, label, classes)
+    return matrix, calibration.confidence_counts(confidence, ids, label)
 
 
 class _Labelled(NamedTuple):
@@ -45,22 +52,23 @@ class _Labelled(NamedTuple):
 
 @dataclass
 class _Total:
-    """Counts of one network: sums in int64 on the host, the latest still on their way from the
-    device.
+    """Counts of one network, confusions and confidences: sums in int64 on the host, the latest
+    still on their way from the device.
     """
 
-    sum: np.ndarray
-    pending: deque[jax.Array] = field(default_factory=deque)
+    sums: tuple[np.ndarray, ...]
+    pending: deque[tuple[jax.Array, ...]] = field(default_factory=deque)
 
-    def add(self, counts: jax.Array, *, keep: int) -> None:
+    def add(self, counts: tuple[jax.Array, ...], *, keep: int) -> None:
         self.pending.append(counts)
-        while len(self.pending) > keep:
-            self.sum += np.asarray(jax.device_get(self.pending.popleft()), np.int64)
+        self.settle(keep)
 
-    def finish(self) -> np.ndarray:
-        while self.pending:
-            self.sum += np.asarray(jax.device_get(self.pending.popleft()), np.int64)
-        return self.sum
+    def settle(self, keep: int = 0) -> tuple[np.ndarray, ...]:
+        """Waits for all but the `keep` latest."""
+        while len(self.pending) > keep:
+            for total, found in zip(self.sums, self.pending.popleft(), strict=True):
+                total += np.asarray(jax.device_get(found), np.int64)
+        return self.sums
 
 
 def evaluate_networks(
@@ -100,7 +108,8 @@ def count_predictions(
     # Nothing here is a training step: reading results on the host is the purpose.
     with jax.transfer_guard("allow"):
         nets = [TrainedNetwork(config, model, on_device(v), name) for name, v in networks.items()]
-        totals = {net.name: _Total(np.zeros((len(net.classes),) * 2, np.int64)) for net in nets}
+        shapes = [(len(nets[0].classes),) * 2, (calibration.LEVELS, 2)]
+        totals = {net.name: _Total(tuple(np.zeros(s, np.int64) for s in shapes)) for net in nets}
         inputs: set[tuple[int, int]] = set()
         labels: set[tuple[int, int]] = set()
         done, rows = 0, config.evaluation.batch
@@ -116,8 +125,10 @@ def count_predictions(
             done += len(group)
             if progress is not None:
                 progress(done, len(examples))
-        sums = {name: total.finish() for name, total in totals.items()}
-    return Counts(sums, done, inputs, labels)
+        confusions, confidences = (
+            {name: total.settle()[i] for name, total in totals.items()} for i in range(2)
+        )
+    return Counts(confusions, done, inputs, labels, confidences)
 
 
 def _sizes(picture: _Labelled) -> tuple:
@@ -134,12 +145,12 @@ def _predicted(
     label[len(group) :] = IGNORE
     strips = []
     for strip in net.strips(versions, label.shape[1:]):
-        ids = strip.value[0]
+        ids, confidence = strip.value
         part = label[:, strip.top : strip.top + strip.rows]
         missing = [(0, at - of) for at, of in zip(ids.shape, part.shape, strict=True)]
         part = np.pad(part, missing, constant_values=IGNORE)
         (part,) = spread_rows(net.variables, part)
-        total.add(_count(ids, part, classes=len(net.classes)), keep=2)
+        total.add(_count(ids, confidence, part, classes=len(net.classes)), keep=2)
         strips.append(strip._replace(value=ids))
     return lambda: np.concatenate([strip.cut() for strip in strips], axis=1)
 

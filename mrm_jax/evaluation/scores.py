@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrm_jax.config import Config
+from mrm_jax.evaluation import calibration, protocols
 from mrm_jax.evaluation import confusion as counting
-from mrm_jax.evaluation import protocols
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EvaluationResult:
 
     `confusion` i64[K,K]: rows truth, columns prediction, in train-id order; `iou` f64[K], NaN where
     neither truth nor prediction has the class; `mean_iou` over the classes counted, NaN left out;
-    `also`: the protocol's further means by name.
+    `also`: the protocol's further means by name; `calibration_error`: see `calibration.py`.
     `seconds` holds reading and compilation.
     """
 
@@ -32,6 +32,7 @@ class EvaluationResult:
     pixel_accuracy: float
     also: dict[str, float]
     seconds: float
+    calibration_error: float = math.nan
 
     def covered(self) -> dict[str, tuple[int, int]]:
         """Of every mean by its name: how many classes it is over, and how many it counts; what
@@ -63,6 +64,8 @@ class EvaluationResult:
         }
         over = {f"classes_in_{name}": float(n) for name, (n, _) in self.covered().items()}
         means = {"mIoU": self.mean_iou, **self.also, "pixel_accuracy": self.pixel_accuracy}
+        if not math.isnan(self.calibration_error):
+            means["ECE"] = self.calibration_error
         return {**means, **over, **named}
 
     def per_class(self) -> dict[str, float | None]:
@@ -80,6 +83,7 @@ class EvaluationResult:
             "mIoU": _finite(self.mean_iou),
             **{name: _finite(value) for name, value in self.also.items()},
             "pixel_accuracy": _finite(self.pixel_accuracy),
+            "ECE": _finite(self.calibration_error),
             "IoU": self.per_class(),
             "confusion": self.confusion.tolist(),
             "seconds": round(self.seconds, 3),
@@ -103,35 +107,47 @@ class Counts(NamedTuple):
     """What several networks made of pictures, before it becomes scores; those of parts of a set add
     up exactly.
 
-    `confusions`: i64[K,K] by network; `inputs`, `labels`: the sizes (height, width) that occurred.
+    `confusions`: i64[K,K] by network; `inputs`, `labels`: the sizes (height, width) that occurred;
+    `confidences`: i64[L,2] by network, see `calibration.confidence_counts`.
     """
 
     confusions: dict[str, np.ndarray]
     pictures: int
     inputs: set[tuple[int, int]]
     labels: set[tuple[int, int]]
+    confidences: dict[str, np.ndarray]
 
     def __add__(self, other: Any) -> Counts:
-        sums = {name: found + other.confusions[name] for name, found in self.confusions.items()}
         return Counts(
-            sums,
+            _added(self.confusions, other.confusions),
             self.pictures + other.pictures,
             self.inputs | other.inputs,
             self.labels | other.labels,
+            _added(self.confidences, other.confidences),
         )
 
     def as_json(self) -> list[Any]:
         """Everything as JSON values."""
-        confusions = {name: found.tolist() for name, found in self.confusions.items()}
-        return [confusions, self.pictures, sorted(self.inputs), sorted(self.labels)]
+        confusions, confidences = (
+            {name: found.tolist() for name, found in counts.items()}
+            for counts in (self.confusions, self.confidences)
+        )
+        return [confusions, self.pictures, sorted(self.inputs), sorted(self.labels), confidences]
 
     @classmethod
     def from_json(cls, value: list[Any]) -> Counts:
         """The inverse of `as_json`."""
-        confusions, pictures, *sizes = value
-        inputs, labels = ({(height, width) for height, width in found} for found in sizes)
-        arrays = {name: np.asarray(found, np.int64) for name, found in confusions.items()}
-        return cls(arrays, pictures, inputs, labels)
+        confusions, pictures, inputs, labels, confidences = value
+        sizes = ({(height, width) for height, width in found} for found in (inputs, labels))
+        arrays, levels = (
+            {name: np.asarray(found, np.int64) for name, found in counts.items()}
+            for counts in (confusions, confidences)
+        )
+        return cls(arrays, pictures, *sizes, levels)
+
+
+def _added(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: found + theirs[name] for name, found in ours.items()}
 
 
 def scored(config: Config, counts: Counts, seconds: float) -> dict[str, EvaluationResult]:
@@ -145,12 +161,17 @@ def scored(config: Config, counts: Counts, seconds: float) -> dict[str, Evaluati
             input_sizes=counts.inputs,
             label_sizes=counts.labels,
         )
-        result[name] = _evaluation(config, confusion, protocol, seconds)
+        error = calibration.expected_calibration_error(counts.confidences[name])
+        result[name] = _evaluation(config, confusion, protocol, seconds, error)
     return result
 
 
 def _evaluation(
-    config: Config, confusion: np.ndarray, protocol: protocols.Protocol, seconds: float
+    config: Config,
+    confusion: np.ndarray,
+    protocol: protocols.Protocol,
+    seconds: float,
+    calibration_error: float,
 ) -> EvaluationResult:
     found = counting.scores(confusion, protocols.counted(config))
     return EvaluationResult(
@@ -165,4 +186,5 @@ def _evaluation(
             for name, *names in config.evaluation.also
         },
         seconds=seconds,
+        calibration_error=calibration_error,
     )

@@ -28,6 +28,8 @@ def score_table(step: int, found: Mapping[str, EvaluationResult]) -> Table:
         over = [e.covered()[name] for e in found.values()]
         table.add_row("  over classes", *(f"{classes} of {of}" for classes, of in over))
     table.add_row("pixel accuracy", *(_percent(e.pixel_accuracy) for e in found.values()))
+    errors = (_percent(e.calibration_error) for e in found.values())
+    table.add_row("calibration error (ECE)", *errors)
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from mrm_jax.report.comparison import (
     estimate,
     picked,
     rank_correlation,
+    read_comparison,
+    seeds_for,
 )
 
 NAME = "ablation"
@@ -29,16 +31,21 @@ ArmTable = tuple[list[str], list[list[str]]]
 """Head and rows of text."""
 
 
-def write_ablation(workdir: Path) -> list[Path]:
+def write_ablation(workdir: Path, earlier: Path | None = None) -> list[Path]:
     """Writes the four files into the comparison's folder and returns their paths. Each appears
-    whole or not at all."""
-    found = collect_runs(workdir)
+    whole or not at all.
+
+    earlier: an ablation.json whose runs are taken over where the folder has none of their arm and
+    seed. Raises UsageError where it cannot be read.
+    """
+    found = collect_runs(workdir, read_comparison(earlier) if earlier else None)
     contents = {
         "json": json.dumps(_without_nan(found.as_dict()), indent=1) + "\n",
         "md": markdown(found),
         "svg": plot(found),
         "html": comparison_page(found),
     }
+    workdir.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, text in contents.items():
         path = workdir / f"{NAME}.{ending}"
@@ -57,7 +64,8 @@ def _without_nan(value: Any) -> Any:
 
 def scores_table(found: Comparison) -> ArmTable:
     """Mean and interval of every arm, its difference to the arm it is compared with, and time."""
-    head = ["arm", "runs", "student", "difference", "to", "teacher", "seconds", "mIoU over"]
+    head = ["arm", "runs", "student", "difference", "to", "seeds for ±0.5", "teacher"]
+    head += ["seconds", "mIoU over"]
     rows = []
     for outcome in found.outcomes:
         seconds = estimate([run.seconds for run in outcome.runs])
@@ -69,6 +77,7 @@ def scores_table(found: Comparison) -> ArmTable:
                 outcome.student.text(),
                 difference.text(sign=True) if difference else "–",
                 outcome.arm.against or "–",
+                str((difference and seeds_for(0.005, difference)) or "–"),
                 outcome.teacher.text(),
                 f"{seconds.mean:.0f}" if seconds.count else "–",
                 ", ".join(dict.fromkeys(run.covered for run in outcome.runs)) or "–",
@@ -119,25 +128,49 @@ def picking_table(found: Comparison) -> ArmTable:
     return head, rows
 
 
+def calibration_table(found: Comparison) -> ArmTable:
+    """Expected calibration error of both networks at the last step, mean and interval."""
+    rows = []
+    for outcome in found.outcomes:
+        last = [run.scores.get(run.steps, {}) for run in outcome.runs]
+        means = [
+            estimate([scores.get(f"eval/{network}/ECE", math.nan) for scores in last])
+            for network in ("student", "teacher")
+        ]
+        rows.append([outcome.arm.name, *(mean.text() for mean in means)])
+    return ["arm", "student", "teacher"], rows
+
+
 _TABLES = (
     ("mIoU of the student at the last step, %", scores_table),
     ("Every seed, %", seeds_table),
     ("IoU of every class, %", arm_class_table),
     ("Which evaluation to take: the student's mIoU, %", picking_table),
+    ("Expected calibration error, %", calibration_table),
 )
 _LEGEND = (
     "Means with 95 % intervals over seeds (Student's t); differences are those of the same seeds. "
+    "Seeds for ±0.5: how many would give the difference an interval of half a point either way, "
+    "if they scatter as these do; from few seeds that is a rough number. "
     "Seconds are those of training, on whatever else the machine did. Best by labels picks an "
     "evaluation with the target's labels, which nobody has in practice; rank correlations are "
     "Spearman's over the evaluations of a run, averaged over seeds."
 )
 
 
+def _tables(found: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of every table that holds a number."""
+    for title, table in _TABLES:
+        head, rows = table(found)
+        if any(cell != "–" for row in rows for cell in row[1:]):
+            yield title, head, rows
+
+
 def _notes(found: Comparison) -> list[str]:
     missing = found.begun - sum(len(outcome.runs) for outcome in found.outcomes)
     notes = [_LEGEND]
     if found.drawn:
-        notes.insert(0, "Drawn data: these numbers compare methods on drawn scenes alone.")
+        notes.insert(0, _drawn_note(found.drawn))
     for sentence, names in found.protocols.items():
         arms = f" ({', '.join(names)})" if len(found.protocols) > 1 else ""
         notes.append(f"Scored{arms}: {sentence}.")
@@ -148,13 +181,18 @@ def _notes(found: Comparison) -> list[str]:
     return notes
 
 
+def _drawn_note(drawn: tuple[str, ...]) -> str:
+    if "evaluation" in drawn:
+        return "Drawn data: these numbers compare methods on drawn scenes alone."
+    return f"Drawn data: {', '.join(drawn)}. The pictures scored on are not drawn."
+
+
 def markdown(found: Comparison) -> str:
     """Every table as Markdown."""
     parts = [f"# {found.name}", *_notes(found)]
     if plot(found):
         parts.append(f"![mIoU of every arm]({NAME}.svg)")
-    for title, table in _TABLES:
-        head, rows = table(found)
+    for title, head, rows in _tables(found):
         lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
         parts += [f"## {title}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
@@ -165,8 +203,8 @@ def comparison_page(found: Comparison) -> str:
     parts = [f"<h1>{escape(found.name)}</h1>"]
     parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]
     parts.append(f'<figure class="card">{plot(found)}</figure>')
-    for title, table in _TABLES:
-        parts.append(f"<h2>{escape(title)}</h2>{page.table(*table(found))}")
+    for title, head, rows in _tables(found):
+        parts.append(f"<h2>{escape(title)}</h2>{page.table(head, rows)}")
     return page.page(found.name, "\n".join(parts))
 
 
@@ -192,7 +230,8 @@ def plot(found: Comparison) -> str:
     ]
     for row, outcome in enumerate(outcomes):
         parts.append(_arm(outcome, x, left, _TOP + _ROW * row + _ROW / 2))
-    title = f"mIoU at the last step, %{' · drawn data' if found.drawn else ''}"
+    what = "data" if "evaluation" in found.drawn else " and ".join(found.drawn)
+    title = f"mIoU at the last step, %{f' · drawn {what}' if found.drawn else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="sans-serif" font-size="12" fill="#777" role="img" '

@@ -6,6 +6,8 @@ Reads only the runs' own files, so a comparison under way can be looked at.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +18,8 @@ import numpy as np
 
 from mrm_jax import arms as armed
 from mrm_jax.arms import Arm
-from mrm_jax.paths import below
+from mrm_jax.errors import UsageError
+from mrm_jax.paths import below, what_is_wrong
 from mrm_jax.report import record
 from mrm_jax.report.record import RunRecord, Score
 
@@ -84,19 +87,20 @@ class ArmResult:
 @dataclass(frozen=True)
 class Comparison:
     """All arms of a folder. `protocols`: what scores mean, with the names of the arms scored so;
-    `begun`: how many runs have a folder."""
+    `drawn`: which of source, target and evaluation are drawn scenes; `begun`: how many runs have a
+    folder."""
 
     name: str
     outcomes: tuple[ArmResult, ...]
     protocols: dict[str, list[str]]
-    drawn: bool
+    drawn: tuple[str, ...]
     begun: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON values; numbers that do not exist are null."""
         return {
             "protocols": self.protocols,
-            "drawn_data": self.drawn,
+            "drawn_data": list(self.drawn),
             "arms": [
                 {
                     **outcome.arm._asdict(),
@@ -122,6 +126,23 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(finite.mean()), float(stats.t.ppf(0.975, count - 1) * spread), count)
 
 
+def seeds_for(half: float, found: Estimate) -> int | None:
+    """How many values as scattered as those of `found` give an interval of at most ± `half`; None
+    where their scatter is unknown. From few values this is itself a rough number."""
+    from scipy import stats
+
+    if found.count < 2:
+        return None
+    deviation = found.half * math.sqrt(found.count) / stats.t.ppf(0.975, found.count - 1)
+    if deviation > half * 100:  # far beyond any budget
+        return None
+    return next(
+        count
+        for count in itertools.count(2)
+        if stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) <= half
+    )
+
+
 def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estimate | None:
     """The mean difference of the student's mIoU between runs of the same seed."""
     other = {run.seed: run.student for run in theirs}
@@ -129,12 +150,12 @@ def paired(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> Estima
     return estimate(differences) if differences else None
 
 
-def collect_runs(workdir: Path) -> Comparison:
-    """The comparison in a folder: its arms.json and the finished runs below it."""
+def collect_runs(workdir: Path, earlier: Comparison | None = None) -> Comparison:
+    """The comparison in a folder: its arms.json and the finished runs below it, and those of an
+    `earlier` one whose arm and seed it has no finished run of."""
     listed = armed.read_arms(workdir)
-    found: dict[str, tuple[FinishedRun, ...]] = {}
+    found: dict[str, list[FinishedRun]] = {}
     records: list[RunRecord] = []
-    protocols: dict[str, list[str]] = {}
     for arm in listed:
         runs = []
         for folder in sorted(below(workdir, arm.folder).glob("seed*")):
@@ -144,20 +165,68 @@ def collect_runs(workdir: Path) -> Comparison:
             records.append(seen)
             if run := _run(seen, int(folder.name.removeprefix("seed"))):
                 runs.append(run)
-        found[arm.name] = tuple(sorted(runs, key=lambda run: run.seed))
-        for sentence in dict.fromkeys(run.protocol for run in runs):
+        found[arm.name] = runs
+    drawn, begun = [name for seen in records for name in seen.drawn()], len(records)
+    if earlier is not None:
+        drawn += earlier.drawn
+        known = [arm.name for arm in listed]
+        for outcome in earlier.outcomes:
+            name = outcome.arm.name
+            listed += [outcome.arm] if name not in known else []
+            here = {run.seed for run in found.setdefault(name, [])}
+            more = [run for run in outcome.runs if run.seed not in here]
+            found[name] += more
+            begun += len(more)
+    return _comparison(workdir.resolve().name, listed, found, tuple(dict.fromkeys(drawn)), begun)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The comparison that an ablation.json holds, named as its folder. Raises UsageError for a file
+    that is none."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        arms = [Arm(*(row[name] for name in Arm._fields)) for row in values["arms"]]
+        arms = [arm._replace(flags=tuple(arm.flags)) for arm in arms]
+        found = {row["name"]: [_stored(run) for run in row["runs"]] for row in values["arms"]}
+        drawn = values["drawn_data"]  # before 0.2 only whether anything was
+        drawn = ("source", "target", "evaluation")[: 3 * drawn] if drawn in (True, False) else drawn
+    except OSError as error:
+        raise UsageError.at(path, f" cannot be read: {what_is_wrong(error)}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError.at(
+            path, " is no ablation.json of a comparison", "name one that `ablate` wrote."
+        ) from error
+    begun = sum(map(len, found.values()))
+    return _comparison(path.resolve().parent.name, arms, found, tuple(drawn), begun)
+
+
+def _stored(row: dict[str, Any]) -> FinishedRun:
+    """The inverse of what `Comparison.as_dict` makes of a run, in which null stands for NaN."""
+    row = {name: math.nan if value is None else value for name, value in row.items()}
+    scores = {
+        int(step): {n: math.nan if v is None else v for n, v in values.items()}
+        for step, values in row.pop("scores").items()
+    }
+    return FinishedRun(**row, scores=scores)
+
+
+def _comparison(
+    name: str,
+    arms: Sequence[Arm],
+    found: dict[str, list[FinishedRun]],
+    drawn: tuple[str, ...],
+    begun: int,
+) -> Comparison:
+    runs = {arm.name: tuple(sorted(found[arm.name], key=lambda run: run.seed)) for arm in arms}
+    protocols: dict[str, list[str]] = {}
+    for arm in arms:
+        for sentence in dict.fromkeys(run.protocol for run in runs[arm.name]):
             protocols.setdefault(sentence, []).append(arm.name)
     outcomes = tuple(
-        ArmResult(arm, found[arm.name], paired(found[arm.name], found.get(arm.against, ())))
-        for arm in listed
+        ArmResult(arm, runs[arm.name], paired(runs[arm.name], runs.get(arm.against, ())))
+        for arm in arms
     )
-    return Comparison(
-        name=workdir.resolve().name,
-        outcomes=outcomes,
-        protocols=protocols,
-        drawn=any(r.drawn() for r in records),
-        begun=len(records),
-    )
+    return Comparison(name, outcomes, protocols, drawn, begun)
 
 
 LABEL_FREE = ("infomax", "agreement", "masked_agreement")
@@ -219,8 +288,8 @@ def _run(seen: RunRecord, seed: int) -> FinishedRun | None:
 
 
 def _evaluations(seen: RunRecord, steps: list[int]) -> dict[int, dict[str, float]]:
-    """mIoU of both networks and every label-free score, by step."""
-    names = [n for n in seen.names() if n.endswith("/mIoU") or n.startswith("select/")]
+    """mIoU and calibration error of both networks and every label-free score, by step."""
+    names = [n for n in seen.names() if n.endswith(("/mIoU", "/ECE")) or n.startswith("select/")]
     table = {name: dict(seen.series(name)) for name in names}
     return {
         step: {name: values[step] for name, values in table.items() if step in values}

@@ -186,6 +186,7 @@ def _protocol_table(scores: Mapping[str, Any]) -> str:
         for name in ("mIoU", *also)
     ]
     rows.append(("pixel accuracy", scores.get("pixel_accuracy")))
+    rows.append(("calibration error (ECE)", scores.get("ECE")))
     rows += [(str(key).replace("_", " "), value) for key, value in protocol.items()]
     cells = "".join(
         f"<tr><td>{escape(name)}</td><td>{_value(value)}</td></tr>" for name, value in rows

@@ -67,6 +67,28 @@ def test_the_batch_size_changes_no_pixel():
     assert np.array_equal(*tables)
 
 
+def test_the_calibration_error_is_that_of_every_pixels_probability():
+    cfg, model, variables = network(batch=2)
+    pictures = examples(*MIXED)
+    sure, right = [], []
+    for example in pictures:
+        logits = forward(model, variables, normalise(example.image[None], IMAGENET))
+        logits = resized(resized(logits, example.image.shape[:2]), example.label.shape)
+        probabilities, known = np.asarray(jax.nn.softmax(logits[0])), example.label != 255
+        sure.append(probabilities.max(-1)[known])
+        right.append((probabilities.argmax(-1) == example.label)[known])
+    sure, right = np.concatenate(sure), np.concatenate(right)
+    edges = np.minimum((sure * 15).astype(int), 14)
+    error = sum(
+        abs(sure[edges == i].sum() - right[edges == i].sum()) for i in np.unique(edges)
+    ) / len(sure)
+    found = evaluate(cfg, model, variables, pictures)
+    assert error > 0.01
+    # Half a level of 1500, and the pixels that rounding moves to another bin.
+    assert found.calibration_error == pytest.approx(error, abs=0.002)
+    assert found.metrics()["ECE"] == found.as_dict()["ECE"] == found.calibration_error
+
+
 def test_pictures_are_fitted_into_the_box_and_scored_at_the_size_of_their_label():
     cfg, model, variables = network(batch=1)
     domain = replace(cfg.data.evaluation, resize=(48, 40))
@@ -146,6 +168,7 @@ def test_results_are_json_values_with_null_for_classes_that_never_occur():
     assert stored["mIoU"] is None
     assert set(stored["IoU"]) == set(NAMES)
     assert set(found.metrics()) == {"mIoU", "classes_in_mIoU", "pixel_accuracy"}
+    assert stored["ECE"] is None
     assert found.metrics()["classes_in_mIoU"] == 0
     assert stored["classes_covered"] == {"mIoU": 0}
     assert "mIoU covers 0 of 4 classes" in stored["protocol"]["sentence"]
