@@ -12,9 +12,7 @@ from types import SimpleNamespace
 
 import nbclient
 import nbformat
-import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,14 +20,18 @@ TINY = str(ROOT / "configs" / "tiny.py")
 
 TINY_FOLDER = """
 from mrm_jax.configs import folder, tiny
+from mrm_jax.data.labels import CITYSCAPES, DRAWN
 
 
 def get_config(text=None):
-    config, crop = tiny.get_config(text), tiny.get_config().data.crop
-    config.data = folder.get_config().data
-    config.data.crop = crop
+    config, of_folder = tiny.get_config(text), folder.get_config().data
+    for part in ("source", "target", "evaluation"):
+        domain = of_folder[part]
+        domain.raw_ids = tuple((CITYSCAPES.names.index(name),) for name in DRAWN.names)
+        config.data[part] = domain
     return config
 """
+"""The notebook's folders for the network of configs/tiny.py, whose step is compiled already."""
 
 
 def run(name: str, folder: Path, **variables: str) -> nbformat.NotebookNode:
@@ -59,24 +61,31 @@ def text(notebook: nbformat.NotebookNode) -> str:
     return "".join(output.get("text", "") for output in outputs(notebook))
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The notebook that trains and evaluates, after a run, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return run("evaluate_checkpoint", folder, CONFIG=TINY), folder
+
+
 @pytest.mark.e2e
-def test_one_notebook_trains_evaluates_and_shows_two_pictures(tmp_path):
-    notebook = run("evaluate_checkpoint", tmp_path, CONFIG=TINY)
-    scores = json.loads((tmp_path / "evaluation.json").read_text())
+def test_one_notebook_trains_evaluates_and_shows_two_pictures(evaluated):
+    notebook, folder = evaluated
+    scores = json.loads((folder / "evaluation.json").read_text())
     assert scores["step"] == 2
     assert pictures(notebook) == 2
     assert scores["protocol"]["sentence"] in text(notebook)
-    assert len(list((tmp_path / "predictions").glob("*.png"))) == scores["protocol"]["pictures"]
-    said = json.loads((tmp_path / "run" / "environment.json").read_text())["command"]
-    assert said.startswith("mrm-jax train --config ")
+    assert len(list((folder / "predictions").glob("*.png"))) == scores["protocol"]["pictures"]
+    command = json.loads((folder / "run" / "environment.json").read_text())["command"]
+    assert command.startswith("mrm-jax train --config ")
 
 
 @pytest.mark.e2e
-def test_one_shows_a_step_from_the_teacher_to_the_losses(tmp_path):
-    notebook = run("how_mrm_works", tmp_path, CONFIG=TINY)
+def test_one_shows_a_step_from_the_teacher_to_the_losses(evaluated, tmp_path):
+    notebook = run("how_mrm_works", tmp_path, RUN=str(evaluated[1] / "run"))
     assert pictures(notebook) == 8
     rows = re.findall(r"^(\w+) .* (\d+\.\d{4})$", text(notebook), re.M)
-    *passes, (last, total) = rows[-4:]
+    *passes, (last, total) = rows
     assert [name for name, _ in passes] == ["source", "mixed", "reconstructed"]
     assert last == "sum"
     assert sum(float(loss) for _, loss in passes) == pytest.approx(float(total), abs=2e-4)
@@ -85,13 +94,9 @@ def test_one_shows_a_step_from_the_teacher_to_the_losses(tmp_path):
 @pytest.mark.e2e
 def test_one_adapts_to_a_folder_and_takes_the_network_along(tmp_path):
     (tmp_path / "config.py").write_text(TINY_FOLDER)
-    config = str(tmp_path / "config.py")
-    notebook = run("your_pictures", tmp_path, CONFIG=config, BOX="64,32")
+    notebook = run("your_pictures", tmp_path, CONFIG=str(tmp_path / "config.py"), BOX="64,32")
     assert pictures(notebook) == 2
-    ids = np.asarray(Image.open(tmp_path / "ids.png"))
-    assert ids.shape == (32, 64)
-    assert ids.max() < 19
-    assert float(re.findall(r"in ([\d.]+)% of the pixels", text(notebook))[0]) > 99
+    assert "in another process and compared on 2 drawn pictures" in text(notebook)
     with zipfile.ZipFile(tmp_path / "exported.zip") as packed:
         assert {"network.stablehlo", "run.py", "README.md"} <= set(packed.namelist())
 
@@ -166,7 +171,7 @@ def test_in_colab_it_takes_the_repository_that_the_notebook_was_opened_from(inst
             self.end_headers()
             self.wfile.write(json.dumps([{"path": path}]).encode())
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with HTTPServer(("127.0.0.1", 0), Sessions) as server:

@@ -250,14 +250,14 @@ def _fit(picture: np.ndarray, px: int) -> np.ndarray:
 
 def sheet(
     blocks: Sequence[tuple[str, Sequence[Cell]]],
-    classes: Classes,
+    classes: Classes | None,
     title: str,
     columns: int,
     *,
     cell_px: int = _CELL_PX,
 ) -> np.ndarray:
     """The sheet u8[H,W,3] of blocks (heading, captioned pictures) under each other, `columns` a
-    line, the class legend below. cell_px: about the width of a picture on it.
+    line, the legend of `classes` below. cell_px: about the width of a picture on it.
     """
     lines = []
     for name, cells in blocks:
@@ -268,7 +268,7 @@ def sheet(
     cell = max(cell, 150)
     across = max((len(part) for _, part in lines), default=1)
     width = 2 * _MARGIN + across * cell + (across - 1) * _GAP
-    legend = _legend(classes, width)
+    legend = Image.new("RGB", (width, 0)) if classes is None else _legend(classes, width)
     tall = [max(c.picture.shape[0] for c in part) for _, part in lines]
     top = _MARGIN + (34 if title else 0)
     height = top + sum(
