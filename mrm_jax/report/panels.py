@@ -101,7 +101,7 @@ def compose(
     for index in range(min(sides[0], MAX_IMAGES)):
         cells = [_view_cell(name, arrays, index, sides[1:], classes) for name in known]
         blocks.append((f"image {index + 1}", cells))
-    return _sheet(blocks, classes, title, columns)
+    return sheet(blocks, classes, title, columns)
 
 
 def save_panels(
@@ -143,7 +143,7 @@ def compose_evaluation(
         if teacher is not None:
             cells.insert(2, Cell("teacher", colourise(np.asarray(teacher[index]), classes)))
         blocks.append((example.name, cells))
-    return _sheet(blocks, classes, title, columns=5 if teacher is not None else 4)
+    return sheet(blocks, classes, title, columns=5 if teacher is not None else 4)
 
 
 def evaluation_panel(
@@ -174,7 +174,7 @@ def contact_sheet(
             blended = (image // 2 + colour // 2).astype(np.uint8)
             counted = f"{np.mean(label < len(classes.names)):.0%} labelled"
             cells += [Cell("label", colour, counted), Cell("overlay", blended)]
-    return _sheet([("", cells)], classes, title, columns=6)
+    return sheet([("", cells)], classes, title, columns=6)
 
 
 def error_map(
@@ -238,30 +238,37 @@ def _as_u8(image: np.ndarray, name: str) -> np.ndarray:
     return image
 
 
-def _fit(picture: np.ndarray) -> np.ndarray:
-    """The picture enlarged or thinned by a whole factor towards `_CELL_PX`."""
+def _fit(picture: np.ndarray, px: int) -> np.ndarray:
+    """The picture enlarged or thinned by a whole factor towards a width of `px`."""
     width = picture.shape[1]
-    if width * 2 <= _CELL_PX:
-        factor = _CELL_PX // width
+    if width * 2 <= px:
+        factor = px // width
         return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    step = max(1, round(width / _CELL_PX))
+    step = max(1, round(width / px))
     return picture[step // 2 :: step, step // 2 :: step]
 
 
-def _sheet(
-    blocks: Sequence[tuple[str, Sequence[Cell]]], classes: Classes, title: str, columns: int
+def sheet(
+    blocks: Sequence[tuple[str, Sequence[Cell]]],
+    classes: Classes | None,
+    title: str,
+    columns: int,
+    *,
+    cell_px: int = _CELL_PX,
 ) -> np.ndarray:
-    """Blocks of captioned pictures under each other, `columns` a line, the class legend below."""
+    """The sheet u8[H,W,3] of blocks (heading, captioned pictures) under each other, `columns` a
+    line, the legend of `classes` below. cell_px: about the width of a picture on it.
+    """
     lines = []
     for name, cells in blocks:
-        fitted = [Cell(shown(c.caption), _fit(c.picture), c.note) for c in cells]
+        fitted = [Cell(shown(c.caption), _fit(c.picture, cell_px), c.note) for c in cells]
         parts = [fitted[i : i + columns] for i in range(0, len(fitted), columns)]
         lines += [(shown(name) if i == 0 else "", part) for i, part in enumerate(parts)]
-    cell = max((c.picture.shape[1] for _, part in lines for c in part), default=_CELL_PX)
+    cell = max((c.picture.shape[1] for _, part in lines for c in part), default=cell_px)
     cell = max(cell, 150)
     across = max((len(part) for _, part in lines), default=1)
     width = 2 * _MARGIN + across * cell + (across - 1) * _GAP
-    legend = _legend(classes, width)
+    legend = Image.new("RGB", (width, 0)) if classes is None else _legend(classes, width)
     tall = [max(c.picture.shape[0] for c in part) for _, part in lines]
     top = _MARGIN + (34 if title else 0)
     height = top + sum(

@@ -47,7 +47,7 @@ def make(
     valid = jnp.asarray(valid)
     size = (valid.shape[1], valid.shape[2])
     if mirrored is None:
-        label, confidence = _label(_enlarged(logits, size))
+        label, confidence = most_likely(_enlarged(logits, size))
     else:
         label, confidence = _label_of_both(_enlarged(logits, size), _enlarged(mirrored, size))
     sure = (confidence >= jnp.asarray(threshold, confidence.dtype)).astype(confidence.dtype)
@@ -63,8 +63,8 @@ def _enlarged(logits: Array, size: tuple[int, int]) -> jax.Array:
     return resize(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), size)
 
 
-def _label(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Most likely class i32[B, H, W] and its probability."""
+def most_likely(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of logits f[B, H, W, K], the most likely class i32[B, H, W] and its probability."""
     highest = logits.max(-1, keepdims=True)
     # The largest softmax output is exp(0) over the sum: no map of all probabilities is needed.
     confidence = 1 / jnp.exp(logits - highest).sum(-1)

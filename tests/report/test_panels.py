@@ -215,3 +215,9 @@ def test_titles_say_where_pictures_are_drawn():
     drawn, own = Domain(kind="drawn"), Domain(path="pictures")
     assert panels.sheet_title("Training", own, drawn) == "Training · drawn data"
     assert panels.sheet_title("Training", own) == "Training"
+
+
+def test_a_sheet_of_other_cells_has_pictures_of_the_width_that_is_asked_for():
+    picture = views(1)["source_image"][0][:20, :24]
+    sheet = panels.sheet([("", [panels.Cell("one", picture)])], CLASSES, "", 1, cell_px=96)
+    assert holds(sheet, picture.repeat(4, axis=0).repeat(4, axis=1))
