@@ -31,6 +31,7 @@ LONG = (
     "contracts/test_runs.py",
     "train/test_methods.py",
     "e2e/test_data_sets.py",
+    "e2e/test_tour.py",
     "train/test_several.py",
     "test_notebook.py",
     "cli/test_convert.py",

@@ -50,10 +50,11 @@ class Comparison:
 
     def sentence(self) -> str:
         """For people."""
+        apart = f"in {self.ties} of {self.pixels} pixels, all of them ties"
         return (
             f"Reopened by {self.by} in another process and compared on {PICTURES} drawn pictures: "
             f"probabilities differ by at most {self.difference:.1e} (tolerance {TOLERANCE:g}), "
-            f"classes in {self.ties} of {self.pixels} pixels, all of them ties."
+            f"classes {apart if self.ties else 'nowhere'}."
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import mrm_jax
 from mrm_jax.config import Model
-from mrm_jax.convert.outgoing import outgoing
+from mrm_jax.convert.outgoing import Outgoing, outgoing
 from mrm_jax.convert.reader import write_weights
 from mrm_jax.errors import RunError, UsageError
 from mrm_jax.evaluation.network import TrainedNetwork
@@ -176,7 +176,7 @@ def _huggingface(net: TrainedNetwork, size: tuple[int, int], dtype: str, folder:
             field="--format",
             value="huggingface",
         )
-    found = outgoing(net.variables, model, "hf_segformer")
+    found = _named(net, "huggingface", "hf_segformer")
     write_weights(folder / "model.safetensors", found.tensors, {"format": "pt"})
     write_text(folder / "config.json", _json(hf_config(net)))
     stats = ENCODER_KINDS[encoder.kind].input
@@ -234,10 +234,23 @@ def hf_config(net: TrainedNetwork) -> dict[str, Any]:
 
 def _torch(net: TrainedNetwork, size: tuple[int, int], dtype: str, folder: Path) -> Exported:
     del size, dtype
-    found = outgoing(net.variables, net.config.model)
+    found = _named(net, "torch")
     write_weights(folder / "network.pth", found.tensors, {})
     write_text(folder / NETWORK, _json({"kind": found.kind, "config": described(net)}))
     return Exported(net, (f"Names of the layout {found.kind}, for a strict load.",))
+
+
+def _named(net: TrainedNetwork, form: str, kind: str | None = None) -> Outgoing:
+    """The state dict of `net`; UsageError where PyTorch's layouts have no names for its tensors."""
+    try:
+        return outgoing(net.variables, net.config.model, kind)
+    except UsageError as error:
+        raise UsageError(
+            f"--format {form}: no layout of PyTorch has names for this network ({error})",
+            "use --format stablehlo or onnx.",
+            field="--format",
+            value=form,
+        ) from error
 
 
 def described(net: TrainedNetwork) -> dict[str, Any]:

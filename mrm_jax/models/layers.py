@@ -22,6 +22,7 @@ from mrm_jax.ops.attention import Form, attend
 from mrm_jax.ops.batch_norm import batch_norm
 from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding
 from mrm_jax.ops.layer_norm import layer_norm
+from mrm_jax.ops.platform import is_portable
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.product import as_dot_general
 from mrm_jax.ops.transposed import doubled, transposed_conv
@@ -194,6 +195,8 @@ def dropout2d(x: jax.Array, rate: float, mode: Mode) -> jax.Array:
 
 def relu6(x: jax.Array) -> jax.Array:
     """`x` between 0 and 6, same dtype; no gradient outside, nor at 0 and 6."""
+    if is_portable():  # `where` would store a picture of sixes in a file of ONNX
+        return jnp.minimum(nn.relu(x), 6)
     return jnp.where(x < 6, nn.relu(x), jnp.asarray(6, x.dtype))
 
 

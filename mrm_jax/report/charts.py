@@ -62,9 +62,8 @@ def line_chart(curves: Sequence[Curve], *, percent: bool = False, low: float | N
         parts.append(_curve(frame, curve, scaled, "%" if percent else ""))
     names = ", ".join(curve.name for curve in curves)
     svg = (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(names)} over steps">'
-        + "".join(parts)
-        + "</svg>"
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(names)} over steps">' + "".join(parts) + "</svg>"
     )
     return svg + _legend(curves, percent)
 

@@ -212,12 +212,18 @@ def first_difference(ours: RunRecord, theirs: RunRecord) -> Difference | None:
     """Where two runs differ first, in any metric but times and memory; None where all that both
     wrote is the same."""
     mine, other = _by_step(ours), _by_step(theirs)
-    for step in sorted(mine.keys() & other.keys()):
+    for step in common_steps(ours, theirs):
         for name, value in mine[step].items():
             there = other[step].get(name, value)
             if value != there and not (math.isnan(value) and math.isnan(there)):
                 return Difference(step, name, value, there)
     return None
+
+
+def common_steps(ours: RunRecord, theirs: RunRecord) -> list[int]:
+    """The steps of which both runs wrote one metric or more."""
+    mine, other = _by_step(ours), _by_step(theirs)
+    return sorted(step for step in mine.keys() & other.keys() if mine[step].keys() & other[step])
 
 
 def _by_step(run: RunRecord) -> dict[int, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping
 from html import escape
@@ -39,7 +40,7 @@ def _settings_table(settings: list[Setting], *, defaults: bool) -> str:
     for setting in settings:
         default = f"<td><code>{_value(setting.default)}</code></td>" if defaults else ""
         rows.append(
-            f"<tr><td><code>{escape(setting.name)}</code></td>"
+            f"<tr><td><code>{_dotted(setting.name)}</code></td>"
             f"<td><code>{_value(setting.value)}</code></td>{default}"
             f'<td class="doc">{escape(setting.doc)}</td></tr>'
         )
@@ -49,6 +50,11 @@ def _settings_table(settings: list[Setting], *, defaults: bool) -> str:
         '<th class="doc">meaning</th></tr>'
         f"{''.join(rows)}</table>"
     )
+
+
+def _dotted(name: str) -> str:
+    """A dotted name, which a narrow page breaks behind a dot or an underscore alone."""
+    return re.sub(r"([._])(?=.)", r"\1<wbr>", escape(name))
 
 
 def _value(value: Any) -> str:
@@ -90,7 +96,7 @@ def quantity(name: str, value: float) -> str:
 def environment_rows(run: RunRecord) -> str:
     """All that environment.json says, nested names dotted."""
     rows = [
-        f"<tr><td><code>{escape(name)}</code></td><td>{_value(value)}</td></tr>"
+        f"<tr><td><code>{_dotted(name)}</code></td><td>{_value(value)}</td></tr>"
         for name, value in flat(run.environment)
         if name != "command"
     ]

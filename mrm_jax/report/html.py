@@ -152,7 +152,7 @@ def _headline(run: RunRecord) -> str:
     final, others = found[-1], []
     if student and teacher:
         others.append((_percent(teacher[-1].mean_iou), f"teacher, step {teacher[-1].step}"))
-    if top := record.best(found):
+    if len(found) > 1 and (top := record.best(found)):
         others.append(
             (
                 _percent(top.mean_iou),

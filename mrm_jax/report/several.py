@@ -17,6 +17,7 @@ from mrm_jax.report.compared import (
     Group,
     Parting,
     by_chance,
+    common_steps,
     difference,
     first_difference,
     partings,
@@ -100,7 +101,7 @@ def _points(value: Estimate) -> str:
 def _options(found: ComparedRuns) -> str:
     rows = []
     for name, values in found.options():
-        said = [v if isinstance(v, str) else json.dumps(v) for v in values]
+        said = [v if isinstance(v, str) and v else json.dumps(v) for v in values]
         cut = [text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..." for text in said]
         rows.append([name, *cut])
     if not rows:
@@ -204,6 +205,8 @@ def _first_parting(group: Group, first: Group, parted: Mapping[str, Parting]) ->
     """A sentence on where a group parts first, and what chance alone would do."""
     if len(group.runs) < 2 and len(first.runs) < 2:
         return f"{group.name}: one seed each, so nothing says how far seeds lie apart."
+    if not group.steps() & first.steps():
+        return f"{group.name}: there is no step at which it and {first.name} were scored."
     classes = [parting for name, parting in parted.items() if name != MEAN]
     mean = f"mIoU from step {_parted(parted[MEAN])}" if MEAN in parted else "not in mIoU"
     earliest = min(classes, key=lambda parting: parting.step, default=None)
@@ -219,7 +222,9 @@ def _run_by_run(found: ComparedRuns) -> str:
     for label, run in zip(labels[1:], runs[1:], strict=True):
         at = first_difference(run, runs[0])
         values = [str(at.step), at.metric, f"{at.ours:.7g}", f"{at.theirs:.7g}"] if at else None
-        rows.append([label, *(values or ["never", "–", "–", "–"])])
+        # "never" needs something that both wrote.
+        none = "never" if common_steps(run, runs[0]) else "no step in common"
+        rows.append([label, *(values or [none, "–", "–", "–"])])
     if not rows:
         return ""
     head = ["run", "differs first at step", "in", "which is", f"in {labels[0]}"]

@@ -217,6 +217,11 @@ def test_without_a_size_pictures_go_in_as_evaluation_fits_them(segformer, tmp_pa
     assert "the student after 5 steps of" in card
 
 
+def test_the_comparison_says_of_no_pixel_that_it_is_a_tie():
+    assert check.Comparison(1e-7, 0, 96, "run.py").sentence().endswith("classes nowhere.")
+    assert "2 of 96 pixels, all of them ties" in check.Comparison(1e-7, 2, 96, "run.py").sentence()
+
+
 @pytest.mark.parametrize(
     ("weights", "header"),
     [
@@ -246,6 +251,8 @@ def test_the_hub_reads_the_licence_of_the_weights_that_a_run_started_from(
 def test_what_cannot_be_written_is_refused_in_one_line(workdir, segformer, tmp_path):
     with refused("--format", "huggingface", way_out="stablehlo"):
         export(workdir, "huggingface", tmp_path / "hub")
+    with refused("--format", "torch", way_out="stablehlo"):  # two stages, layouts have four
+        export(workdir, "torch", tmp_path / "two")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with refused("--to", tmp_path / "full", way_out="new folder"):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrm_jax.models import layers
 from mrm_jax.models.layers import BatchNorm, fold_moments
+from mrm_jax.ops.platform import portable
 
 
 def batch(seed=0, shape=(3, 4, 5, 6)):
@@ -106,6 +107,14 @@ def test_relu6_cuts_at_6_and_passes_no_gradient_at_its_ends():
     np.testing.assert_array_equal(layers.relu6(x), [0, 0, 3, 6, 6])
     gradient = jax.grad(lambda x: layers.relu6(x).sum())(x)
     np.testing.assert_array_equal(gradient, [0, 0, 1, 0, 0])
+
+
+def test_relu6_of_an_exported_network_holds_no_picture_of_sixes():
+    x = jnp.array([-1.0, 0.0, 3.0, 6.0, 7.0])
+    with portable():
+        np.testing.assert_array_equal(layers.relu6(x), [0, 0, 3, 6, 6])
+        assert "broadcast_in_dim" not in str(jax.make_jaxpr(layers.relu6)(x))
+    assert "broadcast_in_dim" in str(jax.make_jaxpr(lambda x: layers.relu6(x))(x))
 
 
 def test_drop_path_keeps_its_mean_and_drops_whole_samples_at_each_blocks_rate():

@@ -181,6 +181,23 @@ def test_runs_without_a_common_step_still_have_curves(folders, tmp_path):
     assert "mIoU of the student" in found.text
 
 
+def test_runs_that_share_no_step_are_not_said_never_to_differ(folders, tmp_path):
+    other = write_run(tmp_path / "odd" / "run", 0, (0.1,), (0.2,), steps=(15,))
+    lines = other / "metrics.jsonl"
+    lines.write_text(lines.read_text().replace('"step": 5', '"step": 6'))
+    found = Tables(compared_page(compared.compared_runs([*folders[:3], other])))
+    assert "run, seed 0 no step in common –" in found.text
+    assert "run: there is no step at which it and base were scored." in found.text
+    assert "by chance" not in found.text
+
+
+def test_on_a_narrow_page_the_name_of_an_option_breaks_behind_its_dots_alone(folders):
+    page = report_page(read_record(folders[0]))
+    assert "<code>data.<wbr>classes.<wbr>names</code>" in page
+    _, _, narrow = theme.CSS.partition("@media(max-width:640px)")
+    assert "td:first-child{white-space:normal;overflow-wrap:normal}" in narrow
+
+
 def test_the_command_writes_the_page_and_refuses_what_is_no_comparison(
     folders, tmp_path, capsys, monkeypatch
 ):

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
-        self.feed(path.read_text("utf-8"))
+        self.feed(path.read_text("utf-8").replace("<wbr>", ""))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -132,6 +133,16 @@ def test_the_headline_is_the_student_at_the_final_step_with_its_protocol(workdir
     assert best in page.text
     assert "best student, step 4" in page.text
     assert page.text.index(mean) < page.text.index(best)
+
+
+def test_of_a_single_evaluation_none_is_called_the_best(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "once")
+    path = tmp_path / "once" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines if v["step"] in (1, 6)))
+    text = Page(write_report(tmp_path / "once")).text
+    assert "student, final step (6)" in text
+    assert "best student" not in text
 
 
 def table(page: str, title: str) -> list[list[str]]:
