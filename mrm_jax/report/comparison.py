@@ -192,7 +192,7 @@ def read_comparison(path: Path) -> Comparison:
         drawn = ("source", "target", "evaluation")[: 3 * drawn] if drawn in (True, False) else drawn
     except OSError as error:
         raise UsageError.at(path, f" cannot be read: {what_is_wrong(error)}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError.at(
             path, " is no ablation.json of a comparison", "name one that `ablate` wrote."
         ) from error

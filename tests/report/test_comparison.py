@@ -191,7 +191,13 @@ def test_runs_of_an_earlier_comparison_are_added_and_never_replace_a_run(workdir
     assert found.outcomes[0].difference.count == 2  # seeds 0 and 2, which base has
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"arms": [{"name": "a"}]}', '{"arms": [], "x": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"arms": [{"name": "a"}]}', '{"arms": [], "x": 1}'),
+        '{"arms": [{"name": "a", "text": "", "flags": [], "against": "", "runs": ["x"]}]}',
+    ],
+)
 def test_a_file_that_is_no_comparison_is_named(tmp_path, text):
     (tmp_path / "ablation.json").write_text(text)
     with refused(str(tmp_path / "ablation.json")):
