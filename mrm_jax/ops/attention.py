@@ -107,10 +107,10 @@ def _at_once(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 # --- Some queries at a time, so that scores stay in a processor's cache -------------------------
 
-_MANY = 1 << 20
+_MANY = 1 << 18
 """Scores from which on they are computed by turns on a CPU."""
 
-_A_TURN = 1 << 18
+_A_TURN = 1 << 17
 """Scores of a turn, about."""
 
 
@@ -127,11 +127,11 @@ def _rows_at_a_time(query: jax.Array, key: jax.Array) -> int | None:
 
 def _by_turns(rows: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """`_at_once`, keeping no scores; their gradient computes them again. Forward and backward at
-    [2, 1, 16384, 32] over 256 keys take 48 ms and 13 MB where they take 96 ms and 134 MB at once
-    (one core with AMX)."""
+    [2, 1, 16384, 32] over 256 keys take 52 ms and 13 MB where they take 127 ms and 134 MB at once,
+    at [2, 1, 4096, 32] over 64 4.3 ms and 8.5 (one core with AMX, other work beside)."""
     # Heads are pictures: with an axis of their own, of one head, XLA copies scores between layouts.
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-    return _attend_by_turns(rows, *flat).reshape(query.shape)
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
+    return jnp.reshape(_attend_by_turns(rows, *flat), query.shape)
 
 
 def _turns(x: jax.Array, rows: int) -> jax.Array:

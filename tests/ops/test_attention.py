@@ -102,10 +102,11 @@ def test_by_turns_in_bfloat16_is_as_near_as_at_once(monkeypatch):
 @pytest.mark.parametrize(
     ("queries", "keys", "heads", "rows"),
     [
-        (16384, 256, 1, 512),  # MiT-B0's first stage at 512 px, two pictures
-        (4096, 256, 2, 256),
+        (16384, 256, 1, 256),  # MiT-B0's first stage at 512 px, two pictures
+        (4096, 256, 2, 128),
         (256, 256, 8, 64),
-        (4096, 64, 1, None),  # few scores
+        (4096, 64, 1, 1024),
+        (256, 64, 5, None),  # few scores
         (1370, 1370, 12, None),  # nothing between 16 and 64 divides it
     ],
 )
