@@ -20,7 +20,8 @@ from jax import lax
 
 from mrm_jax.ops.attention import Form, attend
 from mrm_jax.ops.batch_norm import batch_norm
-from mrm_jax.ops.convolution import Padding, conv, depthwise, same_padding
+from mrm_jax.ops.convolution import Padding, conv, same_padding
+from mrm_jax.ops.depthwise import depthwise
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.platform import is_portable
 from mrm_jax.ops.precision import at_least_float32

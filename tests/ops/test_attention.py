@@ -13,6 +13,7 @@ import pytest
 from compiler import QUICK
 
 from mrm_jax.command import load_config
+from mrm_jax.ops import attention
 from mrm_jax.ops.attention import attend, fused
 from mrm_jax.train.state import build_networks
 
@@ -60,6 +61,69 @@ def test_the_gradient_of_the_scores_is_that_of_plain_products():
     assert {g.dtype for g in narrow(*(a.astype(jnp.bfloat16) for a in x))} == {
         jnp.dtype(jnp.bfloat16)
     }
+
+
+# --- By turns -------------------------------------------------------------------------------------
+
+
+def turned(monkeypatch, rows):
+    """Turns of `rows` of the queries that `both_forms` has."""
+    monkeypatch.setattr(attention, "_rows_at_a_time", lambda query, key: rows)
+
+
+def both_forms(monkeypatch, dtype):
+    """[value and gradients] of attention at once and in six turns, with 3 heads."""
+    rng = np.random.default_rng(3)
+    x = [jnp.asarray(rng.normal(size=(2, n, 12)), dtype) for n in (24, 5, 5)]
+    g = jnp.asarray(rng.normal(size=(2, 24, 12)), dtype)
+    found = []
+    for rows in (None, 4):
+        turned(monkeypatch, rows)
+        value, pull = jax.vjp(lambda *x: attend(*x, 3), *x)
+        found.append([value, *pull(g)])
+    return found
+
+
+def test_by_turns_is_at_once_in_value_and_gradient(monkeypatch):
+    with jax.enable_x64(True):
+        for ours, plain in zip(*both_forms(monkeypatch, jnp.float64)[::-1], strict=True):
+            np.testing.assert_allclose(ours, plain, atol=1e-13)
+
+
+def test_by_turns_in_bfloat16_is_as_near_as_at_once(monkeypatch):
+    with jax.enable_x64(True):
+        rounded, turns = both_forms(monkeypatch, jnp.bfloat16)
+    for ours, plain in zip(turns, rounded, strict=True):
+        assert ours.dtype == plain.dtype == jnp.bfloat16
+        ours, plain = (np.asarray(x, np.float32) for x in (ours, plain))
+        assert np.linalg.norm(ours - plain) / np.linalg.norm(plain) < 2**-7
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "rows"),
+    [
+        (16384, 256, 1, 256),  # MiT-B0's first stage at 512 px, two pictures
+        (4096, 256, 2, 128),
+        (256, 256, 8, 64),
+        (4096, 64, 1, 1024),
+        (256, 64, 5, None),  # few scores
+        (1370, 1370, 12, None),  # nothing between 16 and 64 divides it
+    ],
+)
+def test_turns_are_of_equal_size_and_only_where_there_are_many_scores(queries, keys, heads, rows):
+    query, key = (jnp.zeros((2, heads, n, 1)) for n in (queries, keys))
+    assert attention._rows_at_a_time(query, key) == rows
+
+
+def test_an_accelerator_has_no_turns(monkeypatch):
+    turned(monkeypatch, 4)
+    x = qkv()
+    grad = jax.jit(jax.grad(lambda *x: attend(*x, 2).sum(), (0, 1, 2))).trace(*x)
+    loops = {
+        platform: "stablehlo.while" in grad.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert loops == {"cpu": True, "tpu": False, "cuda": False}
 
 
 # --- The fused form -------------------------------------------------------------------------------

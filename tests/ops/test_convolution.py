@@ -7,7 +7,9 @@ import pytest
 from jax import lax
 
 from mrm_jax.ops import convolution, transposed
-from mrm_jax.ops.convolution import conv, depthwise, same_padding
+from mrm_jax.ops import depthwise as depthwise_forms
+from mrm_jax.ops.convolution import conv, same_padding
+from mrm_jax.ops.depthwise import depthwise
 from mrm_jax.ops.transposed import transposed_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -73,8 +75,7 @@ def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case):
         )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_dense_convolution_equals_that_of_lax_in_value_and_gradient(case):
+def compare_dense(case, inputs, outputs):
     size, taps, stride, padding, dilation = CASES[case]
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
@@ -87,9 +88,25 @@ def test_dense_convolution_equals_that_of_lax_in_value_and_gradient(case):
         )
 
     with jax.enable_x64(True):
-        x, kernel = rng.normal(size=(2, *size, 4)), rng.normal(size=(*taps, 4, 3))
+        x, kernel = rng.normal(size=(2, *size, inputs)), rng.normal(size=(*taps, inputs, outputs))
         ours = lambda x, k: conv(x, k, stride, padding, dilation)  # noqa: E731
-        compare(ours, plain, jnp.asarray(x), jnp.asarray(kernel), tolerance=1e-12)
+        compare(ours, plain, jnp.asarray(x), jnp.asarray(kernel), tolerance=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dense_convolution_equals_that_of_lax_in_value_and_gradient(case):
+    compare_dense(case, inputs=4, outputs=3)
+
+
+@pytest.mark.parametrize("case", ["dilation 2", "5x3, lopsided", "dilation 18", "no padding"])
+def test_so_it_does_where_all_taps_outputs_are_fewer_than_the_inputs(case):
+    compare_dense(case, inputs=33, outputs=2)
+
+
+@pytest.mark.parametrize("case", ["dilation 1", "dilation 5", "5x3, lopsided", "3x3 by 2"])
+def test_so_it_does_where_it_is_wide(case, monkeypatch):
+    monkeypatch.setattr(convolution, "_WIDE", 1)
+    compare_dense(case, inputs=4, outputs=3)
 
 
 def test_depthwise_pads_so_that_the_size_stays_unless_it_is_told_otherwise():
@@ -123,13 +140,13 @@ def test_the_two_forms_of_the_kernel_gradient_agree(rows):
     # 3 rows: fewer than groups; 19: the last group is filled up by rows of zeros.
     rng = np.random.default_rng(2)
     axes = (
-        convolution._Axis(2 * rows, 3, 2, 1, 0, 1),
-        convolution._Axis(5, 5, 2, 1, 2, 2),
+        convolution.Axis(2 * rows, 3, 2, 1, 0, 1),
+        convolution.Axis(5, 5, 2, 1, 2, 2),
     )
     with jax.enable_x64(True):
         x = jnp.asarray(rng.normal(size=(2, 2 * rows, 5, 4)))
         g = jnp.asarray(rng.normal(size=(2, axes[0].out, axes[1].out, 4)))
-        forms = convolution._kernel_gradient, convolution._kernel_gradient_cpu
+        forms = depthwise_forms._kernel_gradient, depthwise_forms._kernel_gradient_cpu
         both = [jax.jit(form, static_argnums=0)(axes, x, g) for form in forms]
         np.testing.assert_allclose(*both, atol=1e-12)
 
