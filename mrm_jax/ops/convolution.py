@@ -23,10 +23,6 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-_WIDE = 256
-"""Channels from which on XLA's older convolution on CPU (Eigen) is faster than the one that it
-prefers (YNNPACK)."""
-
 
 class Axis(NamedTuple):
     """One direction of a convolution. Tap `i` of output `o` reads input
@@ -101,13 +97,10 @@ def _lax_conv(axes: Axes, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, axes: Axes) -> jax.Array:
-    cpu, default = partial(_conv_cpu, axes), partial(_lax_conv, axes)
+    if not _few_outputs(axes, kernel):
+        return _lax_conv(axes, x, kernel)
+    cpu, default = partial(_by_product, axes), partial(_lax_conv, axes)
     return by_platform(x, kernel, cpu=cpu, default=default)
-
-
-def _conv_cpu(axes: Axes, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    form = _by_product if _few_outputs(axes, kernel) else _by_eigen
-    return form(axes, x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, axes: Axes) -> tuple[jax.Array, tuple]:
@@ -116,8 +109,7 @@ def _forward(x: jax.Array, kernel: jax.Array, axes: Axes) -> tuple[jax.Array, tu
 
 def _backward(axes: Axes, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    cpu, default = partial(_input_gradient_cpu, axes), partial(_input_gradient, axes)
-    back = by_platform(x, kernel, g, cpu=cpu, default=default)
+    back = jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
     cpu, default = partial(_kernel_gradient_cpu, axes), partial(_kernel_gradient, axes)
     return back, by_platform(x, kernel, g, cpu=cpu, default=default)
 
@@ -125,18 +117,8 @@ def _backward(axes: Axes, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Ar
 _conv.defvjp(_forward, _backward)
 
 
-def _input_gradient(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    return jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
-
-
 def _kernel_gradient(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
     return jax.linear_transpose(partial(_lax_conv, axes, x), kernel)(g)[0]
-
-
-def _input_gradient_cpu(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-    if not _mirrors(axes):
-        return _input_gradient(axes, x, kernel, g)
-    return _by_eigen(_mirrored(axes), g, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _kernel_gradient_cpu(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
@@ -158,7 +140,7 @@ def _kernel_gradient_cpu(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Arr
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-# --- Not strided: the gradient of the input is such a convolution, too --------------------------
+# --- Few outputs: nothing as wide as the input is moved -----------------------------------------
 
 
 def _mirrors(axes: Axes) -> bool:
@@ -174,20 +156,6 @@ def _mirrored(axes: Axes) -> Axes:
         for reach in [a.dilation * (a.kernel - 1)]
     )
     return rows, columns
-
-
-def _by_eigen(axes: Axes, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution; a wide one has a row too many, which is cut off, since XLA gives YNNPACK
-    none whose result is larger than its map. At [2, 32, 32] with 512 channels 69 ms where YNNPACK
-    takes 87, with 256 18 where it takes 20, with 64 5.9 where it takes 4.3 (one core with AMX).
-    """
-    rows, columns = axes
-    if min(kernel.shape[2:]) < _WIDE or rows.stride > 1 or rows.out != rows.size:
-        return _lax_conv(axes, x, kernel)
-    return _lax_conv((rows._replace(high=rows.high + 1), columns), x, kernel)[:, : rows.out]
-
-
-# --- Few outputs: nothing as wide as the input is moved -----------------------------------------
 
 
 def _few_outputs(axes: Axes, kernel: jax.Array) -> bool:

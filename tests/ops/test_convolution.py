@@ -103,12 +103,6 @@ def test_so_it_does_where_all_taps_outputs_are_fewer_than_the_inputs(case):
     compare_dense(case, inputs=33, outputs=2)
 
 
-@pytest.mark.parametrize("case", ["dilation 1", "dilation 5", "5x3, lopsided", "3x3 by 2"])
-def test_so_it_does_where_it_is_wide(case, monkeypatch):
-    monkeypatch.setattr(convolution, "_WIDE", 1)
-    compare_dense(case, inputs=4, outputs=3)
-
-
 def test_depthwise_pads_so_that_the_size_stays_unless_it_is_told_otherwise():
     x = jnp.ones((1, 6, 9, 2))
     assert depthwise(x, jnp.ones((3, 3, 1, 2)), dilation=4).shape == x.shape
