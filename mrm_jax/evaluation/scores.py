@@ -138,12 +138,17 @@ class Counts(NamedTuple):
     def from_json(cls, value: list[Any]) -> Counts:
         """The inverse of `as_json`."""
         confusions, pictures, inputs, labels, confidences = value
-        sizes = ({(height, width) for height, width in found} for found in (inputs, labels))
-        arrays, levels = (
-            {name: np.asarray(found, np.int64) for name, found in counts.items()}
-            for counts in (confusions, confidences)
+        return cls(
+            _arrays(confusions), pictures, _pairs(inputs), _pairs(labels), _arrays(confidences)
         )
-        return cls(arrays, pictures, *sizes, levels)
+
+
+def _arrays(counts: dict[str, list]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(found, np.int64) for name, found in counts.items()}
+
+
+def _pairs(sizes: list) -> set[tuple[int, int]]:
+    return {(height, width) for height, width in sizes}
 
 
 def _added(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
