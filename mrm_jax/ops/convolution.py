@@ -16,7 +16,6 @@ from jax import lax
 
 from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
-from mrm_jax.ops.stored import stored
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros ((above, below), (left, right))."""
@@ -129,7 +128,7 @@ def _kernel_gradient_cpu(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Arr
         return _one_product(axes, x, g)
     rows, columns = axes
     padded = pad_map(x, axes)
-    turned = lax.optimization_barrier(stored(g).reshape(-1, g.shape[-1]).T)
+    turned = lax.optimization_barrier(g.reshape(-1, g.shape[-1]).T)
     taps = [
         lax.optimization_barrier(
             turned @ padded[:, rows.reads(i), columns.reads(j)].reshape(-1, x.shape[-1])

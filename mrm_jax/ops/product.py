@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from mrm_jax.ops.platform import by_platform
-from mrm_jax.ops.stored import stored
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -36,9 +35,8 @@ def _outer_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     """
     if x.shape[-1] <= g.shape[-1]:
         return _turned(x) @ g.reshape(-1, g.shape[-1])
-    # Without the barrier XLA swaps the sides to spare the last transposition. Not stored, all that
-    # makes `g`, such as BatchNorm's gradient, would be computed again in the order of its columns.
-    return lax.optimization_barrier(_turned(stored(g)) @ x.reshape(-1, x.shape[-1])).T
+    # Without the barrier XLA swaps the sides to spare the last transposition.
+    return lax.optimization_barrier(_turned(g) @ x.reshape(-1, x.shape[-1])).T
 
 
 def _turned(x: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """Scores of the evidence's final networks where local evidence is taken away.
 
-    python docs/results/evidence/erased.py runs/evidence/synthetic --to erased.json
+    python docs/results/evidence/erased.py runs/evidence/synthetic --to synthetic/erased.json
+
+A folder without runs makes the table anew from the JSON file.
 
 If MRM teaches a network to read the surroundings, it should lose less than its control where the
 place itself says less. Every picture of the evaluation is spoilt in three ways, each from a seed of
@@ -25,9 +27,11 @@ from mrm_jax import arms
 from mrm_jax.data.pipeline import Example, evaluation_set
 from mrm_jax.evaluation.evaluator import evaluate_networks
 from mrm_jax.opening import opened_networks
+from mrm_jax.report.comparison import estimate
 from mrm_jax.runs.checkpoint import load_run
 
-ARMS = ("daformer", "daformer + control", "daformer + mrm", "mic", "mic + mrm")
+ARMS = ("dacs", "dacs + control", "dacs + mrm", "mic", "mic + mrm")
+COMPARED = (("dacs + mrm", "dacs + control"), ("mic + mrm", "mic"))
 COVERED = 0.25
 
 
@@ -86,8 +90,26 @@ def scores(folder: Path) -> dict[str, float]:
     return found
 
 
+def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """In Markdown: mIoU of every arm in %, mean over seeds with its 95 % interval, and what MRM
+    changes, seed by seed."""
+    rows = [["arm", "clean", *WAYS], ["---"] * (2 + len(WAYS))]
+    for arm, seeds in found.items():
+        means = [estimate([scores[way] for scores in seeds.values()]) for way in ("clean", *WAYS)]
+        rows.append([arm, *(mean.text() for mean in means)])
+    for ours, theirs in COMPARED:
+        if found.get(ours) and found.get(theirs):
+            both = [(found[ours][seed], found[theirs].get(seed)) for seed in found[ours]]
+            gains = [
+                estimate([one[way] - other[way] for one, other in both if other])
+                for way in ("clean", *WAYS)
+            ]
+            rows.append([f"{ours} − {theirs}", *(gain.text(sign=True) for gain in gains)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def main() -> None:
-    """Scores the runs that the JSON file does not hold yet."""
+    """Scores the runs that the JSON file does not hold yet, and writes the table beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path, help="folder of the comparison")
     parser.add_argument(
@@ -104,6 +126,7 @@ def main() -> None:
                 rows[folder.name] = scores(folder)
                 print(arm.name, folder.name, rows[folder.name], flush=True)
                 given.to.write_text(json.dumps(found, indent=1) + "\n")
+    given.to.with_suffix(".md").write_text(table(found))
 
 
 if __name__ == "__main__":
