@@ -83,8 +83,9 @@ def scores(folder: Path) -> dict[str, float]:
     """The student's mIoU of a run's last checkpoint under every way of spoiling."""
     net = opened_networks(load_run(folder), "student")["student"]
     examples = evaluation_set(net.config)
+    sets = {"clean": examples, **{way: Spoilt(examples, way) for way in WAYS}}
     found = {}
-    for way, pictures in {"clean": examples} | {w: Spoilt(examples, w) for w in WAYS}.items():
+    for way, pictures in sets.items():
         result = evaluate_networks(net.config, net.module, {"student": net.variables}, pictures)
         found[way] = result["student"].mean_iou
     return found
