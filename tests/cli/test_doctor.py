@@ -138,7 +138,7 @@ def test_the_runs_of_a_comparison_share_one_folder_of_programs_unless_that_is_of
 ):
     kept = []
     monkeypatch.setattr(ablate, "work", lambda jobs: 0)
-    monkeypatch.setattr(ablate, "_tables", lambda workdir: 0)
+    monkeypatch.setattr(ablate, "_tables", lambda *_: 0)
     monkeypatch.setattr(compile_cache, "keep_programs", kept.append)
     words = ["ablate", TINY, "--workdir", str(tmp_path / "all"), "--arm", "dacs"]
     assert main.run([*words, "--seeds", "2"]) == 0

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,16 @@ def wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     yield wandb
     wandb.teardown()
+
+
+@contextmanager
+def online(monkeypatch, **how):
+    """A server that the package is logged in at; see `wandb_stand_in.server`."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with server(**how) as (address, runs):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        yield address, runs
 
 
 class Lines(list):
@@ -154,10 +165,7 @@ def test_a_run_that_was_killed_goes_on_under_its_id_with_no_step_twice(
 ):
     """Killed after step 4 with a checkpoint of step 2, whose evaluation was not made."""
     folder = folder_of(tmp_path / "run")
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with server() as (address, runs):
-        monkeypatch.setenv("WANDB_BASE_URL", address)
+    with online(monkeypatch) as (address, runs):
         writer = lines.opened(folder, 0)
         for step in range(1, 5):
             writer.write(step, {"source/ce": float(step)})
@@ -179,12 +187,8 @@ def test_where_it_lets_nobody_in_the_run_is_recorded_here_and_the_user_told_how_
     tmp_path, wandb, lines, monkeypatch
 ):
     folder = folder_of(tmp_path / "my run")
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with server(refuses=True) as (address, _):
-        monkeypatch.setenv("WANDB_BASE_URL", address)
-        with lines.opened(folder, 0) as writer:
-            writer.write(1, {"source/ce": 0.5})
+    with online(monkeypatch, refuses=True) as (address, _), lines.opened(folder, 0) as writer:
+        writer.write(1, {"source/ce": 0.5})
     (line,) = lines
     (place,) = folder.glob("wandb/offline-run-*")
     assert "401" in line
