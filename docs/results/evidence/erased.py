@@ -30,8 +30,16 @@ from mrm_jax.opening import opened_networks
 from mrm_jax.report.comparison import estimate
 from mrm_jax.runs.checkpoint import load_run
 
-ARMS = ("dacs", "dacs + control", "dacs + mrm", "mic", "mic + mrm")
-COMPARED = (("dacs + mrm", "dacs + control"), ("mic + mrm", "mic"))
+ARMS = (
+    *("dacs", "dacs + control", "dacs + mrm"),
+    *("daformer", "daformer + control", "daformer + mrm"),
+    *("mic", "mic + mrm"),
+)
+COMPARED = (
+    ("dacs + mrm", "dacs + control"),
+    ("daformer + mrm", "daformer + control"),
+    ("mic + mrm", "mic"),
+)
 COVERED = 0.25
 
 
