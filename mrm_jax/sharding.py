@@ -281,6 +281,11 @@ def quick(mesh: Mesh) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 0} if cpu else None
 
 
+_IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
+"""With it XLA's CPU compiler sees that the new moments of AdamW may overwrite the old ones, which
+it copies otherwise when a step begins: twice the parameters. Results are the same."""
+
+
 def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh, *, carried: int = 0) -> Any:
     """`step(state, *carried, frozen, batch) -> (state, *carried, metrics)`, jitted over `mesh`; the
     state it is given is donated.
@@ -299,4 +304,5 @@ def jit_step(step: Callable[..., Any], state: Any, mesh: Mesh, *, carried: int =
         in_shardings=(shardings, *copies, over_batch(mesh)),
         out_shardings=(shardings, *copies),
         donate_argnums=0,
+        compiler_options=_IN_PLACE if mesh.devices.flat[0].platform == "cpu" else None,
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 from refusals import refused
@@ -63,6 +64,27 @@ def test_every_kernel_of_a_pretrained_encoder_is_split_over_sixteen_devices(name
 def test_a_leaf_without_a_rule_is_named():
     with pytest.raises(ValueError, match="momentum/w"):
         sharding.of_state({"momentum": {"w": np.zeros(2)}}, sharding.mesh(1))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an option of XLA's CPU compiler")
+def test_a_step_overwrites_the_old_moments_where_they_lie():
+    """Of the parameters' size only the gradient is held beside the state."""
+    leaf = {"a": {"kernel": jax.ShapeDtypeStruct((256, 1024), np.float32)}}
+    state = {"params": leaf, "opt_state": {"mu": leaf, "nu": leaf}}
+
+    def step(state, frozen, x):
+        params, moments = state["params"], state["opt_state"]
+        grads = jax.grad(lambda p: ((x @ p["a"]["kernel"]) ** 2).sum())(params)
+        moves, moments = optax.scale_by_adam().update(
+            grads, optax.ScaleByAdamState(np.int32(0), moments["mu"], moments["nu"])
+        )
+        new = optax.apply_updates(params, jax.tree.map(lambda move: -frozen * move, moves))
+        new = {"params": new, "opt_state": {"mu": moments.mu, "nu": moments.nu}}
+        return jax.tree.map(lambda ours, old: jax.numpy.where(frozen > 0, ours, old), new, state), 0
+
+    given = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((8, 256), np.float32)
+    compiled = sharding.jit_step(step, state, sharding.mesh(1)).lower(state, *given).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 4 * 256 * 1024
 
 
 def test_the_batch_is_spread_in_contiguous_blocks():

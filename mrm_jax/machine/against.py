@@ -41,8 +41,8 @@ class Side(Protocol):
     versions: dict[str, str]
 
     def prepare(self, key: Key) -> dict[str, Any]:
-        """Compiles and runs once: `compile_seconds` of both, `peak_bytes` since the process
-        began."""
+        """Compiles and runs once: `compile_seconds` of both, `peak_bytes` since the process began;
+        where they are counted `products_seconds`, see `bench`."""
         ...
 
     def calls(self, count: int) -> dict[str, Any]:
@@ -110,7 +110,8 @@ def compared(
     `against`, `what`, `part`, `times` (see `Work`); `pairs`: seconds a call of both, pair by pair;
     `ratio` and `cpu_ratio` {median, min, max, count} of the pairs' ours / torch; `seconds`,
     `cpu_seconds`, `compile_seconds` and `peak_bytes` of each side, the last as `first` (compiled
-    and run once, since the process began) and `calls` (while the pairs ran).
+    and run once, since the process began) and `calls` (while the pairs ran); `products_seconds`:
+    what our matrix products and convolutions alone would take, at the rate of a large product.
     """
     sides = {"ours": ours, "torch": theirs}
     first = {}
@@ -140,6 +141,7 @@ def compared(
         "cpu_ratio": spread(ratios(pairs, "cpu")),
         "seconds": {name: spread([pair[name]["wall"] for pair in pairs]) for name in sides},
         "cpu_seconds": {name: spread([pair[name]["cpu"] for pair in pairs]) for name in sides},
+        "products_seconds": first["ours"].get("products_seconds"),
         "compile_seconds": {name: first[name]["compile_seconds"] for name in sides},
         "peak_bytes": {
             name: {"first": first[name]["peak_bytes"], "calls": highest[name] or None}
@@ -226,7 +228,8 @@ def _serve(pipe: Connection, module: str, config: Config, whats: Whats) -> None:
                 call = works[given].make()
                 call.run()
                 seconds = time.perf_counter() - began
-                answer = {"compile_seconds": seconds, "peak_bytes": peak_bytes()}
+                alone = {k: v for k, v in call.costs.items() if k == "products_seconds"}
+                answer = {"compile_seconds": seconds, "peak_bytes": peak_bytes(), **alone}
             else:
                 assert call is not None, "prepared first"
                 known = forget_peak()

@@ -6,9 +6,9 @@ fresh. What a network computes takes the same time whatever the numbers are.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -19,6 +19,7 @@ from mrm_jax import rngs, sharding
 from mrm_jax.allocator import keep_memory, release
 from mrm_jax.config import Config
 from mrm_jax.machine import parts
+from mrm_jax.machine.estimate import flops
 from mrm_jax.machine.noise import noise
 from mrm_jax.machine.work import Call, Whats, Work, costs, spread, timed
 from mrm_jax.ops.precision import multiplying
@@ -97,12 +98,12 @@ class _Run:
         self.config, self.mesh, self.program = config, mesh, build_step(config)
         self.batch = sharding.put_batch(random_batch(config), mesh)
 
-    @functools.cached_property
+    @cached_property
     def state(self) -> TrainState:
         key = jax.random.key_data(rngs.root(self.config.seed))
         return sharding.init_on_mesh(self.program.init, key, self.mesh)
 
-    @functools.cached_property
+    @cached_property
     def frozen(self) -> Frozen:
         made = self.program.frozen(self.config, _encoder(self.state))
         return jax.device_put(made, sharding.replicated(self.mesh))
@@ -110,16 +111,34 @@ class _Run:
     def call(self, what: str) -> Call:
         options = None if self.config.train.optimise else sharding.quick(self.mesh)
         jitted = _jitted(self.program, what, self.state, self.mesh)
-        lowered = jitted.lower(self.state, self.frozen, self.batch)
-        compiled = lowered.compile(compiler_options=options)
+        traced = jitted.trace(self.state, self.frozen, self.batch)
+        compiled = traced.lower().compile(compiler_options=options)
         release()
+        alone = flops(traced.jaxpr) / self.mesh.size / product_rate(self.config.model.dtype)
 
         def run() -> None:
             out = jax.block_until_ready(compiled(self.state, self.frozen, self.batch))
             if what == "step":
                 self.state = out[0]
 
-        return Call(run, costs(compiled))
+        return Call(run, {**costs(compiled), "products_seconds": alone})
+
+
+@cache
+def product_rate(dtype: str) -> float:
+    """Floating point operations a second of a large matrix product on one device: the best of five
+    that took 0.1 s at least (on a CPU)."""
+    for side in (1024, 2048, 4096, 8192):
+        x = jnp.ones((side, side), dtype)
+        product = jax.jit(jnp.dot).lower(x, x).compile()
+        best = min(timed(partial(_run, product, x, x), 5)["wall"])
+        if best > 0.1:
+            break
+    return 2 * side**3 / best
+
+
+def _run(compiled: Any, *arguments: Any) -> Any:
+    return jax.block_until_ready(compiled(*arguments))
 
 
 def _encoder(state: TrainState) -> dict[str, Any]:

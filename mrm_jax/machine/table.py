@@ -110,20 +110,21 @@ def where(row: Mapping[str, Any]) -> str:
 def line(row: Mapping[str, Any]) -> str:
     """A report in a line for people."""
     seconds, held = row["seconds"], row["peak_bytes"]
+    ours, torch = (_time(seconds[side]["median"]) for side in ("ours", "torch"))
     name = f"{row['part']} {row['what']}".strip() + (
         f" (x {row['times']})" if row["times"] > 1 else ""
     )
     memory = "" if row["part"] else f"; resident {_memory(held)}"
     return (
         f"{name}: ours / torch {_spread(row['ratio'])} in {row['ratio']['count']} pairs, of CPU "
-        f"seconds {row['cpu_ratio']['median']:.2f}; {_time(seconds['ours'])} against "
-        f"{_time(seconds['torch'])}{memory}; load {_range(row['machine']['load'].values())}"
+        f"seconds {row['cpu_ratio']['median']:.2f}; {ours} against {torch}{memory}; load "
+        f"{_range(row['machine']['load'].values())}"
     )
 
 
 _WHOLE = (
-    *("config", "what", "ours / torch", "pairs", "of CPU seconds", "ours", "torch"),
-    *("resident, ours / torch", "with the first call", "load"),
+    *("config", "what", "ours / torch", "pairs", "of CPU seconds", "ours", "products alone"),
+    *("torch", "resident, ours / torch", "with the first call", "load"),
 )
 _PARTS = (
     *("config", "part", "times", "what", "ours / torch", "of CPU seconds", "ours", "torch"),
@@ -139,8 +140,9 @@ def _whole(row: Mapping[str, Any]) -> list[str]:
         _spread(row["ratio"]),
         str(row["ratio"]["count"]),
         _spread(row["cpu_ratio"]),
-        _time(seconds["ours"]),
-        _time(seconds["torch"]),
+        _time(seconds["ours"]["median"]),
+        "–" if (alone := row.get("products_seconds")) is None else _time(alone),
+        _time(seconds["torch"]["median"]),
         _memory(held),
         " / ".join(_gigabytes(held[side]["first"]) for side in ("ours", "torch")),
         _range(row["machine"]["load"].values()),
@@ -156,8 +158,8 @@ def _part(row: Mapping[str, Any]) -> list[str]:
         row["what"],
         _spread(row["ratio"]),
         f"{row['cpu_ratio']['median']:.2f}",
-        _time(seconds["ours"]),
-        _time(seconds["torch"]),
+        _time(seconds["ours"]["median"]),
+        _time(seconds["torch"]["median"]),
         f"{-_cost(row) * 1e3:.3g} ms",
     ]
 
@@ -172,8 +174,7 @@ def _spread(found: Mapping[str, float]) -> str:
     return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
 
 
-def _time(found: Mapping[str, float]) -> str:
-    seconds = found["median"]
+def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mrm_jax.ops.platform import by_platform, is_portable
 from mrm_jax.ops.precision import at_least_float32
+from mrm_jax.ops.stored import in_turn
 
 Form = Literal["plain", "fused"]
 """plain: products, softmax, products, with all scores in memory. fused: on NVIDIA GPUs one kernel
@@ -157,7 +158,7 @@ def _attend_by_turns(rows: int, query: jax.Array, key: jax.Array, value: jax.Arr
         share = _turn_shares(some, key).astype(value.dtype)
         return jnp.einsum("bnm,bmd->bnd", share, value)
 
-    return _whole(jax.lax.map(turn, _turns(query, rows)))
+    return _whole(in_turn(turn, _turns(query, rows)))
 
 
 def _forward(
@@ -170,19 +171,22 @@ def _backward(rows: int, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Arr
     query, key, value = saved
     wide, scale = at_least_float32(query), query.shape[-1] ** -0.5
 
-    def turn(
-        sums: tuple[jax.Array, jax.Array], given: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        some, g = given
+    queries, rises = _turns(query, rows), _turns(g, rows)
+
+    def turn(i: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        to_key, to_value, back = found
+        some, g = queries[i], rises[i]
         share = _turn_shares(some, key)
         moved = jnp.einsum("bnd,bmd->bnm", g, value).astype(wide)
         moved = share * (moved - (share * moved).sum(-1, keepdims=True)) * scale
         moved = moved.astype(query.dtype)
-        both = _sum_over_queries(some, moved), _sum_over_queries(g, share.astype(g.dtype))
-        return (sums[0] + both[0], sums[1] + both[1]), moved @ key
+        to_key += _sum_over_queries(some, moved)
+        to_value += _sum_over_queries(g, share.astype(g.dtype))
+        return to_key, to_value, back.at[i].set(moved @ key)
 
     zeros = jnp.zeros(key.swapaxes(1, 2).shape, wide)
-    sums, back = jax.lax.scan(turn, (zeros, zeros), (_turns(query, rows), _turns(g, rows)))
+    start = zeros, zeros, queries  # whose memory is as large as that of the gradient: see `in_turn`
+    *sums, back = jax.lax.fori_loop(0, len(queries), turn, start)
     to_key, to_value = (total.swapaxes(1, 2).astype(key.dtype) for total in sums)
     return _whole(back), to_key, to_value
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from mrm_jax.ops.convolution import Axes, Axis, Padding, pad_map
 from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
+from mrm_jax.ops.stored import in_turn
 
 _ROW_GROUPS = 8
 """Groups of rows that the kernel gradient adds up before it sums over places: more compile longer
@@ -185,7 +185,7 @@ def _input_gradient_cpu(axes: Axes, kernel: jax.Array, g: jax.Array) -> jax.Arra
     def one(picture: jax.Array) -> jax.Array:
         return _input_gradient(axes, kernel, picture[None])[0]
 
-    return lax.map(one, g)
+    return in_turn(one, g)
 
 
 def _depthwise_backward(axes: Axes, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:

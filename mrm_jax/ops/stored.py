@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from mrm_jax.ops.platform import by_platform
@@ -20,7 +23,7 @@ def stored(x: jax.Array) -> jax.Array:
 def _copied(x: jax.Array) -> jax.Array:
     if x.size % 2:
         return x
-    return lax.map(lambda half: half * 1, x.reshape(2, -1)).reshape(x.shape)
+    return in_turn(lambda half: half * 1, x.reshape(2, -1)).reshape(x.shape)
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, None]:
@@ -32,3 +35,23 @@ def _backward(_: None, g: jax.Array) -> tuple[jax.Array]:
 
 
 stored.defvjp(_forward, _backward)
+
+
+def in_turn(f: Callable[[jax.Array], jax.Array], xs: jax.Array) -> jax.Array:
+    """`f` of every row of `xs`, one after the other, stacked; it has no gradient.
+
+    As `lax.map`, but the memory of the result is first filled from `xs`. With `lax.map` it is
+    filled with zeros, and since zeros depend on nothing XLA's CPU compiler takes that memory for
+    all such loops when a program begins: 0.4 of the 1.5 GB of a DACS step of ResNet-50 at 256 px.
+    """
+    one = jax.eval_shape(f, xs[0])
+    start = xs
+    if (xs.shape[1:], xs.dtype) != (one.shape, one.dtype):
+        first = xs[(0,) * xs.ndim].astype(one.dtype)
+        start = jnp.broadcast_to(first, (len(xs), *one.shape))
+
+    def turn(i: jax.Array, rows: jax.Array) -> jax.Array:
+        row = lax.dynamic_index_in_dim(xs, i, keepdims=False)
+        return lax.dynamic_update_index_in_dim(rows, f(row), i, 0)
+
+    return lax.fori_loop(0, len(xs), turn, start)

@@ -15,7 +15,7 @@ from mrm_jax.main import run
 TINY = ["--config", str(Path(__file__).parents[2] / "configs" / "tiny.py")]
 KEYS = {
     *("device", "what", "seconds", "compile_seconds", "images_per_second"),
-    *("flops", "bytes_accessed", "peak_bytes"),
+    *("flops", "bytes_accessed", "peak_bytes", "products_seconds"),
 }
 
 

@@ -27,7 +27,7 @@ class Clock:
         self.name, self.turns, self.order, self.asked = name, iter(turns), order, []
 
     def prepare(self, key):
-        return {"compile_seconds": 2.0, "peak_bytes": 100}
+        return {"compile_seconds": 2.0, "peak_bytes": 100, "products_seconds": 0.25}
 
     def calls(self, count):
         self.order.append(self.name)
@@ -51,6 +51,7 @@ def test_a_ratio_is_that_of_a_pair_so_what_slows_both_down_does_not_count():
     assert found["cpu_ratio"] == found["ratio"]
     assert found["seconds"]["torch"]["max"] == 8
     assert found["cpu_seconds"]["ours"]["median"] == 6
+    assert found["products_seconds"] == 0.25
     assert found["peak_bytes"] == {
         "ours": {"first": 100, "calls": 4000},
         "torch": {"first": 100, "calls": 8000},
@@ -78,7 +79,8 @@ def works(config, whats):
         raise ValueError("no such\nlayer")
 
     held = bytearray(50_000_000) if "step" in whats else b""
-    made = Work("step", make=lambda: Call(lambda: sum(held[:1000])))
+    counted = {"flops": 1.0, "products_seconds": 0.5}
+    made = Work("step", make=lambda: Call(lambda: sum(held[:1000]), counted))
     return [made, Work("forward", "head", times=3, make=fail)]
 
 
@@ -102,6 +104,7 @@ def test_a_side_runs_in_a_process_of_its_own_and_says_what_it_holds(side):
     told = side.calls(4)
     assert len(told["wall"]) == len(told["cpu"]) == 4
     assert first["peak_bytes"] > 50_000_000
+    assert first["products_seconds"] == 0.5
     assert told["peak_bytes"] is None or told["peak_bytes"] > 50_000_000
 
 
@@ -163,7 +166,8 @@ def test_the_table_has_ratios_by_machine_and_changes(tmp_path, capsys):
     assert run(["bench", "--table", file]) == 0
     text = capsys.readouterr().out
     assert "**2 cores, avx2; jax 1, torch 2**; load 0.1 to 1.9, our own work included" in text
-    assert "| `tiny:dacs` | step | 0.50 (0.50 to 0.50) | 2 |" in text
+    assert "| `tiny:dacs` | step | 0.50 (0.50 to 0.50) | 2 | 0.50 (0.50 to 0.50) | 1 s |" in text
+    assert "| 250 ms | 2 s |" in text
     # Three such parts lose a second each.
     assert "| head | 3 | step | 2.00 (2.00 to 2.00) | 2.00 | 2 s | 1 s | 3e+03 ms |" in text
     assert "| one pass | ours / torch | 1.83 -> 1.2 |" in text

@@ -1,4 +1,5 @@
-"""`stored`: the same values and gradients, and no chain that is computed again."""
+"""`stored`: the same values and gradients, no chain that is computed again, and no memory before it
+is needed; `in_turn`, which it is made of."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrm_jax.ops.stored import stored
+from mrm_jax.ops.stored import in_turn, stored
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (5, 3, 1)])
@@ -26,8 +27,8 @@ def test_values_and_gradients_are_those_of_x(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(jax.jit(jax.grad(squared))(x), 2 * x)
 
 
-def _most_operands(store: bool) -> int:
-    """Operands of the largest fusion of a network of eight residual blocks, compiled for CPU."""
+def _compiled(store: bool, blocks: int) -> jax.stages.Compiled:
+    """A network of residual blocks, compiled for CPU; a map has 128 KiB."""
 
     def network(x: jax.Array, kernels: jax.Array) -> jax.Array:
         for kernel in kernels:
@@ -35,13 +36,39 @@ def _most_operands(store: bool) -> int:
             x = stored(x) if store else x
         return x.T @ x
 
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((512, 64), (8, 64, 64))]
-    text = jax.jit(network).lower(*shapes).compile().as_text()
-    fusions = re.findall(r"= \S+ fusion\(([^)]*)\)", text)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((512, 64), (blocks, 64, 64))]
+    return jax.jit(network).lower(*shapes).compile()
+
+
+def _most_operands(store: bool) -> int:
+    """Operands of the largest fusion of eight blocks."""
+    fusions = re.findall(r"= \S+ fusion\(([^)]*)\)", _compiled(store, 8).as_text())
     return max(operands.count("%") for operands in fusions)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only on CPU is anything stored")
+only_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="only on CPU is anything stored"
+)
+
+
+@only_cpu
 def test_no_chain_of_blocks_is_fused_into_what_reads_its_end() -> None:
     assert _most_operands(store=False) >= 8
     assert _most_operands(store=True) < 8
+
+
+@only_cpu
+def test_a_loop_holds_no_memory_before_it_begins() -> None:
+    few, many = (_compiled(True, n).memory_analysis().temp_size_in_bytes for n in (4, 12))
+    # With `lax.map` eight blocks more hold eight maps more, 1 MiB, from the first block on.
+    assert many < few + 2 * 512 * 64 * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_in_turn_is_map(dtype: type) -> None:
+    xs = np.arange(12).reshape(3, 4).astype(dtype)
+    xs[0, 0] = 7  # the value that memory is filled with where the shapes are different
+    for f in (lambda x: 2 * x, lambda x: x.sum(keepdims=True) / 2, lambda x: x[:2, None] > 3):
+        found, wanted = jax.jit(lambda xs, f=f: in_turn(f, xs))(xs), jax.lax.map(f, xs)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
