@@ -202,7 +202,7 @@ def comparison_page(found: Comparison) -> str:
     """The tables and the plot as one HTML file without scripts or addresses."""
     parts = [f"<h1>{escape(found.name)}</h1>"]
     parts += [f"<p>{escape(note)}</p>" for note in _notes(found)]
-    parts.append(f'<figure class="card">{plot(found)}</figure>')
+    parts.append(f'<figure class="card scroll">{plot(found)}</figure>')
     for title, head, rows in _tables(found):
         parts.append(f"<h2>{escape(title)}</h2>{page.table(head, rows)}")
     return page.page(found.name, "\n".join(parts))

@@ -93,7 +93,7 @@ footer{margin-top:44px;color:var(--faint);font-size:13px}
 .card{padding:14px}.sheet img{max-width:none;width:920px}
 .plain:not(.lines) td:first-child{white-space:normal;overflow-wrap:normal}
 .lines td:first-child{white-space:normal;min-width:110px}
-svg.chart text{font-size:14px}
+svg.chart text{font-size:14px}.scroll>svg{width:720px}
 .plain .doc{display:none}.iou .spare{display:none}
 .iou td{min-width:0}.iou .value{gap:6px}.iou th{white-space:normal}.iou .bar{min-width:40px}}
 @media print{:root{--page:#fff;--card:#fff;--ink:#111;--faint:#555;--line:#ccc;--grid:#ddd;
