@@ -4,7 +4,9 @@ scripts print what they would run. What needs more stands in `ELSEWHERE` with th
 
 import ast
 import importlib
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import tomllib
@@ -54,6 +56,7 @@ ELSEWHERE = {
     "launch/check_accelerator.sh": "times a device for minutes; tests/machine runs it small",
     "python tests/machine/counts.py": "compiles for minutes; tests/machine reads what it writes",
     "python -m mrm_jax.machine.parity": "compiles for minutes",
+    "python docs/results/evidence/erased.py": "scores trained runs; its table is made below",
     "ssh-add": "needs a key",
 }
 
@@ -272,3 +275,13 @@ def test_every_citation_of_the_page_is_an_entry_there_and_in_the_cff():
     assert re.findall(r"\| `(\w+)` \|", page) == entries
     assert re.findall(r"note = \{(arXiv:[\d.]+)\}", page) == re.findall(r'"(arXiv:[\d.]+)"', cff)
     assert len(entries) == len(set(entries)) >= 12
+
+
+def test_the_table_of_erased_evidence_is_made_of_its_numbers():
+    evidence = ROOT / "docs" / "results" / "evidence"
+    erased = runpy.run_path(str(evidence / "erased.py"))
+    found = sorted(evidence.glob("*/erased.json"))
+    assert found
+    for path in found:
+        made = erased["table"](json.loads(path.read_text()))
+        assert path.with_suffix(".md").read_text() == made
