@@ -100,7 +100,9 @@ def changes(before: dict, now: dict) -> list[str]:
         old, new = before.get(run, {}), now.get(run, {})
         for what in sorted({*old, *new}):
             a, b = old.get(what), new.get(what)
-            if a == b:
+            # Of the programs that a thread compiles ahead, 15 or 14 were asked for on one machine.
+            fewer = what == "compilations" and None not in (a, b) and b < a
+            if a == b or fewer:
                 continue
             share = f" ({b / a - 1:+.2%})" if a and b is not None else ""
             lines.append(f"{run}: {what} {a} -> {b}{share}")

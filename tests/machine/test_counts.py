@@ -41,6 +41,12 @@ def test_what_grew_is_named_with_its_share_and_the_command_that_accepts_it():
     assert counts.complaint(BEFORE, BEFORE) == ""
 
 
+def test_more_compilations_are_named_and_fewer_are_not():
+    more, fewer = ({"tiny.py": {"flops": 1000, "compilations": count}} for count in (8, 6))
+    assert counts.changes(BEFORE, more) == ["tiny.py: compilations 7 -> 8 (+14.29%)"]
+    assert counts.changes(BEFORE, fewer) == []
+
+
 def test_runs_that_come_or_go_are_changes_too():
     found = counts.changes(BEFORE, {"other.py": {"flops": 1}})
     assert len(found) == 3
