@@ -117,7 +117,7 @@ class _Run:
         alone = flops(traced.jaxpr) / self.mesh.size / product_rate(self.config.model.dtype)
 
         def run() -> None:
-            out = jax.block_until_ready(compiled(self.state, self.frozen, self.batch))
+            out = _finished(compiled, self.state, self.frozen, self.batch)
             if what == "step":
                 self.state = out[0]
 
@@ -131,14 +131,14 @@ def product_rate(dtype: str) -> float:
     for side in (1024, 2048, 4096, 8192):
         x = jnp.ones((side, side), dtype)
         product = jax.jit(jnp.dot).lower(x, x).compile()
-        best = min(timed(partial(_run, product, x, x), 5)["wall"])
+        best = min(timed(partial(_finished, product, x, x), 5)["wall"])
         if best > 0.1:
             break
     return 2 * side**3 / best
 
 
-def _run(compiled: Any, *arguments: Any) -> Any:
-    return jax.block_until_ready(compiled(*arguments))
+def _finished(program: Any, *arguments: Any) -> Any:
+    return jax.block_until_ready(program(*arguments))
 
 
 def _encoder(state: TrainState) -> dict[str, Any]:
