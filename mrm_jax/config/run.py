@@ -80,7 +80,7 @@ class Train:
         "network, a raw file or a name, as in model.encoder.weights.",
         step="absent",
     )
-    pass_execution: Literal["sequential", "stacked"] = option(
+    pass_execution: Literal["sequential", "looped", "stacked"] = option(
         "sequential",
         "Passes one after the other (least memory), or all views through the encoder at once.",
         runtime=True,

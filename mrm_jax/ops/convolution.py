@@ -108,12 +108,36 @@ def _forward(x: jax.Array, kernel: jax.Array, axes: Axes) -> tuple[jax.Array, tu
 
 def _backward(axes: Axes, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    back = jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
+    cpu, default = partial(_map_gradient_cpu, axes), partial(_map_gradient, axes)
+    back = by_platform(x, kernel, g, cpu=cpu, default=default)
     cpu, default = partial(_kernel_gradient_cpu, axes), partial(_kernel_gradient, axes)
     return back, by_platform(x, kernel, g, cpu=cpu, default=default)
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _map_gradient(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    return jax.linear_transpose(lambda x: _lax_conv(axes, x, kernel), x)(g)[0]
+
+
+def _map_gradient_cpu(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    """The same convolution of `g`, with the kernel turned to [k, l, O, I] here. JAX leaves that to
+    XLA, whose CPU compiler does so outside of loops alone and in loops runs scalar code: 35 ms at
+    [2, 24, 48] between 320 and 64 channels, where this takes 2.4 (one core with AVX-512)."""
+    pads = []
+    for axis in axes:
+        reach, spread = axis.dilation * (axis.kernel - 1), axis.stride * (axis.out - 1) + 1
+        pads.append((reach - axis.low, axis.size + axis.low - spread))
+    return lax.conv_general_dilated(
+        g,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        window_strides=(1, 1),
+        padding=pads,
+        lhs_dilation=[axis.stride for axis in axes],
+        rhs_dilation=[axis.dilation for axis in axes],
+        dimension_numbers=_LAYOUT,
+    )
 
 
 def _kernel_gradient(axes: Axes, x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:

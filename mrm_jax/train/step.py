@@ -27,19 +27,10 @@ from mrm_jax.registry import ENCODER_KINDS, InputStats, judging
 from mrm_jax.rngs import typed
 from mrm_jax.train import optimizer
 from mrm_jax.train import state as states
-from mrm_jax.train.passes import Shared, accumulate, decode, encode, transform
+from mrm_jax.train.executions import accumulate
+from mrm_jax.train.passes import Shared, decode, encode, transform
 from mrm_jax.train.state import Networks
-from mrm_jax.types import (
-    Array,
-    Batch,
-    Draws,
-    Frozen,
-    Metrics,
-    SegOutput,
-    TrainState,
-    Tree,
-    View,
-)
+from mrm_jax.types import Array, Batch, Draws, Frozen, Metrics, SegOutput, TrainState, Tree, View
 from mrm_jax.uda import pseudo_label, teacher
 from mrm_jax.uda.draws import ROUNDING, detail_offsets, draw
 from mrm_jax.uda.methods import Pass, has_feature_distance, has_teacher, passes
@@ -110,7 +101,7 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
     precision = config.model.precision
     return Program(
         networks=run.modules,
-        init=partial(states.init_state, config, run.modules),
+        init=partial(states.init_state, config, networks or states.initial_networks(config)),
         draw=drawn,
         normalise=partial(_normalise, run),
         step_with=multiplied(partial(_step_with, run), precision),

@@ -1,4 +1,4 @@
-"""Both ways of running the passes give equal losses and gradients for every method, with all that
+"""All ways of running the passes give equal losses and gradients for every method, with all that
 could tell them apart switched on: drop-path, dropout, BatchNorm, MRM, HRDA's two resolutions."""
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from compiler import QUICK
 
 from mrm_jax import recipes
 from mrm_jax.config import Encoder
-from mrm_jax.train.passes import accumulate
+from mrm_jax.train.executions import accumulate
 from mrm_jax.uda.methods import passes
 
 # One stage of two blocks, of which the second is dropped, run as a loop: it compiles in seconds.
@@ -39,22 +39,22 @@ def _views(made):
 
 
 @pytest.mark.parametrize("name", ["dacs", "daformer", "hrda", "mic"])
-def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
+def test_passes_give_equal_losses_and_gradients_however_they_are_run(name):
     made = _config(name)
     assert made.model.multires.enabled == (name in HRDA)
     rows, views = passes(made.method, made.data.classes.names), _views(made)
     params, stats = narrow.variables(made)
     draws = narrow.draws(made, rows)
 
-    def both(params, stats, views, draws):
+    def all_three(params, stats, views, draws):
         shared = narrow.shared(made, stats, draws)
         return [
             accumulate(shared, rows, params, views, jnp.int32(1), execution)
-            for execution in ("sequential", "stacked")
+            for execution in ("sequential", "looped", "stacked")
         ]
 
-    compiled = jax.jit(both, compiler_options=QUICK)
-    one, other = jax.device_get(compiled(params, stats, views, draws))
+    compiled = jax.jit(all_three, compiler_options=QUICK)
+    one, *others = jax.device_get(compiled(params, stats, views, draws))
     expected = {"masked"} if name == "mic" else set()
     names = {key.split("/")[0] for key in one[1]}
     assert names == {"source", "mixed", "reconstructed", "total"} | expected
@@ -62,7 +62,8 @@ def test_stacked_and_sequential_passes_give_equal_losses_and_gradients(name):
     # The same sums in another order. Gradients that are all rounding, as that of a bias before a
     # BatchNorm, are measured against the largest of all.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[0]))
-    for first, second, floor in zip(one, other, (1e-2 * largest, 0, 1e-2), strict=True):
-        assert jax.tree.structure(first) == jax.tree.structure(second)
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-            np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), floor))
+    for other in others:
+        for first, second, floor in zip(one, other, (1e-2 * largest, 0, 1e-2), strict=True):
+            assert jax.tree.structure(first) == jax.tree.structure(second)
+            for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+                np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), floor))

@@ -11,7 +11,7 @@ from compiler import QUICK
 
 from mrm_jax import recipes
 from mrm_jax.config import Contrast, Encoder, MaskedImages
-from mrm_jax.train.passes import accumulate
+from mrm_jax.train.executions import accumulate
 from mrm_jax.uda.methods import passes
 
 # No BatchNorm (DeepLabV2 on MiT has none) and nothing dropped: those see one part at a time.

@@ -14,7 +14,7 @@ import pytest
 from compiler import QUICK
 
 from mrm_jax.models.layers import BatchNorm, fold_moments
-from mrm_jax.train.passes import accumulate
+from mrm_jax.train.executions import accumulate
 from mrm_jax.train.state import Networks, build_networks
 from mrm_jax.uda import methods
 from mrm_jax.uda.methods import Pass

@@ -1,5 +1,7 @@
 """The fast forms of convolutions against the plain `lax` ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,24 @@ def compare_dense(case, inputs, outputs):
 @pytest.mark.parametrize("case", CASES)
 def test_dense_convolution_equals_that_of_lax_in_value_and_gradient(case):
     compare_dense(case, inputs=4, outputs=3)
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="the forms of other devices are XLA's own"
+)
+def test_a_convolution_in_a_loop_is_written_as_the_cpu_compiler_runs_it_fast():
+    """Outside of loops the compiler turns kernels itself."""
+    kernels = jnp.ones((2, 3, 3, 4, 4))
+
+    def loss(kernels, x):
+        return lax.scan(lambda x, k: (conv(x, k, 1, ((1, 1), (1, 1))), None), x, kernels)[0].sum()
+
+    text = (
+        jax.jit(jax.grad(loss, (0, 1))).lower(kernels, jnp.ones((2, 6, 9, 4))).compile().as_text()
+    )
+    written = re.findall(r"\bconvolution\(.*dim_labels=([^,]+)", text)
+    assert len(written) >= 2  # of the loop forwards and of that backwards
+    assert set(written) == {"b01f_01io->b01f"}
 
 
 @pytest.mark.parametrize("case", ["dilation 2", "5x3, lopsided", "dilation 18", "no padding"])

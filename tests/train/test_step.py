@@ -16,7 +16,8 @@ from mrm_jax.config import MRM, Model
 from mrm_jax.models.layers import fold_moments
 from mrm_jax.models.segmentor import Segmentor
 from mrm_jax.train import step as steps
-from mrm_jax.train.passes import Shared, accumulate, run_pass
+from mrm_jax.train.executions import accumulate
+from mrm_jax.train.passes import Shared, run_pass
 from mrm_jax.train.state import Networks
 from mrm_jax.types import Unlabelled, View
 from mrm_jax.uda.draws import draw
@@ -176,7 +177,7 @@ def test_teacher_receives_no_gradient_from_any_pass():
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(student))
 
 
-@pytest.mark.parametrize("execution", ["sequential", "stacked"])
+@pytest.mark.parametrize("execution", ["sequential", "looped", "stacked"])
 def test_passes_give_the_gradient_of_the_summed_loss_however_they_are_run(execution):
     run, state, frozen, batch, draws = _parts(images="both")
     state = replace(state, step=jnp.int32(5))
