@@ -163,7 +163,8 @@ def update(
 
 def gradient_norms(grads: Any) -> Metrics:
     """Euclidean norm f[] of the gradient of every part there is (encoder, its neck, decoder,
-    HRDA's attention, Rebuilder, auxiliary heads): `grad_norm/...`.
+    HRDA's attention, Rebuilder, auxiliary heads): `grad_norm/...`. Not finite where a
+    gradient is not, or is above the root of the largest number (1.8e19).
     """
     others = {name: part for name, part in grads.items() if name != "segmentor"}
     parts = {**grads["segmentor"], **others}

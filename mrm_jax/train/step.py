@@ -84,8 +84,8 @@ def build_step(config: Config, networks: Networks | None = None) -> Program:
     compared with, `total/loss`, `teacher/confident_share`, `teacher/class_share` (f[K],
     all others f[]), `learning_rate` (the encoder's), `grad_norm/<part>` (encoder, decoder,
     attention, rebuilder, auxiliary: those there are), and `finite` (bool[]): false where the loss
-    or a gradient was not finite, and then the state comes back exactly as it went in, step number
-    included.
+    or a gradient's norm was not finite, and then the state comes back exactly as it went in, step
+    number included.
     """
     rows = passes(config.method, config.data.classes.names)
     run = _Run(config, networks or states.build_networks(config), rows)
@@ -174,9 +174,10 @@ def _step_with(
     stats = state.batch_stats
     for moment in moments:
         stats = _folded(run, stats, moment)
-    metrics |= passed | optimizer.gradient_norms(grads)
+    norms = optimizer.gradient_norms(grads)
+    metrics |= passed | norms
     metrics["learning_rate"] = optimizer.rates(state.step, scalars, run.config.optimizer)["encoder"]
-    metrics["finite"] = _finite((grads, metrics["total/loss"]))
+    metrics["finite"] = jnp.isfinite(jnp.stack([metrics["total/loss"], *norms.values()])).all()
     new = replace(
         taught, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
     )
@@ -274,10 +275,6 @@ def _anchor(run: _Run, state: TrainState, frozen: Frozen, image: Array) -> jax.A
         method="encode",
     )
     return jax.lax.stop_gradient(applied["context"][-1])
-
-
-def _finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _inspect(
