@@ -10,6 +10,7 @@ themselves, so there nothing is changed.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -34,6 +35,7 @@ def keep_memory(device_platform: str) -> bool:
 def release() -> None:
     """Hands back what is free now. To be called when a large program is compiled: of a MiT-B2's
     gradient at 256 px 2.6 GB were held by then, of which the program needs 0.8."""
+    gc.collect()  # programs that ran once are held by cycles
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
 

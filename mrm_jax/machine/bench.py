@@ -25,6 +25,7 @@ from mrm_jax.machine.work import Call, Whats, Work, costs, spread, timed
 from mrm_jax.ops.precision import multiplying
 from mrm_jax.train.step import Program, build_step
 from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
+from mrm_jax.uda.methods import has_feature_distance
 from mrm_jax.uda.objectives import weighted_cross_entropy
 
 What = Literal["forward", "backward", "step"]
@@ -105,7 +106,8 @@ class _Run:
 
     @cached_property
     def frozen(self) -> Frozen:
-        made = self.program.frozen(self.config, _encoder(self.state))
+        compared = has_feature_distance(self.config.method)
+        made = self.program.frozen(self.config, _encoder(self.state) if compared else None)
         return jax.device_put(made, sharding.replicated(self.mesh))
 
     def call(self, what: str) -> Call:
