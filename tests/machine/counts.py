@@ -5,10 +5,17 @@ written. As a command it says what changed, and with --write takes it over:
 """
 
 import json
+import os
 import platform
 import sys
 import tempfile
 from pathlib import Path
+
+# AVX2 at most, so that processors with more make the same programs; two devices, as in conftest.
+WIDEST = "avx2"
+if __name__ == "__main__" and platform.machine() == "x86_64":
+    devices, isa = "--xla_force_host_platform_device_count=2", f"--xla_cpu_max_isa={WIDEST.upper()}"
+    os.environ["XLA_FLAGS"] = f"{devices} {isa}"
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -41,7 +48,9 @@ TRACED = (
 def key() -> str:
     """Whose figures: XLA of another version, or for other processors, makes other programs."""
     devices = f"{jax.device_count()} {jax.default_backend()}"
-    processor = f"{platform.machine()} with {instructions()}, {cores()} cores"
+    wider = ("amx_tile", "avx512f", WIDEST)
+    used = WIDEST if instructions() in wider else instructions()
+    processor = f"{platform.machine()} with {used}, {cores()} cores"
     return f"jax {jax.__version__}, {devices} devices, {processor}"
 
 
