@@ -93,6 +93,7 @@ def _arms(pair: str) -> tuple[Arm, ...]:
         arm("source_augmented", "source_augmented", against="source_only"),
         arm("target_only", "target_only", against="source_only"),
         arm("mic", "daformer,mic=true", against="daformer"),
+        control("mic", "daformer,mic=true"),
         arm("mic + mrm", "daformer,mic=true,mrm=true", often, against="mic"),
         arm("daformer", "daformer", against="dacs"),
         control("daformer", "daformer"),

@@ -34,6 +34,7 @@ def get_config(text: str | None = None):
             eval_every=300,
             checkpoint_every=300,
             panels_every=300,
+            pass_execution="looped",  # compiles a fourth faster; a step takes a tenth longer
         ),
         evaluation=config.Evaluation(batch=10),
     )

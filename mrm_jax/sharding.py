@@ -272,8 +272,8 @@ def init_on_mesh(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
     """`make(key)` run straight onto the mesh, with the state's shardings."""
     shardings = of_state(jax.eval_shape(make, key), mesh)
     # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.
-    # JAX keeps what it compiled as long as the function lives: 100 MB with a small network, 560 with
-    # a MiT-B5. This function ends here.
+    # JAX keeps a program as long as its function lives, 100 MB of a small network's and 560 of a
+    # MiT-B5's. This function ends here.
     once = jax.jit(lambda key: make(key), out_shardings=shardings, compiler_options=quick(mesh))
     return once(key)
 

@@ -1,5 +1,6 @@
 """Where arrays live."""
 
+import gc
 import importlib.util
 from dataclasses import replace
 
@@ -85,6 +86,25 @@ def test_a_step_overwrites_the_old_moments_where_they_lie():
     given = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((8, 256), np.float32)
     compiled = sharding.jit_step(step, state, sharding.mesh(1)).lower(state, *given).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * 4 * 256 * 1024
+
+
+def test_the_program_that_makes_a_first_state_is_not_kept():
+    mesh, key = sharding.mesh(1), jax.random.key_data(jax.random.key(0))
+    client = mesh.devices.flat[0].client
+
+    def make(key):
+        kernel = jax.random.normal(jax.random.wrap_key_data(key), (4, 4))
+        return {"params": {"dense": {"kernel": kernel}}}
+
+    def programs():
+        gc.collect()
+        return len(client.live_executables())
+
+    before = programs()
+    assert sharding.init_on_mesh(make, key, mesh)["params"]["dense"]["kernel"].shape == (4, 4)
+    assert programs() == before
+    jax.jit(make)(key)
+    assert programs() > before  # it would be seen
 
 
 def test_the_batch_is_spread_in_contiguous_blocks():

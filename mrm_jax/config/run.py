@@ -82,7 +82,8 @@ class Train:
     )
     pass_execution: Literal["sequential", "looped", "stacked"] = option(
         "sequential",
-        "Passes one after the other (least memory), or all views through the encoder at once.",
+        "Passes one after the other; as turns of one loop, which compiles faster; or all views "
+        "through the encoder at once, which takes most memory.",
         runtime=True,
     )
     microbatches: int = option(

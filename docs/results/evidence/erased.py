@@ -33,11 +33,12 @@ from mrm_jax.runs.checkpoint import load_run
 ARMS = (
     *("dacs", "dacs + control", "dacs + mrm"),
     *("daformer", "daformer + control", "daformer + mrm"),
-    *("mic", "mic + mrm"),
+    *("mic", "mic + control", "mic + mrm"),
 )
 COMPARED = (
     ("dacs + mrm", "dacs + control"),
     ("daformer + mrm", "daformer + control"),
+    ("mic + mrm", "mic + control"),
     ("mic + mrm", "mic"),
 )
 COVERED = 0.25
