@@ -53,7 +53,7 @@ def accumulate(
     params: as in `TrainState`. All executions give equal results up to rounding. Microbatches give
     those of the whole batch, since every loss is divided by what it counts over all of it, but for
     what a part sees of its own: BatchNorm's statistics (the moments are the parts' means) and the
-    draws of dropout and drop-path. unroll: without it they run in a loop, in which a CPU is slow.
+    draws of dropout and drop-path. unroll: whether parts follow each other or are turns of a loop.
     """
     run = partial(_one_by_one, step)
     if len(rows) > 1 and execution != "sequential":
