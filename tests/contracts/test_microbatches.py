@@ -53,16 +53,20 @@ def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole():
         shared = narrow.shared(made, stats, draws)
         return [
             accumulate(shared, rows, params, views, jnp.int32(1), execution, parts, unroll=unroll)
-            for execution, parts, unroll in (("sequential", 1, True), ("sequential", 3, False))
+            for execution, parts, unroll in (
+                *(("sequential", 1, True), ("sequential", 3, False)),
+                ("looped", 3, False),
+            )
         ]
 
     compiled = jax.jit(every, compiler_options=QUICK)
-    whole, part = jax.device_get(compiled(params, stats, views, draws))
+    whole, *in_parts = jax.device_get(compiled(params, stats, views, draws))
     assert {"source/feature_distance", "mixed/contrast", "inpainted/pixels"} < set(whole[1])
     assert "reconstructed/features" in whole[1]
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole[0]))
-    for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(part[0]), strict=True):
-        # The same sums in another order.
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), largest / 99))
-    for name, value in whole[1].items():
-        np.testing.assert_allclose(part[1][name], value, rtol=1e-5, err_msg=name)
+    for part in in_parts:
+        for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(part[0]), strict=True):
+            # The same sums in another order.
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), largest / 99))
+        for name, value in whole[1].items():
+            np.testing.assert_allclose(part[1][name], value, rtol=1e-5, err_msg=name)
