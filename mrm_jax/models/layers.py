@@ -267,7 +267,7 @@ class PatchReduction(nn.Module):
                 f"The image is too small: attention reduces a {height}x{width} map by {r}. "
                 "Use larger crops or smaller sr_ratios."
             )
-        # A convolution inside a loop is 8-18 times slower backwards on CPU than this product.
+        # `lax`'s convolution in a loop is 8-18 times slower backwards on CPU than this product.
         patches = (
             x[:, : h * r, : w * r].reshape(batch, h, r, w, r, channels).transpose(0, 1, 3, 2, 4, 5)
         )

@@ -23,8 +23,8 @@ from mrm_jax.train.passes import (
     Shared,
     Views,
     added_up,
+    decode_and_judge,
     judge,
-    judged,
     run_decoder,
     run_encoder,
     run_pass,
@@ -132,7 +132,7 @@ def _stacked(
         outcomes = []
         for i, row in enumerate(rows):
             mine = jax.tree.map(itemgetter(i), encoded)
-            outcomes.append(judged(shared, row, given, views[row.view], mine))
+            outcomes.append(decode_and_judge(shared, row, given, views[row.view], mine))
         return added_up([outcome.loss for outcome in outcomes]), outcomes
 
     (_, outcomes), grads = jax.value_and_grad(total, has_aux=True)(params)

@@ -61,7 +61,7 @@ class PassResult(NamedTuple):
 
 def run_pass(shared: Shared, row: Pass, params: Any, view: View) -> PassResult:
     """One pass in training: its view encoded, decoded and judged."""
-    return judged(shared, row, params, view, encode(shared, row, params, view, "train"))
+    return decode_and_judge(shared, row, params, view, encode(shared, row, params, view, "train"))
 
 
 def encode(shared: Shared, row: Pass, params: Any, view: View, mode: Mode) -> tuple[Features, Tree]:
@@ -108,10 +108,11 @@ def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
     return jnp.where(hide, jnp.zeros((), image.dtype), image)
 
 
-def judged(
+def decode_and_judge(
     shared: Shared, row: Pass, params: Any, view: View, encoded: tuple[Features, Tree]
 ) -> PassResult:
-    """What the pass makes of its encoded view: decoded, judged by all its objectives, weighted."""
+    """What the pass makes of its encoded view: transformed, decoded, judged by all its objectives,
+    weighted."""
     features, moments = encoded
     maps = transform(shared, row, params, features)
     output, more = SegOutput({}, ()), {}
