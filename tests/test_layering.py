@@ -53,7 +53,7 @@ ALLOWED = {
     },
     "machine": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "recipes"),
-        *("uda", "data", "hosts", "train"),
+        *("uda", "data", "hosts", "evaluation", "train"),
     },
     "cli": {
         *(*GROUND, *NETWORK, "allocator", "sharding", "arms", "checks", "command", "convert"),

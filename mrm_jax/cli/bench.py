@@ -17,7 +17,7 @@ from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
 from mrm_jax.paths import located
 
-WHATS = ("forward", "backward", "step")
+WHATS = ("inference", "forward", "backward", "step")
 
 UNREAD = {"model.encoder.weights": "any"}
 """Fields that a step's time does not depend on, with what stands for them where they are not set.
@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--what",
         choices=(*WHATS, "all", "parts"),
         default="step",
-        help="the student's loss on a batch, that with its gradient, a training step (default), "
-        "these three, or every part of network and step alone, forwards and with its gradient",
+        help="the classes of a picture, the student's loss on a batch, that with its gradient, a "
+        "training step (default), these four, or every part of network and step alone, forwards "
+        "and with its gradient",
     )
     parser.add_argument(
         "--against",

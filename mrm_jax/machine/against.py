@@ -67,13 +67,23 @@ def check_counterpart(config: Config) -> None:
         ("model.decoder.kind", model.decoder.kind, ("daformer", "segformer", "deeplabv2")),
         ("model.multires.enabled", model.multires.enabled, (False,)),
         ("model.dtype", model.dtype, ("float32",)),
-        ("method.kind", method.kind, ("dacs", "daformer")),
+        ("method.kind", method.kind, ("dacs", "daformer", "mic")),
         ("method.mrm.enabled", method.mrm.enabled, (False,)),
         ("method.mim.weight", method.mim.weight, (0.0,)),
+        ("method.contrast.weight", method.contrast.weight, (0.0,)),
         ("method.augmented_source", method.augmented_source, (False,)),
+        ("method.teacher_dtype", method.teacher_dtype, ("float32",)),
+        ("method.teacher_flip", method.teacher_flip, (False,)),
+        ("method.weight_over", method.weight_over, ("batch",)),
+        ("method.mix_classes_of", method.mix_classes_of, ("batch",)),
         ("method.objectives", method.objectives, ((),)),
         ("train.microbatches", config.train.microbatches, (1,)),
     )
+    if method.kind == "mic":
+        offered += (
+            ("method.mic.images", method.mic.images, ("target",)),
+            ("method.mic.hide", method.mic.hide, ("pixels",)),
+        )
     for field, value, known in offered:
         if value not in known:
             raise UsageError.of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from mrm_jax import rngs, sharding
 from mrm_jax.allocator import keep_memory, release
-from mrm_jax.config import Config
+from mrm_jax.config import Config, Evaluation, input_stats, smallest_picture
 from mrm_jax.machine import parts
 from mrm_jax.machine.estimate import flops
 from mrm_jax.machine.noise import noise
@@ -28,10 +29,11 @@ from mrm_jax.types import Batch, Frozen, Labelled, TrainState, Unlabelled
 from mrm_jax.uda.methods import has_feature_distance
 from mrm_jax.uda.objectives import weighted_cross_entropy
 
-What = Literal["forward", "backward", "step"]
+What = Literal["inference", "forward", "backward", "step"]
 WHATS: tuple[What, ...] = get_args(What)
-"""forward: the student's cross entropy on the source pictures, as in training (HRDA: of the fused
-logits alone); backward: that and its gradient; step: all of a training step."""
+"""inference: the classes of one picture of the crop, as prediction makes them; forward: the
+student's cross entropy on the source pictures, as in training (HRDA: of the fused logits alone);
+backward: that and its gradient; step: all of a training step."""
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:
@@ -48,13 +50,14 @@ def measure_compute(
     as it is:
 
     `device`, `what`, `seconds` of a call {median, min, max, count}, `compile_seconds` (tracing,
-    lowering and compiling), `images_per_second` (source pictures, at the median), and of one device
-    by XLA's own count `flops`, `bytes_accessed` and `peak_bytes` (None where XLA does not say); of
-    a part also `part` and `times`, how often the network holds it. XLA counts the body of a loop
-    once, so with model.unroll=False `flops` and `bytes_accessed` are too low. say: told what is
-    going on. Raises UsageError for a mesh that does not fit.
+    lowering and compiling), `images_per_second` (source pictures, or the one of inference, at the
+    median), and of one device by XLA's own count `flops`, `bytes_accessed` and `peak_bytes` (None
+    where XLA does not say; of inference the network's alone); of a part also `part` and `times`,
+    how often the network holds it. XLA counts the body of a loop once, so with model.unroll=False
+    `flops` and `bytes_accessed` are too low. say: told what is going on. Raises UsageError for a
+    mesh that does not fit.
     """
-    device = _device(sharding.run_mesh(config))
+    whole = config.train.batch, sharding.run_mesh(config)
     listed = works(config, whats)
     for number, work in enumerate(listed, 1):
         name = f"{work.part} {work.what}".strip()
@@ -65,19 +68,21 @@ def measure_compute(
         seconds = time.perf_counter() - began
         say(f"compiled {name} in {seconds:.1f} s; {repeats} calls ...")
         times = spread(timed(call.run, repeats)["wall"])
+        pictures, mesh = (1, sharding.mesh(1)) if work.what == "inference" else whole
         yield {
-            "device": device,
+            "device": _device(mesh),
             "what": work.what,
             **({"part": work.part, "times": work.times} if work.part else {}),
             "seconds": times,
             "compile_seconds": seconds,
-            "images_per_second": config.train.batch / times["median"],
+            "images_per_second": pictures / times["median"],
             **call.costs,
         }
 
 
 def works(config: Config, whats: Whats) -> list[Work]:
-    """What can be timed of a config: the student's loss, its gradient, a training step, parts."""
+    """What can be timed of a config: a picture's classes, the student's loss, its gradient, a
+    training step, parts."""
     mesh = sharding.run_mesh(config)
     keep_memory(mesh.devices.flat[0].platform)
     run = _Run(config, mesh)
@@ -111,6 +116,8 @@ class _Run:
         return jax.device_put(made, sharding.replicated(self.mesh))
 
     def call(self, what: str) -> Call:
+        if what == "inference":
+            return self._inference()
         options = None if self.config.train.optimise else sharding.quick(self.mesh)
         jitted = _jitted(self.program, what, self.state, self.mesh)
         traced = jitted.trace(self.state, self.frozen, self.batch)
@@ -124,6 +131,36 @@ class _Run:
                 self.state = out[0]
 
         return Call(run, {**costs(compiled), "products_seconds": alone})
+
+    def _inference(self) -> Call:
+        """run() gives what a user gets of a picture: (train ids u8[1, H, W], probability of each
+        f32[1, H, W]), on the host. The costs are the network's, without what makes pixels of its
+        map."""
+        # Here, since it takes 30 MB that no step holds.
+        from mrm_jax.evaluation.inference import maps
+        from mrm_jax.evaluation.network import TrainedNetwork
+
+        def drawn(key: jax.Array) -> dict[str, Any]:
+            state = self.program.init(key)
+            return {"params": state.params["segmentor"], "batch_stats": state.batch_stats}
+
+        # The network alone, without teacher and moments, so that memory is that of prediction.
+        options = sharding.quick(self.mesh)
+        key = jax.random.key_data(rngs.root(self.config.seed))
+        variables = jax.jit(drawn, compiler_options=options)(key)
+        size, model = self.config.data.crop, self.config.model
+        # Once through the network, whatever the config's protocol does with larger pictures.
+        config = replace(self.config, evaluation=Evaluation(whole_pixels=size[0] * size[1]))
+        net = TrainedNetwork(config, self.program.networks.segmentor, variables)
+        picture = noise(config).target[:1]
+        how: Any = {"stats": input_stats(model), "smallest": smallest_picture(model)}
+        with multiplying(model.precision):
+            traced = maps.trace(net.module, variables, picture, **how)
+            counted = costs(traced.lower().compile())
+        release()
+        alone = flops(traced.jaxpr) / product_rate(model.dtype)
+        run = partial(net.classified, (picture,), size)
+        return Call(run, {**counted, "products_seconds": alone})
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Whats = Collection[str]
-"""Of forward, backward, step and parts."""
+"""Of inference, forward, backward, step and parts."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Call:
 class Work:
     """What can be timed. make() prepares it (compiles).
 
-    what: forward, backward or step; part: of what part of the network or the step, "" for all of
-    it. times: how often the network holds such a part, one after the other.
+    what: inference, forward, backward or step; part: of what part of the network or the step, ""
+    for all of it. times: how often the network holds such a part, one after the other.
     """
 
     what: str

@@ -7,9 +7,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mrm_jax.command import load_config
 from mrm_jax.errors import UsageError
+from mrm_jax.evaluation import inference
+from mrm_jax.machine.bench import works
 from mrm_jax.main import run
 
 TINY = ["--config", str(Path(__file__).parents[2] / "configs" / "tiny.py")]
@@ -36,8 +40,8 @@ def reports(lines):
 
 
 def test_stdout_holds_one_object_for_each_thing_measured_and_nothing_else(lines, reports):
-    assert len(lines) == 3
-    assert list(reports) == ["forward", "backward", "step"]
+    assert len(lines) == 4
+    assert list(reports) == ["inference", "forward", "backward", "step"]
     assert all(set(report) == KEYS for report in reports.values())
 
 
@@ -47,8 +51,9 @@ def test_every_number_is_finite_and_positive(reports):
         assert set(seconds) == {"median", "min", "max", "count"}
         assert seconds["count"] == 2
         assert seconds["min"] <= seconds["median"] <= seconds["max"]
-        # The config's batch of 2 source pictures at the median time.
-        assert report["images_per_second"] == pytest.approx(2 / seconds["median"])
+        # The config's batch of 2 source pictures, or one that is predicted, at the median time.
+        pictures = 1 if report["what"] == "inference" else 2
+        assert report["images_per_second"] == pytest.approx(pictures / seconds["median"])
         numbers = [
             *seconds.values(),
             *(report[key] for key in KEYS - {"device", "what", "seconds"}),
@@ -58,6 +63,7 @@ def test_every_number_is_finite_and_positive(reports):
 
 def test_a_gradient_costs_more_than_a_forward_and_a_step_more_than_a_gradient(reports):
     flops = [reports[what]["flops"] for what in ("forward", "backward", "step")]
+    assert 1.5 * reports["inference"]["flops"] < flops[0]  # one picture, the other two
     # Matrix products have two products in their gradient: about 3 times the forward in all.
     assert 2 * flops[0] < flops[1] < flops[2]
 
@@ -67,6 +73,27 @@ def test_a_step_with_the_feature_distance_needs_no_file(capsys):
     enough = "--config.data.rare_class.min_share=0.006"
     assert run(["bench", "--config", *config, enough, "--repeats", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["what"] == "step"
+
+
+def test_inference_is_one_prediction_of_a_whole_picture_with_hrda_too(monkeypatch):
+    config = load_config([f"--config={TINY[1]}:hrda"], {"model.encoder.weights": "any"})
+    protocol = replace(config.evaluation, mode="slide", window=(16, 16), stride=(8, 8), flip=True)
+    given, real = [], inference.maps
+
+    def maps(module, variables, image, **how):
+        given.append(image.shape)
+        return real(module, variables, image, **how)
+
+    maps.trace = real.trace
+    monkeypatch.setattr(inference, "maps", maps)
+    call = works(replace(config, evaluation=protocol), ["inference"])[0].make()
+    ids, confidence = call.run()
+    # Not in windows and not mirrored, whatever the protocol of evaluation.
+    assert given == [(1, *config.data.crop, 3)]
+    assert ids.shape == confidence.shape == (1, *config.data.crop)
+    assert ids.dtype == "uint8"
+    assert len(np.unique(ids)) > 1
+    assert 1 / 17 < confidence.min() <= confidence.max() <= 1
 
 
 def test_for_people_a_report_is_two_lines(capsys):

@@ -2,6 +2,7 @@
 own. PyTorch itself is looked at where it is installed."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,12 +11,19 @@ from refusals import refused
 
 from mrm_jax.command import load_config
 from mrm_jax.errors import RunError
-from mrm_jax.machine import against, table
+from mrm_jax.machine import against, bench, table
 from mrm_jax.machine.work import Call, Work
 from mrm_jax.main import run
 
+NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra torch")
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 CONFIG = load_config(["--config=tiny:dacs"])
+
+
+def loaded(words):
+    return load_config(f"--config={words}".split(), {"model.encoder.weights": "any"})
+
+
 QUIET = dict(say=lambda line: None)
 
 
@@ -126,21 +134,111 @@ def test_without_torch_the_way_to_get_it_is_said(monkeypatch):
         ("tiny:hrda", "config.model.multires.enabled"),
         ("tiny:dacs,encoder=mobilenet_v2", "config.model.encoder.kind"),
         ("tiny:source_only", "config.method.kind"),
+        ("tiny:mic", "config.model.multires.enabled"),
+        ("tiny:mic,hrda=false --config.method.mic.images=both", "config.method.mic.images"),
+        ("tiny:dacs --config.method.contrast.weight=0.1", "config.method.contrast.weight"),
+        ("tiny:dacs --config.method.teacher_dtype=bfloat16", "config.method.teacher_dtype"),
+        ("tiny:dacs --config.method.teacher_flip=true", "config.method.teacher_flip"),
+        ("tiny:dacs --config.method.weight_over=image", "config.method.weight_over"),
+        ("tiny:dacs --config.method.mix_classes_of=image", "config.method.mix_classes_of"),
     ],
 )
 def test_what_pytorch_has_no_counterpart_of_is_refused(words, field, monkeypatch):
     monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: name)
-    config = load_config([f"--config={words}"], {"model.encoder.weights": "any"})
     with refused(field):
-        against.check_counterpart(config)
+        against.check_counterpart(loaded(words))
 
 
-@pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra torch")
+def test_hidden_tokens_are_refused_where_something_is_hidden(monkeypatch):
+    monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: name)
+    config = loaded("tiny:mic,hrda=false")
+    against.check_counterpart(config)
+    method = replace(config.method, mic=replace(config.method.mic, hide="tokens"))
+    with refused("config.method.mic.hide"):
+        against.check_counterpart(replace(config, method=method))
+    against.check_counterpart(replace(config, method=replace(method, kind="dacs")))
+
+
+@NEEDS_TORCH
 def test_pytorch_has_the_parts_of_ours_and_a_step_that_learns():
     with against.opened("torch", CONFIG, ["parts", "step"]) as side:
         assert {part for _, part in side.listed} >= {"encoder/block1/attn", "decoder/fuse", "ema"}
         side.prepare(("step", ""))
         assert side.calls(1)["wall"][0] > 0
+
+
+@NEEDS_TORCH
+def test_mic_has_a_third_loss_on_the_target_with_blocks_hidden():
+    from mrm_jax.machine.torch_peer.step import Training
+
+    def stepped(weight):
+        words = (
+            f"tiny:mic,hrda=false --config.method.mic.weight={weight} --config.method.mic.block=4 "
+            "--config.method.mic.ratio=0.4 --config.method.threshold=0 "
+            "--config.method.augment.jitter_probability=0 "
+            "--config.method.augment.blur_probability=0"
+        )
+        training, seen = Training(loaded(words)).with_teacher(), []
+        training.student.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        return training, seen, training.step()
+
+    training, seen, losses = stepped(1.0)
+    assert len(seen) == len(losses) == 3
+    assert losses[2] > 0
+    # Both draw the same: only the weight of the last loss is another.
+    assert stepped(3.0)[2] == pytest.approx([*losses[:2], 3 * losses[2]])
+    target = training.normalised(training.batch[1])
+    hidden = (seen[2] == 0).all(1)
+    assert (seen[2] == target.masked_fill(hidden[:, None], 0)).all()
+    # 2 pictures of 8 x 16 blocks of 4 px, each hidden as a whole or not at all.
+    shares = hidden.float().reshape(2, 8, 4, 16, 4).mean((2, 4))
+    assert set(shares.unique().tolist()) == {0.0, 1.0}
+    assert (shares[:, ::2] != shares[:, 1::2]).any()  # nor in larger blocks
+    assert (shares[:, :, ::2] != shares[:, :, 1::2]).any()
+    assert shares.mean().item() == pytest.approx(0.4, abs=0.1)
+
+
+@NEEDS_TORCH
+def test_pytorch_predicts_in_eval_mode_and_learns_in_training_mode(monkeypatch):
+    from mrm_jax.machine.torch_peer import step, works
+
+    made = []
+    real = step.Training
+    monkeypatch.setattr(
+        works.steps, "Training", lambda config: made.append(real(config)) or made[-1]
+    )
+    listed = {w.what: w for w in works.works(CONFIG, ["inference", "forward", "backward", "step"])}
+    assert list(listed) == ["inference", "forward", "backward", "step"]
+    (training,) = made
+    before = {name: value.clone() for name, value in training.student.named_buffers()}
+    call = listed["inference"].make()
+    ids = call.run()
+    assert (ids == call.run()).all()
+    assert all((value == before[name]).all() for name, value in training.student.named_buffers())
+    for what in ("forward", "backward", "step"):
+        training.in_mode(False)
+        listed[what].make()
+        assert all(module.training for module in training.student.modules())
+    ours = next(iter(bench.works(CONFIG, ["inference"]))).make().run()[0]
+    assert tuple(ids.shape) == ours.shape == (1, *CONFIG.data.crop)
+    assert str(ids.dtype) == f"torch.{ours.dtype}" == "torch.uint8"
+
+
+@NEEDS_TORCH
+def test_pytorch_gives_the_classes_of_its_enlarged_logits():
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from mrm_jax.machine.torch_peer.step import Training
+
+    training = Training(CONFIG).in_mode(False)
+    with torch.no_grad():
+        logits, _ = training.student(training.normalised(training.batch[1][:1]))
+    ids = training.classes()
+    assert ids.is_inference()
+    assert len(ids.unique()) > 1
+    # At a corner nothing is between two cells.
+    assert ids[0, 0, 0] == logits[0, :, 0, 0].argmax()
+    assert ids[0, -1, -1] == logits[0, :, -1, -1].argmax()
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -171,6 +269,12 @@ def test_the_table_has_ratios_by_machine_and_changes(tmp_path, capsys):
     # Three such parts lose a second each.
     assert "| head | 3 | step | 2.00 (2.00 to 2.00) | 2.00 | 2 s | 1 s | 3e+03 ms |" in text
     assert "| one pass | ours / torch | 1.83 -> 1.2 |" in text
+
+
+def test_inference_is_a_row_like_the_others():
+    text = table.tables([report(what="inference"), report()])
+    rows = [line for line in text.splitlines() if line.startswith("| `tiny:dacs`")]
+    assert [row.split(" | ")[1] for row in rows] == ["inference", "step"]
 
 
 def test_parts_that_lose_most_come_first():

@@ -1,8 +1,8 @@
-"""A training step of DACS or DAFormer in plain PyTorch, in the order of the published code:
-teacher, source, mixed, update.
+"""A training step of DACS, DAFormer or MIC in plain PyTorch, in the order of the published code:
+teacher, source, mixed, masked, update.
 
-Sources: DACS (Tranheden et al., 2021), DAFormer (Hoyer et al., 2022). The same passes as ours make,
-on the same pictures; what is drawn at random is drawn here.
+Sources: DACS (Tranheden et al., 2021), DAFormer (Hoyer et al., 2022), MIC (Hoyer et al., 2023). The
+same passes as ours make, on the same pictures; what is drawn at random is drawn here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
-from mrm_jax.config import Config, input_stats
+from mrm_jax.config import Config, input_stats, mic_block
 from mrm_jax.label_ids import IGNORE
 from mrm_jax.machine.noise import noise
 from mrm_jax.machine.torch_peer.networks import Segmentor
@@ -54,6 +54,13 @@ def class_mask(label):
     half = (len(classes) + 1) // 2
     chosen = [classes[torch.randperm(len(classes))[:half]] for _ in label]
     return torch.stack([torch.isin(row, mine) for row, mine in zip(label, chosen, strict=True)])
+
+
+@torch.no_grad()
+def hidden(count: int, size, block: int, ratio: float):
+    """bool[count, 1, *size]: blocks of `block` px, each hidden with probability `ratio`."""
+    grid = [max(round(side / block), 1) for side in size]
+    return F.interpolate((torch.rand(count, 1, *grid) <= ratio).float(), size) > 0
 
 
 def to_hsv(image):
@@ -113,8 +120,14 @@ class Training:
         self.mean, self.std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in stats)
         self.batch = tuple(torch.from_numpy(array) for array in noise(config))
 
+    def in_mode(self, train: bool) -> Training:
+        """Itself, with BatchNorm by the batch and dropout, or neither."""
+        self.student.train(train)
+        return self
+
     def with_teacher(self) -> Training:
-        """Itself, with all that a step needs beside the student."""
+        """Itself in training, with all that a step needs beside the student."""
+        self.in_mode(True)
         self.teacher = copy.deepcopy(self.student)
         for module in self.teacher.modules():  # batch statistics, and nothing dropped
             name = type(module).__name__
@@ -157,6 +170,13 @@ class Training:
         """f32[B, 3, H, W] of u8[B, H, W, 3]."""
         return (picture.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
+    @torch.inference_mode()
+    def classes(self):
+        """Train ids u8[1, H, W] of the first target picture."""
+        picture = self.batch[1][:1]
+        logits, _ = self.student(self.normalised(picture))
+        return upsampled(logits, picture.shape[1:3]).argmax(1).to(torch.uint8)
+
     def loss(self):
         """The student's cross entropy on the source pictures."""
         source, _, label = self.batch
@@ -188,6 +208,13 @@ class Training:
             torch.where(mask, torch.ones_like(weight), weight),
         )
 
+    @torch.no_grad()
+    def masked(self, image):
+        """Normalised pictures, augmented; hidden blocks of them are 0, the mean colour."""
+        mic = self.config.method.mic
+        hide = hidden(len(image), image.shape[2:], mic_block(self.config), mic.ratio)
+        return self.augmented(image).masked_fill(hide, 0.0)
+
     def distance(self, feature, image, label):
         """The weighted mean distance of the last map to the frozen encoder's, over cells of
         things."""
@@ -212,27 +239,33 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * max(share, 0)
 
-    def step(self) -> float:
-        """One update; the loss."""
+    def learn(self, image, label, weight=None, *, times: float = 1.0, compared=False) -> float:
+        """The loss of a pass, after its gradients were added. compared: with the frozen encoder."""
+        logits, maps = self.student(image)
+        loss = times * cross_entropy(logits, label, weight)
+        if compared:
+            loss = loss + self.distance(maps[-1], image, label)
+        loss.backward()
+        return loss.item()
+
+    def step(self) -> list[float]:
+        """One update; the loss of each pass."""
+        method = self.config.method
         source, target, label = self.batch
         source, target, label = self.normalised(source), self.normalised(target), label.long()
-        average(self.teacher, self.student, self.done, self.config.method.ema_decay)
+        average(self.teacher, self.student, self.done, method.ema_decay)
         self.set_rates()
         self.optimizer.zero_grad()
         with torch.no_grad():
             logits, _ = self.teacher(target)
-        pseudo, weight = pseudo_label(logits, label.shape[1:], self.config.method.threshold)
-        logits, maps = self.student(source)
-        loss = cross_entropy(logits, label)
-        if self.frozen is not None:
-            loss = loss + self.distance(maps[-1], source, label)
-        loss.backward()
-        total = loss.item()
-        del logits, maps, loss
-        image, pasted, weight = self.mixed(source, label, target, pseudo, weight)
-        logits, _ = self.student(self.augmented(image))
-        loss = cross_entropy(logits, pasted, weight)
-        loss.backward()
+        pseudo, weight = pseudo_label(logits, label.shape[1:], method.threshold)
+        del logits
+        losses = [self.learn(source, label, compared=self.frozen is not None)]
+        image, *judged = self.mixed(source, label, target, pseudo, weight)
+        losses.append(self.learn(self.augmented(image), *judged))
+        if method.kind == "mic":
+            image = self.masked(target)
+            losses.append(self.learn(image, pseudo, weight, times=method.mic.weight))
         self.optimizer.step()
         self.done += 1
-        return total + loss.item()
+        return losses

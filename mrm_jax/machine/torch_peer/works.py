@@ -1,5 +1,5 @@
-"""What is timed of PyTorch's side: the network and its gradient, a step, and the parts under the
-names that `machine/parts.py` gives ours."""
+"""What is timed of PyTorch's side: inference, the loss and its gradient, a step, and the parts
+under the names that `machine/parts.py` gives ours."""
 
 from __future__ import annotations
 
@@ -45,10 +45,12 @@ def works(config: Config, whats: Whats) -> list[Work]:
     torch.set_num_threads(cores())
     training = steps.Training(config)
     found = []
+    if "inference" in whats:
+        found.append(Work("inference", make=lambda: Call(training.in_mode(False).classes)))
     if "forward" in whats:
-        found.append(Work("forward", make=lambda: Call(training.loss)))
+        found.append(Work("forward", make=lambda: Call(training.in_mode(True).loss)))
     if "backward" in whats:
-        found.append(Work("backward", make=lambda: Call(_gradient(training))))
+        found.append(Work("backward", make=lambda: Call(_gradient(training.in_mode(True)))))
     if "step" in whats:
         found.append(Work("step", make=lambda: Call(training.with_teacher().step)))
     if "parts" in whats:
