@@ -93,7 +93,12 @@ class Train:
         low=1,
     )
     log_every: int = option(
-        50, "Steps between lines of metrics.", runtime=True, unit="steps", low=1, step="absent"
+        50,
+        "Steps between lines of metrics; the first step always has one.",
+        runtime=True,
+        unit="steps",
+        low=1,
+        step="absent",
     )
     eval_every: int = option(
         4_000,

@@ -74,7 +74,7 @@ class Screen:
     def metrics(self, step: int, values: Mapping[str, float], pace: str) -> None:
         """The losses of a step; on a terminal the bar already shows the pace."""
         parts = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values]
-        end = "" if self._console.is_terminal else f"  {pace}"
+        end = "" if self._console.is_terminal or not pace else f"  {pace}"
         self.say(f"step {step}/{self._steps}  {'  '.join(parts)}{end}")
 
     def picks(self, step: int, found: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +62,8 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
     made = make()
     # Of a program that JAX read from its cache not all can be written again. So a fresh one has to
     # be known as such, by what JAX says when it puts one there (of those that take a second).
-    if set(_heard()[before:]) == {_MISS}:
+    mine = {event for event, thread in _heard()[before:] if thread == threading.get_ident()}
+    if mine == {_MISS}:
         with contextlib.suppress(Exception):  # also where a backend cannot write its programs down
             where.mkdir(parents=True, exist_ok=True)
             paths.write_bytes(path, _written(made))
@@ -69,14 +71,14 @@ def step(key: tuple[Any, ...], arguments: tuple[Any, ...], make: Callable[[], An
 
 
 @functools.cache
-def _heard() -> list[str]:
-    """Grows by one with every program that JAX reads from its cache or writes there from now on.
-    JAX 0.8 cannot take a listener back, so there is one for good."""
-    found: list[str] = []
+def _heard() -> list[tuple[str, int]]:
+    """Grows by one with every program that JAX reads from its cache or writes there from now on,
+    and by which thread. JAX 0.8 cannot take a listener back, so there is one for good."""
+    found: list[tuple[str, int]] = []
 
     def listen(event: str, **_: Any) -> None:
         if event in (_HIT, _MISS):
-            found.append(event)
+            found.append((event, threading.get_ident()))
 
     jax.monitoring.register_event_listener(listen)
     return found

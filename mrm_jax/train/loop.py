@@ -1,9 +1,10 @@
 """The training loop.
 
 The work of step n (n steps are done when it is over) has one order: step -> log -> save -> evaluate
--> panels. Each happens where n is a multiple of its cadence and at the last step; a save also after
-an evaluation that gave a new best score, by labels or without, so that the best network is kept
-whatever the two cadences are, and where the run is asked to stop (`run.between`).
+-> panels. Each happens where n is a multiple of its cadence and at the last step; the first step is
+logged too. A save happens also after an evaluation that gave a new best score, by labels or
+without, so that the best network is kept whatever the two cadences are, and where the run is asked
+to stop (`run.between`).
 
 Metrics are fetched while the next step runs, so that the device never waits for the host; the loop
 catches up before it evaluates or saves. A latch is compiled into the step: after one that is not
@@ -59,11 +60,13 @@ from mrm_jax.train.run import (
 )
 from mrm_jax.train.sentinel import Sentinel
 from mrm_jax.train.start import (
+    abstract_state,
     drawn_from,
     first_state,
     from_random,
     frozen_encoder,
     load_start,
+    set_aside,
 )
 from mrm_jax.train.step import build_step, structure
 from mrm_jax.train.trace import Trace
@@ -131,25 +134,27 @@ def _train(config: Config, workdir: Path, mirror: Mirror | None, screen: Screen,
     if crops is None and config.evaluation.selection_pictures:
         screen.say("config.data.target.path is empty: no scores without labels.")
     programs = shared(build_step, structure(config), mesh)
-    sentinel = Sentinel(config.data.classes.names)
+    like = abstract_state(config, programs.program, mesh)
     try:
-        state, known = first_state(config, programs.program, mesh, checkpoints, weights)
+        made = first_state(config, programs.program, like, mesh, checkpoints, weights)
     except DamagedError as error:
         batches.close()  # it reads ahead from the damaged one's step on
-        screen.warn(_set_aside(checkpoints, start, error))
+        screen.warn(set_aside(checkpoints, start, error))
         return _train(config, workdir, mirror, screen, stop)
-    sentinel.remember(known["sentinel"])
-    for line in (*banner(mesh, str(home), state, start), *(weights.lines() if weights else ())):
+    for line in (*banner(mesh, str(home), like, start), *(weights.lines() if weights else ())):
         screen.say(line)
     if random := from_random(config):
         screen.warn(str(random))
     frozen = jax.device_put(programs.program.frozen(config, anchor), sharding.replicated(mesh))
     good = jax.device_put(np.True_, sharding.replicated(mesh))
-    arguments = (state, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
+    arguments = (like, good, frozen, Fed(first, sharding.put_wish(GO_ON, mesh)))
     stop.doing = "compiling the step"
     group.beat(start, "compiling")
     begin = start < config.train.steps
     step, seconds = _compiled(programs, mesh, arguments, screen) if begin else (None, 0.0)
+    state, known = made()
+    sentinel = Sentinel(config.data.classes.names)
+    sentinel.remember(known["sentinel"])
     begun_with = {**hooks.device_facts(mesh, start), **drawn_from(config, known, sampler, noticed)}
     begun_with[folders.DATA] = identities(config) if group.is_main() else {}
     with stop.within(SHUT):
@@ -196,21 +201,6 @@ def _undone(config: Config, checkpoints: Checkpoints) -> list[str]:
     if not (newest := checkpoints.latest()):
         return []
     return left_undone(config, newest, read_facts(checkpoints.directory / str(newest)))
-
-
-def _set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
-    """Sets the checkpoint of `step` aside for the one before it; says so in a line. Raises `error`
-    where there is none, RunError where other hosts may have read their part of it."""
-    line = checkpoints.aside(step)
-    if line is None:
-        raise error
-    if group.host_count() > 1:
-        raise RunError(
-            f"On host {group.host_index()} {line}",
-            "Give the same command again.",
-            field=f"host {group.host_index()}",
-        ) from error
-    return line
 
 
 def _compiled(
@@ -337,14 +327,17 @@ def _read(run: Run, done: Done) -> None:
         sure = float(values["teacher/confident_share"])
         alarms = run.sentinel.see_shares(shares, done.number, confident=sure)
     alarm(run, done.number, "share", alarms)
-    if not every(done.number, run.config.train.log_every, run.config.train.steps):
+    regular = every(done.number, run.config.train.log_every, run.config.train.steps)
+    if not regular and done.number > 1:  # the first one shows that all is well
         return
     if shares is not None:
         names = run.config.data.classes.names
         values |= {f"teacher/class_share/{n}": s for n, s in zip(names, shares, strict=True)}
-    rates = run.pace.read(run.config.train.steps - done.number)
+    # The first step says little of the rate: it also loads and allocates.
+    rates = run.pace.read(run.config.train.steps - done.number) if regular else {}
+    text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"]) if rates else ""
     run.writer.write(done.number, {**values, **rates})
-    text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"])
     run.screen.metrics(done.number, values, text)
     run.screen.advance(done.number, text)
-    run.ahead.begin()  # not before: it would hold up the first line
+    if regular:
+        run.ahead.begin()  # not before: it would slow down what the first rate is taken of

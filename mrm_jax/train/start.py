@@ -8,7 +8,8 @@ their initial values are those that a conversion was told it may leave out (`--a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from mrm_jax import rngs, sharding
 from mrm_jax.config import Config
 from mrm_jax.data.coverage import Noticed
 from mrm_jax.data.rare_class import Sampler
-from mrm_jax.errors import UsageError
+from mrm_jax.errors import RunError, UsageError
 from mrm_jax.hosts import group
 from mrm_jax.registry import ENCODER_KINDS
-from mrm_jax.runs.checkpoint import Checkpoints, load_run, save_network
+from mrm_jax.runs.checkpoint import Checkpoints, DamagedError, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint, fingerprint_lines
 from mrm_jax.runs.weights import (
     ENCODER_WEIGHTS,
@@ -167,32 +168,68 @@ def opened_weights(
     return opened, tree, check_leaves(config, tree, opened.absent, name, whole=whole)
 
 
+def abstract_state(config: Config, program: Program, mesh: jax.sharding.Mesh) -> TrainState:
+    """A run's state without its arrays: shapes, types and places."""
+    shapes = jax.eval_shape(program.init, _key(config))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        sharding.of_state(shapes, mesh),
+    )
+
+
 def first_state(
     config: Config,
     program: Program,
+    like: TrainState,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     weights: Start | None,
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint's state on the mesh and its facts, or without any checkpoint a fresh
-    one that starts from `weights`.
+) -> Callable[[], tuple[TrainState, dict[str, Any]]]:
+    """What gives the newest checkpoint's state on the mesh and its facts, or without any checkpoint
+    a fresh one that starts from `weights`. like: the abstract state.
+
+    A fresh one is drawn by a thread, beside what the caller does before it asks for it; on several
+    hosts it is there at once, since all must start their programs in one order.
+    Raises DamagedError at once.
     """
-    key = jax.random.key_data(rngs.root(config.seed))
-    start = checkpoints.latest()
-    if start is None:
-        state = sharding.init_on_mesh(program.init, key, mesh)
-        facts = {"scores": {}, "sentinel": {}, "weights": {}}
+    facts: dict[str, Any] = {"scores": {}, "sentinel": {}, "weights": {}}
+
+    def fresh() -> tuple[TrainState, dict[str, Any]]:
+        state = sharding.init_on_mesh(program.init, _key(config), mesh)
         if weights is None:
             return state, facts
         return insert_weights(state, weights), {**facts, "weights": weights.fingerprint}
-    abstract = jax.eval_shape(program.init, key)
-    like = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        sharding.of_state(abstract, mesh),
-    )
-    state, facts = checkpoints.restore(start, like)
-    return state, {"scores": {}, "sentinel": {}, "weights": {}, **facts}
+
+    if (newest := checkpoints.latest()) is not None:
+        state, known = checkpoints.restore(newest, like)
+        return lambda: (state, {**facts, **known})
+    if jax.process_count() > 1:
+        made = fresh()
+        return lambda: made
+    thread = ThreadPoolExecutor(1, "first state")
+    drawn = thread.submit(fresh)
+    thread.shutdown(wait=False)
+    return drawn.result
+
+
+def _key(config: Config) -> jax.Array:
+    return jax.random.key_data(rngs.root(config.seed))
+
+
+def set_aside(checkpoints: Checkpoints, step: int, error: DamagedError) -> str:
+    """Sets the checkpoint of `step` aside for the one before it; says so in a line. Raises `error`
+    where there is none, RunError where other hosts may have read their part of it."""
+    line = checkpoints.aside(step)
+    if line is None:
+        raise error
+    if group.host_count() > 1:
+        raise RunError(
+            f"On host {group.host_index()} {line}",
+            "Give the same command again.",
+            field=f"host {group.host_index()}",
+        ) from error
+    return line
 
 
 def insert_weights(state: TrainState, start: Start) -> TrainState:
