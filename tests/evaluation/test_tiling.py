@@ -60,13 +60,13 @@ def resized(array, size):
     return array
 
 
+@pytest.mark.parametrize("size", [(71, 123), (45, 123), (200, 90)])
 @pytest.mark.parametrize("protocol", [SMALL, replace(SMALL, mode="slide", window=(32, 48))])
-def test_a_result_of_many_strips_is_the_weighted_mean_of_all_windows(protocol, monkeypatch):
+def test_a_result_of_many_strips_is_the_weighted_mean_of_all_windows(protocol, size, monkeypatch):
     """Against windows cut, resized and added up one by one, in float64; at an odd size."""
     protocol = replace(protocol, stride=(24, 20))
     monkeypatch.setattr(inference, "NUMBERS_AT_ONCE", 4 * 2 * 128 * 24)
     image = np.random.default_rng(0).normal(size=(2, 90, 107, 3)).astype(np.float32)
-    size = (71, 123)
 
     @jax.jit
     def forward(windows):  # a map of a quarter of the side, in which places matter
@@ -86,7 +86,7 @@ def test_a_result_of_many_strips_is_the_weighted_mean_of_all_windows(protocol, m
     def found(what, protocol=protocol):
         given = strips(forward, [image], protocol=protocol, size=size, what=what)
         cut = [strip.cut() for strip in given]
-        assert len(cut) > 2
+        assert len(cut) > 1
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *cut)
 
     logits = found("logits")

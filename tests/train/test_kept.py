@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import threading
 from typing import Any
 
 import jax
@@ -119,17 +120,25 @@ def test_whatever_a_step_is_made_of_is_part_of_its_name(monkeypatch, what):
         assert name() != before
 
 
-def test_a_program_that_jax_read_from_its_cache_is_not_kept(steps, monkeypatch):
-    """XLA's CPU back end gives such a one back without some of its functions."""
+@pytest.mark.parametrize("who", ["this thread", "another"])
+def test_a_program_that_jax_read_from_its_cache_is_not_kept(steps, monkeypatch, who):
+    """XLA's CPU back end gives such a one back without some of its functions. The first state is
+    read meanwhile, by a thread of its own."""
     compile_ = jax.stages.Lowered.compile
 
-    def read(*arguments, **options):
+    def hit():
         jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+
+    def read(*arguments, **options):
+        reader = threading.Thread(target=hit)
+        reader.run() if who == "this thread" else reader.start()
+        if who == "another":
+            reader.join()
         return compile_(*arguments, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", read)
     started()
-    assert not steps.exists()
+    assert steps.exists() == (who == "another")
 
 
 def test_a_program_that_jax_put_nowhere_is_not_kept(steps):

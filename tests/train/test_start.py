@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 from dataclasses import asdict, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,10 +25,18 @@ from mrm_jax.config import Config, Encoder, FeatureDistance, Model, Optimizer, T
 from mrm_jax.convert import export_torch, named
 from mrm_jax.errors import UsageError
 from mrm_jax.models.build import build_encoder
-from mrm_jax.runs.checkpoint import FOLDER, load_run, save_network
+from mrm_jax.runs.checkpoint import FOLDER, Checkpoints, load_run, save_network
 from mrm_jax.runs.fingerprint import fingerprint
 from mrm_jax.train import loop
-from mrm_jax.train.start import Start, from_random, frozen_encoder, insert_weights, load_start
+from mrm_jax.train.start import (
+    Start,
+    abstract_state,
+    first_state,
+    from_random,
+    frozen_encoder,
+    insert_weights,
+    load_start,
+)
 from mrm_jax.train.state import build_networks, init_state
 from mrm_jax.train.step import build_step
 from mrm_jax.types import Batch, Labelled, Unlabelled
@@ -55,6 +66,32 @@ def fresh():
         return jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype), where)
 
     return jax.tree.map(some, abstract, sharding.of_state(abstract, mesh))
+
+
+def test_a_first_state_is_drawn_while_the_caller_goes_on(tmp_path) -> None:
+    cfg, mesh, asked = config(), sharding.mesh(batch=2), threading.Event()
+
+    def init(key):
+        if threading.current_thread() is not threading.main_thread():
+            assert asked.wait(60)
+        kernel = jax.random.normal(jax.random.wrap_key_data(key), (4, 4))
+        return {"params": {"dense": {"kernel": kernel}}}
+
+    program: Any = SimpleNamespace(init=init)
+    like = abstract_state(cfg, program, mesh)
+    with contextlib.closing(Checkpoints(tmp_path / FOLDER, keep=1)) as none:
+        made = first_state(cfg, program, like, mesh, none, None)
+    asked.set()  # had it been waited for, this were never reached
+    state, facts = made()
+    assert facts == {"scores": {}, "sentinel": {}, "weights": {}}
+    key = jax.random.key_data(jax.random.key(cfg.seed))
+    jax.tree.map(np.testing.assert_array_equal, state, init(key))
+    (leaf,), (abstract,) = jax.tree.leaves(state), jax.tree.leaves(like)
+    assert (leaf.shape, leaf.dtype, leaf.sharding) == (
+        abstract.shape,
+        abstract.dtype,
+        abstract.sharding,
+    )
 
 
 def test_init_from_goes_before_encoder_weights_before_random_numbers(files, fresh) -> None:
