@@ -26,6 +26,7 @@ from mrm_jax.models.layers import (
 )
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
+from mrm_jax.ops.stored import stored
 from mrm_jax.types import Mode
 
 
@@ -102,6 +103,9 @@ class AsppFusion(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
+        x = stored(
+            x
+        )  # its gradient, the sum of the branches', is read by every map that was aligned
         branches = []
         for i, dilation in enumerate(self.dilations):
             if dilation == 1:

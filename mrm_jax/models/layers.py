@@ -291,7 +291,9 @@ class DepthwiseConv(nn.Module):
         k = self.kernel
         kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), jnp.float32)
         padding = _padding(x, self.zeros, k, self.stride, self.dilation)
-        y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation)
+        # Without a bias a BatchNorm follows, whose gradient is cheap.
+        held = not self.use_bias
+        y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation, held=held)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)

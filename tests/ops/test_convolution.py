@@ -10,6 +10,7 @@ from jax import lax
 
 from mrm_jax.ops import convolution, transposed
 from mrm_jax.ops import depthwise as depthwise_forms
+from mrm_jax.ops.batch_norm import batch_norm
 from mrm_jax.ops.convolution import conv, same_padding
 from mrm_jax.ops.depthwise import depthwise
 from mrm_jax.ops.transposed import transposed_conv
@@ -60,8 +61,9 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case):
+def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case, held):
     size, taps, stride, padding, dilation = CASES[case]
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
@@ -69,12 +71,29 @@ def test_depthwise_equals_the_grouped_convolution_in_value_and_gradient(case):
     with jax.enable_x64(True):
         x, kernel = jnp.asarray(rng.normal(size=(2, *size, 4))), rng.normal(size=(*taps, 1, 4))
         compare(
-            lambda x, k: depthwise(x, k, stride, padding, dilation),
+            lambda x, k: depthwise(x, k, stride, padding, dilation, held=held),
             lambda x, k: grouped(x, k, stride, padding, dilation),
             x,
             jnp.asarray(kernel),
             tolerance=1e-12,
         )
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="the forms of other devices are XLA's own"
+)
+def test_a_gradient_that_is_held_is_computed_once_and_not_for_every_tap():
+    def subtractions(held):
+        def loss(x, kernel):
+            y = depthwise(x, kernel, dilation=3, held=held)
+            return (batch_norm(y, jnp.ones(4), jnp.zeros(4), 1e-5)[0] ** 3).sum()
+
+        gradient = jax.jit(jax.grad(loss, 1))
+        lowered = gradient.lower(jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 1, 4)))
+        return lowered.compile().as_text().count("subtract(")
+
+    # BatchNorm's gradient subtracts; each of the nine taps does so where it is not held.
+    assert subtractions(held=True) + 9 <= subtractions(held=False)
 
 
 def compare_dense(case, inputs, outputs):
