@@ -270,12 +270,17 @@ def _same(tree: Any) -> Any:
 
 def init_on_mesh(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
     """`make(key)` run straight onto the mesh, with the state's shardings."""
+    return traced_init(make, key, mesh)()
+
+
+def traced_init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Callable[[], Any]:
+    """What compiles and runs `init_on_mesh`, which is traced by now."""
     shardings = of_state(jax.eval_shape(make, key), mesh)
-    # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.
     # JAX keeps a program as long as its function lives, 100 MB of a small network's and 560 of a
     # MiT-B5's. This function ends here.
-    once = jax.jit(lambda key: make(key), out_shardings=shardings, compiler_options=quick(mesh))
-    return once(key)
+    lowered = jax.jit(lambda key: make(key), out_shardings=shardings).lower(key)
+    # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.
+    return lambda: lowered.compile(compiler_options=quick(mesh))(key)
 
 
 def quick(mesh: Mesh) -> dict[str, int] | None:

@@ -189,28 +189,30 @@ def first_state(
     """What gives the newest checkpoint's state on the mesh and its facts, or without any checkpoint
     a fresh one that starts from `weights`. like: the abstract state.
 
-    A fresh one is drawn by a thread, beside what the caller does before it asks for it; on several
-    hosts it is there at once, since all must start their programs in one order.
+    A fresh one is compiled and drawn by a thread, beside what the caller does before it asks for
+    it; on several hosts it is there at once, since all must start their programs in one order.
     Raises DamagedError at once.
     """
     facts: dict[str, Any] = {"scores": {}, "sentinel": {}, "weights": {}}
-
-    def fresh() -> tuple[TrainState, dict[str, Any]]:
-        state = sharding.init_on_mesh(program.init, _key(config), mesh)
-        if weights is None:
-            return state, facts
-        return insert_weights(state, weights), {**facts, "weights": weights.fingerprint}
-
     if (newest := checkpoints.latest()) is not None:
         state, known = checkpoints.restore(newest, like)
         return lambda: (state, {**facts, **known})
+    # Traced before the thread begins: Python traces one program at a time, and XLA compiles the
+    # programs of two threads in the order in which they come.
+    drawn = sharding.traced_init(program.init, _key(config), mesh)
+
+    def fresh() -> tuple[TrainState, dict[str, Any]]:
+        if weights is None:
+            return drawn(), facts
+        return insert_weights(drawn(), weights), {**facts, "weights": weights.fingerprint}
+
     if jax.process_count() > 1:
         made = fresh()
         return lambda: made
     thread = ThreadPoolExecutor(1, "first state")
-    drawn = thread.submit(fresh)
+    future = thread.submit(fresh)
     thread.shutdown(wait=False)
-    return drawn.result
+    return future.result
 
 
 def _key(config: Config) -> jax.Array:
