@@ -94,7 +94,7 @@ class Train:
     )
     log_every: int = option(
         50,
-        "Steps between lines of metrics; the first step always has one.",
+        "Steps between lines of metrics. The screen shows the first step too.",
         runtime=True,
         unit="steps",
         low=1,

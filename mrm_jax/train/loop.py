@@ -1,10 +1,10 @@
 """The training loop.
 
 The work of step n (n steps are done when it is over) has one order: step -> log -> save -> evaluate
--> panels. Each happens where n is a multiple of its cadence and at the last step; the first step is
-logged too. A save happens also after an evaluation that gave a new best score, by labels or
-without, so that the best network is kept whatever the two cadences are, and where the run is asked
-to stop (`run.between`).
+-> panels. Each happens where n is a multiple of its cadence and at the last step; a save also after
+an evaluation that gave a new best score, by labels or without, so that the best network is kept
+whatever the two cadences are, and where the run is asked to stop (`run.between`). The first step is
+shown on the screen in any case.
 
 Metrics are fetched while the next step runs, so that the device never waits for the host; the loop
 catches up before it evaluates or saves. A latch is compiled into the step: after one that is not
@@ -328,16 +328,16 @@ def _read(run: Run, done: Done) -> None:
         alarms = run.sentinel.see_shares(shares, done.number, confident=sure)
     alarm(run, done.number, "share", alarms)
     regular = every(done.number, run.config.train.log_every, run.config.train.steps)
-    if not regular and done.number > 1:  # the first one shows that all is well
+    if not regular:
+        if done.number == 1:  # shows that all is well; it also loads and allocates: no rate
+            run.screen.metrics(1, values, "")
         return
     if shares is not None:
         names = run.config.data.classes.names
         values |= {f"teacher/class_share/{n}": s for n, s in zip(names, shares, strict=True)}
-    # The first step says little of the rate: it also loads and allocates.
-    rates = run.pace.read(run.config.train.steps - done.number) if regular else {}
-    text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"]) if rates else ""
+    rates = run.pace.read(run.config.train.steps - done.number)
     run.writer.write(done.number, {**values, **rates})
+    text = pace_text(rates["perf/steps_per_second"], rates["perf/eta_seconds"])
     run.screen.metrics(done.number, values, text)
     run.screen.advance(done.number, text)
-    if regular:
-        run.ahead.begin()  # not before: it would slow down what the first rate is taken of
+    run.ahead.begin()  # not before: it would slow down what the first rate is taken of

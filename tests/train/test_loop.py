@@ -59,9 +59,16 @@ def test_the_work_of_a_step_has_one_order(toy, monkeypatch):
     )
     assert toy.train(train__steps=4, train__log_every=2, **every) == 0
     work = ["perf", "save", "evaluate", "eval", "panels"]  # perf: the line of the step's metrics
-    # The first step has a line too, which knows no rate.
-    expected = [(0, "perf"), (1, "teacher"), *((n, what) for n in (2, 4) for what in work)]
-    assert events == [*expected, (0, "report")]
+    expected = [(0, "perf")] + [(n, what) for n in (2, 4) for what in work] + [(0, "report")]
+    assert events == expected
+
+
+def test_the_screen_shows_the_first_step_and_then_every_so_many(toy, capsys):
+    toy.train(train__steps=5, train__log_every=2, evaluation__selection_pictures=0)
+    lines = [x for x in capsys.readouterr().out.splitlines() if "total/loss" in x]
+    assert [line.split()[1] for line in lines] == ["1/5", "2/5", "4/5", "5/5"]
+    assert ["steps/s" in line or "s/step" in line for line in lines] == [False, True, True, True]
+    assert [x["step"] for x in toy.lines("run") if "total/loss" in x] == [2, 4, 5]
 
 
 def test_a_method_that_does_not_look_at_the_target_does_not_open_it(toy, monkeypatch):
