@@ -103,9 +103,8 @@ class AsppFusion(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         """[B, H, W, channels]."""
-        x = stored(
-            x
-        )  # its gradient, the sum of the branches', is read by every map that was aligned
+        # Its gradient, the sum of the branches', is read by every map that was aligned.
+        x = stored(x)
         branches = []
         for i, dilation in enumerate(self.dilations):
             if dilation == 1:
