@@ -93,12 +93,7 @@ class Train:
         low=1,
     )
     log_every: int = option(
-        50,
-        "Steps between lines of metrics. The screen shows the first step too.",
-        runtime=True,
-        unit="steps",
-        low=1,
-        step="absent",
+        50, "Steps between lines of metrics.", runtime=True, unit="steps", low=1, step="absent"
     )
     eval_every: int = option(
         4_000,
