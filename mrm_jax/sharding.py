@@ -283,7 +283,7 @@ def traced_init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Callable[[], 
     return lambda: lowered.compile(compiler_options=quick(mesh))(key)
 
 
-def quick(mesh: Mesh) -> dict[str, int] | None:
+def quick(mesh: Mesh) -> dict[str, Any] | None:
     """Compiler options that leave machine code unoptimised: for programs that hardly run. CPU."""
     cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if cpu else None
