@@ -36,12 +36,10 @@ def normed(x: jax.Array, bn: str, mode: Mode) -> jax.Array:
     return nn.relu(BatchNorm(name=bn)(x, mode) if bn else x)
 
 
-def aligned(maps: list[jax.Array], *, reverse: bool = False) -> jax.Array:
-    """All maps resized to the first one's size and concatenated along channels, last map first if
-    `reverse`."""
+def aligned(maps: list[jax.Array]) -> jax.Array:
+    """All maps resized to the first one's size and concatenated along channels."""
     size = (maps[0].shape[1], maps[0].shape[2])
-    resized = [resize(m, size) for m in maps]
-    return jnp.concatenate(resized[::-1] if reverse else resized, axis=-1)
+    return jnp.concatenate([resize(m, size) for m in maps], axis=-1)
 
 
 class ConvFusion(nn.Module):
