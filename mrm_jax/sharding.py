@@ -165,6 +165,15 @@ def of_state(state: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def placed(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """A state's abstract `shapes` with their shardings, see `of_state`."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        of_state(shapes, mesh),
+    )
+
+
 def _registered_rules() -> tuple[tuple[str, int | None], ...]:
     """The rules that encoders and decoders were registered with."""
     return tuple(

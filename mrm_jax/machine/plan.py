@@ -151,9 +151,8 @@ def abstract_arguments(config: Config, program: Program, mesh: Mesh | AbstractMe
     compared = encoder if has_feature_distance(config.method) else None
     frozen = jax.eval_shape(lambda tree: program.frozen(config, tree), compared)
     copies, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
-    placed = sharding.of_state(state, mesh)
     return (
-        jax.tree.map(lambda leaf, place: _shape(leaf.shape, leaf.dtype, place), state, placed),
+        sharding.placed(state, mesh),
         _shape((), np.bool_, copies),
         jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, copies), frozen),
         Fed(_batch(config, config.train.batch, rows), _shape((mesh.size,), np.int32, rows)),

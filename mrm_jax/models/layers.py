@@ -291,8 +291,7 @@ class DepthwiseConv(nn.Module):
         k = self.kernel
         kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), jnp.float32)
         padding = _padding(x, self.zeros, k, self.stride, self.dilation)
-        # Without a bias a BatchNorm follows, whose gradient is cheap.
-        held = not self.use_bias
+        held = not self.use_bias  # a BatchNorm follows, whose gradient is cheap
         y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation, held=held)
         if not self.use_bias:
             return y

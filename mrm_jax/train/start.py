@@ -170,12 +170,7 @@ def opened_weights(
 
 def abstract_state(config: Config, program: Program, mesh: jax.sharding.Mesh) -> TrainState:
     """A run's state without its arrays: shapes, types and places."""
-    shapes = jax.eval_shape(program.init, _key(config))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        sharding.of_state(shapes, mesh),
-    )
+    return sharding.placed(jax.eval_shape(program.init, _key(config)), mesh)
 
 
 def first_state(
