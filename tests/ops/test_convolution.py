@@ -137,6 +137,18 @@ def test_a_convolution_in_a_loop_is_written_as_the_cpu_compiler_runs_it_fast():
     assert set(written) == {"b01f_01io->b01f"}
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form of CPUs")
+def test_of_a_kernel_gradient_one_tap_at_a_time_is_in_memory():
+    def loss(kernel, x):
+        return (conv(x, kernel, 1, ((1, 1), (1, 1))) ** 2).sum()
+
+    shapes = (3, 3, 256, 64), (2, 32, 32, 256)
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = jax.jit(jax.grad(loss)).lower(*given).compile()
+    # A tap reads as much as the map has, 2 MiB, and there are nine.
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 2 * 32 * 32 * 256 * 4
+
+
 @pytest.mark.parametrize("case", ["dilation 2", "5x3, lopsided", "dilation 18", "no padding"])
 def test_so_it_does_where_all_taps_outputs_are_fewer_than_the_inputs(case):
     compare_dense(case, inputs=33, outputs=2)
