@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mrm_jax.ops.order import after
 from mrm_jax.rngs import typed
 from mrm_jax.train.passes import (
     Parts,
@@ -42,7 +43,6 @@ def accumulate(
     rows: tuple[Pass, ...],
     params: Any,
     views: Views,
-    step: Array,
     execution: Execution,
     microbatches: int = 1,
     *,
@@ -55,11 +55,11 @@ def accumulate(
     what a part sees of its own: BatchNorm's statistics (the moments are the parts' means) and the
     draws of dropout and drop-path. unroll: whether parts follow each other or are turns of a loop.
     """
-    run = partial(_one_by_one, step)
-    if len(rows) > 1 and execution != "sequential":
-        run = _stacked if execution == "stacked" else partial(_looped, step)
+    run = {"sequential": _one_by_one, "looped": _looped, "stacked": _stacked}[execution]
+    if len(rows) == 1:
+        run = _one_by_one
     if microbatches > 1:
-        run = partial(_in_parts, run, step, microbatches, unroll)
+        run = partial(_in_parts, run, microbatches, unroll)
     grads, outcomes = run(shared, rows, params, views)
     metrics: Metrics = {}
     for row, outcome in zip(rows, outcomes, strict=True):
@@ -69,14 +69,14 @@ def accumulate(
 
 
 def _one_by_one(
-    step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
+    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
 ) -> tuple[Any, list[PassResult]]:
     grads = jax.tree.map(jnp.zeros_like, params)
     outcomes: list[PassResult] = []
     for row in rows:
         view = views[row.view]
         if outcomes:
-            view = replace(view, image=_after(grads, view.image, step))
+            view = replace(view, image=_after(grads, view.image))
 
         def loss(given: Any, row: Pass = row, view: View = view) -> tuple[jax.Array, PassResult]:
             outcome = run_pass(shared, row, given, view)
@@ -88,15 +88,11 @@ def _one_by_one(
     return grads, outcomes
 
 
-def _after(grads: Any, image: Array, step: Array) -> jax.Array:
-    """`image` as it is, but not to be had before `grads` are: only one pass's graph is alive.
-
-    Left free, XLA runs all forwards first and keeps the activations of every pass at once; its CPU
-    compiler drops optimization barriers before it orders the program, so this is a true dependency.
-    """
+def _after(grads: Any, image: Array) -> jax.Array:
+    """`image`, but not to be had before `grads` are: only one pass's graph is alive. Left free, XLA
+    runs all forwards first and keeps the activations of every pass at once."""
     firsts = [jax.lax.slice(g, (0,) * g.ndim, (1,) * g.ndim).sum() for g in jax.tree.leaves(grads)]
-    # A step number is never negative, which the compiler cannot know.
-    return jnp.where(step >= 0, image, sum(firsts[1:], firsts[0]).astype(image.dtype))
+    return after(jnp.asarray(image), sum(firsts[1:], firsts[0]))
 
 
 class _Inputs(NamedTuple):
@@ -140,13 +136,13 @@ def _stacked(
 
 
 def _looped(
-    step: Array, shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
+    shared: Shared, rows: tuple[Pass, ...], params: Any, views: Views
 ) -> tuple[Any, list[PassResult]]:
     """The rows that decode are turns of one loop, so encoder and decoder are compiled once for all
     of them. A turn chooses its row's transform and losses by its number."""
     turns = [row for row in rows if row.decoded]
     others = tuple(row for row in rows if not row.decoded)
-    grads, apart = _one_by_one(step, shared, others, params, views)
+    grads, apart = _one_by_one(shared, others, params, views)
     heads = {name: params[name] for name in ("auxiliary",) if name in params}
 
     def turn(total: Any, given: tuple[jax.Array, _Inputs]) -> tuple[Any, Any]:
@@ -242,7 +238,6 @@ def _hidden(views: list[View]) -> jax.Array | None:
 
 def _in_parts(
     run: Callable[..., tuple[Any, list[PassResult]]],
-    step: Array,
     parts: int,
     unroll: bool,
     shared: Shared,
@@ -263,7 +258,7 @@ def _in_parts(
 
     def one(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, list[PassResult]]:
         (mine, mask), number = part
-        mine = {n: replace(v, image=_after(total, v.image, step)) for n, v in mine.items()}
+        mine = {n: replace(v, image=_after(total, v.image)) for n, v in mine.items()}
         module = {name: own_key(key, number) for name, key in draws.module.items()}
         drawn = replace(draws, mask=mask, module=module)
         own = shared._replace(draws=drawn, parts=Parts(views, draws.mask, parts))

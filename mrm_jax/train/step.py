@@ -162,7 +162,6 @@ def _step_with(
         run.passes,
         sharding.whole(state.params),
         views,
-        state.step,
         train.pass_execution,
         train.microbatches,
         unroll=run.config.model.unroll,

@@ -4,7 +4,6 @@ pixels, cells of some classes, or what is hidden."""
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import narrow
 import numpy as np
 from compiler import QUICK
@@ -52,7 +51,7 @@ def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole():
     def every(params, stats, views, draws):
         shared = narrow.shared(made, stats, draws)
         return [
-            accumulate(shared, rows, params, views, jnp.int32(1), execution, parts, unroll=unroll)
+            accumulate(shared, rows, params, views, execution, parts, unroll=unroll)
             for execution, parts, unroll in (
                 *(("sequential", 1, True), ("sequential", 3, False)),
                 ("looped", 3, False),

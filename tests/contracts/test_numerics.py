@@ -40,7 +40,7 @@ def rows_of(made):
 
 def passed(made, execution, params, stats, views, draws):
     shared = narrow.shared(made, stats, draws)
-    return accumulate(shared, rows_of(made), params, views, jnp.int32(1), execution)
+    return accumulate(shared, rows_of(made), params, views, execution)
 
 
 def without_drops(made):
@@ -265,7 +265,7 @@ def test_stacked_views_go_through_the_encoder_in_one_call_and_others_in_one_each
     def counted(views_run, execution):
         def run(params, views):
             some = rows[:views_run]
-            return accumulate(shared, some, params, views, jnp.int32(1), execution)
+            return accumulate(shared, some, params, views, execution)
 
         return products(jax.make_jaxpr(run)(params, views).jaxpr)
 

@@ -98,7 +98,7 @@ def _arm(name):
     @functools.partial(jax.jit, compiler_options=QUICK)
     def alone(params, scalars, views):
         shared = Shared(run.modules, state.batch_stats, replace(frozen, scalars=scalars), draws)
-        grads, metrics, _ = accumulate(shared, (row,), params, views, state.step, "sequential")
+        grads, metrics, _ = accumulate(shared, (row,), params, views, "sequential")
         return grads, {**metrics, "own": metrics[f"{row.name}/{metric}"]}
 
     return run.config, state, frozen, views, alone
@@ -181,7 +181,7 @@ def test_passes_give_equal_losses_and_gradients_however_they_are_run(name):
     def results(params):
         shared = Shared(run.modules, state.batch_stats, frozen, draws)
         return [
-            accumulate(shared, run.passes, params, views, state.step, execution)
+            accumulate(shared, run.passes, params, views, execution)
             for execution in ("sequential", "looped", "stacked")
         ]
 
@@ -206,9 +206,7 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
         _, pseudo, _ = steps._teach(run, taught, frozen, batch, draws)
         views = steps._views(run, state, pseudo, batch, draws, frozen)
         shared = Shared(run.modules, state.batch_stats, frozen, draws)
-        _, metrics, _ = accumulate(
-            shared, run.passes, state.params, views, state.step, "sequential"
-        )
+        _, metrics, _ = accumulate(shared, run.passes, state.params, views, "sequential")
         return metrics["total/loss"]
 
     value, grads = jax.jit(jax.value_and_grad(total), compiler_options=QUICK)(state.teacher_params)

@@ -190,7 +190,7 @@ def test_passes_give_the_gradient_of_the_summed_loss_however_they_are_run(execut
         _, pseudo, _ = steps._teach(run, state, frozen, batch, draws)
         views = steps._views(run, state, pseudo, batch, draws, frozen)
         shared = _shared(run, state, frozen, draws)
-        return accumulate(shared, run.passes, params, views, state.step, execution)
+        return accumulate(shared, run.passes, params, views, execution)
 
     expected = jax.jit(jax.grad(joint), compiler_options=QUICK)(state.params)
     got, metrics, _ = jax.jit(apart, compiler_options=QUICK)(state.params)
@@ -417,7 +417,7 @@ def test_passes_run_one_at_a_time_so_that_only_one_graph_needs_memory():
 
     def apart(state, views, draws):
         shared = _shared(run, state, frozen, draws)
-        return accumulate(shared, rows, state.params, views, state.step, "sequential")[0]
+        return accumulate(shared, rows, state.params, views, "sequential")[0]
 
     def joint(state, views, draws):
         def total(params):
