@@ -101,8 +101,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] from [B, N, C]."""
         if not self.gated:
-            hidden = gelu(dense(self.hidden, x, "fc1", kernel_init=_INIT))
-            return dense(x.shape[-1], hidden, "fc2", kernel_init=_INIT)
+            hidden = dense(self.hidden, x, "fc1", kernel_init=_INIT)
+            return dense(x.shape[-1], hidden, "fc2", kernel_init=_INIT, of=gelu)
         both = dense(2 * self.hidden, x, "w12", kernel_init=_INIT)
         gate, value = jnp.split(both.astype(at_least_float32(both)), 2, axis=-1)
         hidden = (nn.silu(gate) * value).astype(x.dtype)

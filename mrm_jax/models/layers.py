@@ -1,5 +1,4 @@
-"""Building blocks of all networks: normalisation, convolutions in the forms that run
-fast, dropping, initialisers.
+"""Building blocks of all networks: normalisation, fast convolutions, dropping, initialisers.
 
 Conventions. Maps are [B, H, W, C]. Every layer computes in the dtype of its input, and reductions
 (statistics, softmax) in at least float32; parameters are stored in float32. An encoder casts its
@@ -10,6 +9,7 @@ one, [in, out].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ from mrm_jax.ops.depthwise import depthwise
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.platform import is_portable
 from mrm_jax.ops.precision import at_least_float32
-from mrm_jax.ops.product import as_dot_general
+from mrm_jax.ops.product import Elementwise, as_dot_general
 from mrm_jax.ops.transposed import doubled, transposed_conv
 from mrm_jax.types import Mode, Tree
 
@@ -64,16 +64,17 @@ def dense(
     kernel_init: Initializer,
     bias_init: Initializer = nn.initializers.zeros,
     use_bias: bool = True,
+    of: Elementwise | None = None,
 ) -> jax.Array:
-    """A dense layer on the last axis, called `name` in the enclosing compact module, computed in
-    `x`'s dtype."""
+    """A dense layer on the last axis of `x`, or of of(x), see `product`; called `name` in the
+    enclosing compact module, computed in `x`'s dtype."""
     layer = nn.Dense(
         features,
         use_bias,
         dtype=x.dtype,
         kernel_init=kernel_init,
         bias_init=bias_init,
-        dot_general=as_dot_general,
+        dot_general=partial(as_dot_general, of=of),
         name=name,
     )
     return layer(x)
@@ -202,8 +203,7 @@ def relu6(x: jax.Array) -> jax.Array:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the exact normal distribution function, same dtype, computed in at least
-    float32."""
+    """x * Phi(x), Phi the exact normal distribution, in at least float32; same dtype."""
     wide = x.astype(at_least_float32(x))
     return (wide * 0.5 * (1 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 

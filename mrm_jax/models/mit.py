@@ -69,8 +69,8 @@ class MixFFN(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] from [B, H, W, C]."""
         y = dense(self.ratio * x.shape[-1], x, "fc1", kernel_init=_LINEAR_INIT)
-        y = gelu(DepthwiseConv(fan_out_normal(9), name="dwconv")(y))
-        return dense(x.shape[-1], y, "fc2", kernel_init=_LINEAR_INIT)
+        y = DepthwiseConv(fan_out_normal(9), name="dwconv")(y)
+        return dense(x.shape[-1], y, "fc2", kernel_init=_LINEAR_INIT, of=gelu)
 
 
 class Block(nn.Module):

@@ -67,8 +67,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] from [B, N, C]."""
-        hidden = gelu(dense(self.ratio * x.shape[-1], x, "fc1", kernel_init=_XAVIER))
-        return dense(x.shape[-1], hidden, "fc2", kernel_init=_XAVIER)
+        hidden = dense(self.ratio * x.shape[-1], x, "fc1", kernel_init=_XAVIER)
+        return dense(x.shape[-1], hidden, "fc2", kernel_init=_XAVIER, of=gelu)
 
 
 class TokenBlock(nn.Module):

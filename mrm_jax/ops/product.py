@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mrm_jax.ops.order import after
 from mrm_jax.ops.platform import by_platform
 
+Elementwise = Callable[[jax.Array], jax.Array]
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., O] of `x` [..., I] and `kernel` [I, O], in their dtype."""
-    return jnp.asarray(_product(x, kernel))
+
+def product(x: jax.Array, kernel: jax.Array, of: Elementwise | None = None) -> jax.Array:
+    """[..., O] of `x` [..., I] and `kernel` [I, O], in their dtype.
+
+    of: what is multiplied is of(x), and on CPU computed again for the gradient, so that `x` alone
+    is kept.
+    """
+    return jnp.asarray(_product(x, kernel) if of is None else _product_of(of, x, kernel))
 
 
 def outer(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -61,7 +70,35 @@ def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 _product.defvjp(_forward, _backward)
 
 
-def as_dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_of(of: Elementwise, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _product(of(x), kernel)
+
+
+def _forward_of(of: Elementwise, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _product_of(of, x, kernel), (x, kernel)
+
+
+def _backward_of(of: Elementwise, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    # After a number of each place's own, so that devices need not tell each other.
+    x = by_platform(x, g[..., :1], cpu=after, default=lambda x, _: x)
+    multiplied, back = jax.vjp(of, x)
+    grad, of_kernel = _backward((multiplied, kernel), g)
+    return *back(grad), of_kernel
+
+
+_product_of.defvjp(_forward_of, _backward_of)
+
+
+def as_dot_general(
+    x: jax.Array,
+    kernel: jax.Array,
+    dimensions: Any,
+    *,
+    of: Elementwise | None = None,
+    **options: Any,
+) -> jax.Array:
     """`product` as flax's Dense calls it."""
     del dimensions, options
-    return product(x, kernel)
+    return product(x, kernel, of)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mrm_jax.models.layers import gelu
 from mrm_jax.ops import product as module
 from mrm_jax.ops.product import product
 
@@ -36,3 +37,40 @@ def test_the_two_forms_of_the_kernel_gradient_agree(widths):
     with jax.enable_x64(True):
         x, g = (jnp.asarray(rng.normal(size=(2, 5, 4, width))) for width in widths)
         np.testing.assert_allclose(module._outer_cpu(x, g), module._outer(x, g), atol=1e-12)
+
+
+@pytest.mark.parametrize("places", [(2, 5, 4), (6,)])
+def test_the_product_of_a_function_is_that_of_its_values_in_value_and_gradient(places):
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        x, kernel, g = (
+            jnp.asarray(rng.normal(size=shape)) for shape in ((*places, 3), (3, 7), (*places, 7))
+        )
+
+        @jax.jit
+        def both(x, kernel):
+            forms = lambda x, k: product(x, k, gelu), lambda x, k: gelu(x) @ k
+            results = [jax.vjp(form, x, kernel) for form in forms]
+            return [(value, *pull(g)) for value, pull in results]
+
+        for mine, other in zip(*both(x, kernel), strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-12)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only on CPU is it computed again")
+def test_the_values_of_a_function_are_not_kept_for_the_gradient():
+    places, width, layers = 512, 64, 6
+
+    def temporaries(again):
+        def loss(kernels, x):
+            for kernel in kernels:
+                x = product(x, kernel, gelu) if again else product(gelu(x), kernel)
+            return x.sum()
+
+        shapes = (layers, width, width), (places, width)
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(jax.grad(loss)).lower(*given).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # Of each layer the plain form keeps the values, and of GELU the error function's.
+    assert temporaries(again=True) + (layers - 2) * places * width * 4 <= temporaries(again=False)
