@@ -176,12 +176,24 @@ def _step_with(
     norms = optimizer.gradient_norms(grads)
     metrics |= passed | norms
     metrics["learning_rate"] = optimizer.rates(state.step, scalars, run.config.optimizer)["encoder"]
-    metrics["finite"] = jnp.isfinite(jnp.stack([metrics["total/loss"], *norms.values()])).all()
+    finite = jnp.isfinite(jnp.stack([metrics["total/loss"], *norms.values()])).all()
+    metrics["finite"] = finite
     new = replace(
         taught, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
     )
-    kept = jax.tree.map(partial(jnp.where, metrics["finite"]), new, state)
+    if has_teacher(run.config.method) and ROUNDING not in draws.module:
+        # Computed again, from a number that is only known now: XLA would hold the one that labelled
+        # through all passes, a copy of the network. Rounded by chance it costs more to compute.
+        again = _moved(state, frozen, jnp.where(finite, state.step, 0))
+        new = replace(new, teacher_params=again)
+    kept = jax.tree.map(partial(jnp.where, finite), new, state)
     return kept, metrics
+
+
+def _moved(state: TrainState, frozen: Frozen, step: Array, key: jax.Array | None = None) -> Tree:
+    """The teacher's parameters, moved towards the student's; see `teacher.ema`."""
+    student, decay = state.params["segmentor"], frozen.scalars["method.ema_decay"]
+    return teacher.ema(student, state.teacher_params, step, decay, key)
 
 
 def _teach(
@@ -194,13 +206,7 @@ def _teach(
     if not has_teacher(method):
         return state, None, {}
     key = draws.module.get(ROUNDING)
-    params = teacher.ema(
-        state.params["segmentor"],
-        state.teacher_params,
-        state.step,
-        scalars["method.ema_decay"],
-        None if key is None else typed(key),
-    )
+    params = _moved(state, frozen, state.step, None if key is None else typed(key))
     look = partial(
         teacher.teacher_forward,
         run.modules.segmentor,
