@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mrm_jax.config import Config
@@ -284,12 +285,14 @@ def init_on_mesh(make: Callable[..., Any], key: Any, mesh: Mesh) -> Any:
 
 def traced_init(make: Callable[..., Any], key: Any, mesh: Mesh) -> Callable[[], Any]:
     """What compiles and runs `init_on_mesh`, which is traced by now."""
-    shardings = of_state(jax.eval_shape(make, key), mesh)
+    traced = jax.jit(make).trace(key)  # made once, also where shapes were asked for before
+    leaves, structure = jax.tree.flatten(of_state(traced.out_info, mesh))
     # JAX keeps a program as long as its function lives, 100 MB of a small network's and 560 of a
     # MiT-B5's. This function ends here.
-    lowered = jax.jit(lambda key: make(key), out_shardings=shardings).lower(key)
+    lowered = jax.jit(jaxpr_as_fun(traced.jaxpr), out_shardings=leaves).lower(key)
     # Run once: on CPU, optimising hundreds of small draws costs four times what it takes without.
-    return lambda: lowered.compile(compiler_options=quick(mesh))(key)
+    options = quick(mesh)
+    return lambda: structure.unflatten(lowered.compile(compiler_options=options)(key))
 
 
 def quick(mesh: Mesh) -> dict[str, Any] | None:
