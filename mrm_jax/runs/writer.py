@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -88,21 +89,35 @@ OpenTracker = Callable[[Path, int], Tracker]
 
 
 class TensorBoard:
-    """Event files in the folder of a run."""
+    """Event files in the folder of a run.
+
+    The first line, what compiling took, waits for the second: the import of tensorboardX takes half
+    a second that the first step would wait for, and 3 where PyTorch is installed, since it imports
+    that.
+    """
 
     def __init__(self, workdir: Path, step: int) -> None:
+        self._workdir, self._step = workdir, step
+        self._waiting: list[tuple[int, Mapping[str, Plain]]] = []
+
+    @cached_property
+    def _events(self) -> Any:
         from tensorboardX import SummaryWriter
 
         # purge_step hides what a killed run wrote beyond the restored step.
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        events = SummaryWriter(
+            str(self._workdir), purge_step=self._step + 1 if self._step else None
+        )
+        for step, values in self._waiting:
+            _put(events, step, values)
+        return events
 
     def write(self, step: int, values: Mapping[str, Plain]) -> None:
         """Sentences as texts, numbers as scalars."""
-        for name, value in values.items():
-            if isinstance(value, str):
-                self._events.add_text(name, value, step)
-            elif value is not None:
-                self._events.add_scalar(name, value, step)
+        if self._waiting:
+            _put(self._events, step, values)
+        else:
+            self._waiting.append((step, values))
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """The picture, decoded."""
@@ -117,6 +132,14 @@ class TensorBoard:
         """Ends the files; they hold nothing about the end of a run."""
         del ending
         self._events.close()
+
+
+def _put(events: Any, step: int, values: Mapping[str, Plain]) -> None:
+    for name, value in values.items():
+        if isinstance(value, str):
+            events.add_text(name, value, step)
+        elif value is not None:
+            events.add_scalar(name, value, step)
 
 
 class Writer:

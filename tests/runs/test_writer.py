@@ -24,6 +24,17 @@ def test_every_line_is_one_json_object_with_its_step(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_tensorboard_is_opened_with_the_second_line_and_has_both(tmp_path):
+    writer = Writer(tmp_path, step=0)
+    writer.write(0, {"perf/compile_seconds": 3.0})
+    assert not list(tmp_path.glob("events.out.tfevents.*"))
+    writer.write(1, {"source/ce": 1.0})
+    writer.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert content.index(b"perf/compile_seconds") < content.index(b"source/ce")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan")])
 def test_a_number_that_is_not_finite_is_null_and_the_line_is_json(tmp_path, value):
     writer = Writer(tmp_path, step=0)
