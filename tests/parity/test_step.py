@@ -122,7 +122,7 @@ def _samples(case: Case) -> list[tuple[str, str]]:
     found = []
     # At iteration 0 the teacher is the student's copy, whatever was stored for it.
     taught = int(case.meta["start_iter"] > 0)
-    for group, count in (("sd_student", 5), ("sd_rebuilder", 2), ("sd_teacher", taught)):
+    for group, count in (("sd_student", 3), ("sd_rebuilder", 2), ("sd_teacher", taught)):
         stored = case.groups.get(group, {})
         weights = [k for k, v in stored.items() if k.endswith("weight") and v.ndim > 1]
         picked = np.linspace(0, len(weights) - 1, count if weights else 0).astype(int)
