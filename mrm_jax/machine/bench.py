@@ -122,8 +122,8 @@ class _Run:
         jitted = _jitted(self.program, what, self.state, self.mesh)
         traced = jitted.trace(self.state, self.frozen, self.batch)
         compiled = traced.lower().compile(compiler_options=options)
-        release()
         alone = flops(traced.jaxpr) / self.mesh.size / product_rate(self.config.model.dtype)
+        release()  # also what the large product took, which no step needs
 
         def run() -> None:
             out = _finished(compiled, self.state, self.frozen, self.batch)
@@ -157,8 +157,8 @@ class _Run:
         with multiplying(model.precision):
             traced = maps.trace(net.module, variables, picture, **how)
             counted = costs(traced.lower().compile())
-        release()
         alone = flops(traced.jaxpr) / product_rate(model.dtype)
+        release()
         run = partial(net.classified, (picture,), size)
         return Call(run, {**counted, "products_seconds": alone})
 
