@@ -123,14 +123,15 @@ class _Run:
         traced = jitted.trace(self.state, self.frozen, self.batch)
         compiled = traced.lower().compile(compiler_options=options)
         alone = flops(traced.jaxpr) / self.mesh.size / product_rate(self.config.model.dtype)
-        release()  # also what the large product took, which no step needs
+        counted = {**costs(compiled), "products_seconds": alone}
+        release()  # also what counting and the large product took, which no step needs
 
         def run() -> None:
             out = _finished(compiled, self.state, self.frozen, self.batch)
             if what == "step":
                 self.state = out[0]
 
-        return Call(run, {**costs(compiled), "products_seconds": alone})
+        return Call(run, counted)
 
     def _inference(self) -> Call:
         """run() gives what a user gets of a picture: (train ids u8[1, H, W], probability of each
