@@ -114,7 +114,7 @@ class TensorBoard:
 
     def write(self, step: int, values: Mapping[str, Plain]) -> None:
         """Sentences as texts, numbers as scalars."""
-        if self._waiting:
+        if self._waiting or "_events" in vars(self):
             _put(self._events, step, values)
         else:
             self._waiting.append((step, values))

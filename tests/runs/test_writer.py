@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from mrm_jax.runs.writer import METRICS, Writer, cut_back
+from mrm_jax.runs.writer import METRICS, TensorBoard, Writer, cut_back
 
 
 def _lines(path):
@@ -33,6 +33,15 @@ def test_tensorboard_is_opened_with_the_second_line_and_has_both(tmp_path):
     (events,) = tmp_path.glob("events.out.tfevents.*")
     content = events.read_bytes()
     assert content.index(b"perf/compile_seconds") < content.index(b"source/ce")
+
+
+def test_a_line_that_follows_a_picture_is_not_held_back(tmp_path):
+    board = TensorBoard(tmp_path, 0)
+    board.flush()
+    board.write(1, {"source/ce": 1.0})
+    board.close("finished")
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"source/ce" in events.read_bytes()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan")])
