@@ -36,6 +36,34 @@ def test_memory_freed_by_a_step_is_there_for_the_next_without_page_faults(monkey
     assert _faults("cpu") < 24
 
 
+_LARGE = """
+import ctypes, resource
+from mrm_jax.allocator import keep_memory
+assert keep_memory("cpu")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.free.argtypes = (ctypes.c_void_p,)
+def work():
+    block = libc.malloc(3 * 2**30)
+    ctypes.memset(block + 2**30, 1, 2**26)
+    libc.free(block)
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
+def test_so_is_memory_above_two_gib(monkeypatch):
+    for name in ("MRM_JAX_NO_MALLOC", "MALLOC_ARENA_MAX"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _LARGE], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 32  # 64 MiB are 32 huge pages or 16384 small ones
+
+
 @pytest.mark.parametrize("name", ["MRM_JAX_NO_MALLOC", "MALLOC_ARENA_MAX"])
 def test_a_user_who_set_something_is_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "1")
