@@ -48,7 +48,7 @@ TRACED = (
 def key() -> str:
     """Whose figures: XLA of another version, or for other processors, makes other programs."""
     devices = f"{jax.device_count()} {jax.default_backend()}"
-    alike = ("avx512f", WIDEST)  # their figures are the same, compared once; AMX was not
+    alike = ("amx_tile", "avx512f", WIDEST)  # their figures are the same, compared once
     used = WIDEST if instructions() in alike else instructions()
     processor = f"{platform.machine()} with {used}, {cores()} cores"
     return f"jax {jax.__version__}, {devices} devices, {processor}"

@@ -74,3 +74,22 @@ def test_the_values_of_a_function_are_not_kept_for_the_gradient():
 
     # Of each layer the plain form keeps the values, and of GELU the error function's.
     assert temporaries(again=True) + (layers - 2) * places * width * 4 <= temporaries(again=False)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only on CPU are they copied again")
+def test_kernels_of_a_stack_are_not_kept_for_the_gradient():
+    places, width, layers = 64, 256, 8
+
+    def temporaries(form):
+        def block(x, kernel):
+            return jnp.tanh(form(x, kernel)), None
+
+        def loss(kernels, x, head):  # the most memory is held where the gradient begins
+            return jnp.tanh(jax.lax.scan(block, x, kernels, unroll=layers)[0] @ head).sum()
+
+        shapes = (layers, width, width), (places, width), (width, 64 * width)
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(jax.grad(loss)).lower(*given).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(product) + (layers - 3) * width**2 * 4 <= temporaries(jnp.matmul)
