@@ -48,7 +48,7 @@ def attend(
     plain, cudnn = partial(_plain, heads=heads), partial(fused, heads=heads, kernel="cudnn")
     if form == "plain" or is_portable() or not _takes(cudnn, query, key, value):
         return plain(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cuda=cudnn, default=plain)
+    return by_platform(query, key, value, cuda=cudnn, default=plain)
 
 
 def _takes(kernel: Any, *arrays: jax.Array) -> bool:

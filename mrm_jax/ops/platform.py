@@ -7,17 +7,29 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import jax
 from jax import lax
 
 _PORTABLE = ContextVar("portable", default=False)
 
 
-def by_platform(*operands: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """`cpu(*operands)` where the program runs on CPUs, else `default(*operands)`; both forms are
-    equal in value, and the choice is made when the program is compiled for a platform."""
+def by_platform(*operands: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """`forms[p](*operands)` where the program runs on the platform `p` ("cpu", "cuda"), elsewhere
+    `default(*operands)`; all forms are equal in value.
+
+    XLA is given the form of the platform that the program is compiled for. To trace the others
+    takes a quarter of a step's tracing, so they are left out where the mesh in use says what runs.
+    """
     if is_portable():
         return default(*operands)
-    return lax.platform_dependent(*operands, cpu=cpu, default=default)
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        on_cpu = device.device_kind == "cpu"
+        default = forms.get("cpu", default) if on_cpu else default
+        forms = {p: form for p, form in forms.items() if p != "cpu" and not on_cpu}
+    if not forms:
+        return default(*operands)
+    return lax.platform_dependent(*operands, default=default, **forms)
 
 
 def is_portable() -> bool:

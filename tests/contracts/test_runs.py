@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mrm_jax import recipes
+from mrm_jax import recipes, sharding
 from mrm_jax.config import Classes, Config, Data, Model
 from mrm_jax.main import load_config
 from mrm_jax.models.multires import MultiResSegmentor
@@ -80,7 +80,9 @@ def test_a_full_size_step_keeps_its_state_and_names_its_metrics(method, mrm, fam
     encoder = {name: tree.get("encoder", {}) for name, tree in student.items()}
     distance = method in ("daformer", "hrda", "mic")
     frozen = program.frozen(made, encoder if distance else None)
-    after, metrics = jax.eval_shape(program.train_step, state, frozen, batch)
+    # On the mesh of a run the forms of other platforms are not traced: half of the time.
+    with jax.sharding.use_abstract_mesh(sharding.mesh(1).abstract_mesh):
+        after, metrics = jax.eval_shape(program.train_step, state, frozen, batch)
     assert kinds(after) == kinds(state)
     hrda, taught = "hrda" in family, method != "source_only"
     parts = ["encoder", "decoder", *["rebuilder"] * mrm, *["attention"] * hrda]
