@@ -8,6 +8,7 @@ the global batch.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mrm_jax.config import Config
 from mrm_jax.errors import UsageError
@@ -130,13 +131,21 @@ def run_mesh(config: Config, among: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def imagined_mesh(config: Config, available: int) -> AbstractMesh:
-    """The mesh that a config asks for where there were `available` devices; for shapes alone.
-    Raises UsageError as `mesh`."""
+def imagined_mesh(config: Config, available: int, platform: str) -> AbstractMesh:
+    """The mesh that a config asks for where there were `available` devices of `platform` (cpu, gpu
+    or tpu); for shapes alone. Raises UsageError as `mesh`."""
     wanted, train = config.mesh, config.train
     count = _count(wanted.devices, available, "such", wanted.fsdp)
     _check_shares(train.batch, train.microbatches, count, wanted.fsdp, fewer=True)
-    return AbstractMesh((count // wanted.fsdp, wanted.fsdp), (DATA, FSDP))
+    shape = (count // wanted.fsdp, wanted.fsdp)
+    return AbstractMesh(shape, (DATA, FSDP), abstract_device=imagined_device(platform))
+
+
+def imagined_device(platform: str) -> AbstractDevice:
+    """What JAX says of a device of `platform`, the name of its kind too; see `by_platform`."""
+    said = {"device_kind": platform, "num_cores": None, "platform": platform}
+    fields = dataclasses.fields(AbstractDevice)  # jax 0.8 has no platform among them
+    return AbstractDevice(**{field.name: said[field.name] for field in fields})
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -203,7 +203,7 @@ def test_parts_that_devices_cannot_share_are_refused_with_the_nearest_numbers_th
 ):
     train, mesh = Train(batch=batch, microbatches=parts), Mesh(fsdp=fsdp)
     with pytest.raises(UsageError, match=ways):
-        sharding.imagined_mesh(Config(train=train, mesh=mesh), devices)
+        sharding.imagined_mesh(Config(train=train, mesh=mesh), devices, "tpu")
 
 
 def test_a_run_on_devices_that_are_there_is_refused_alike():

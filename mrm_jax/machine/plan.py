@@ -65,7 +65,7 @@ def plan(
     mesh, program = _mesh(config, where, compiled, say), build_step(config)
     arguments = abstract_arguments(config, program, mesh)
     parts = _argument_bytes(arguments)
-    jaxpr = _one_device(config, mesh.size)
+    jaxpr = _one_device(config, mesh)
     counted: dict[str, Any] = {"flops_per_step": flops(jaxpr)}
     found: dict[str, Any] = {"source": "estimated"}
     if isinstance(mesh, Mesh):
@@ -119,7 +119,8 @@ def _mesh(
         extra = "jax[tpu]" if where.is_tpu else "jax[cuda12]"
         say(f"{compiler[0]} is not there, so this is an estimate; install {extra}.")
     if not compiled or not found:
-        return sharding.imagined_mesh(config, where.devices)
+        platform = "tpu" if where.is_tpu else "gpu"
+        return sharding.imagined_mesh(config, where.devices, platform)
     from jax.experimental import topologies
 
     if where.is_tpu:
@@ -173,16 +174,18 @@ def _batch(config: Config, size: int, place: Any = None) -> Batch:
     return Batch(source, target, _shape((size,), np.int32, place))
 
 
-def _one_device(config: Config, devices: int) -> Any:
+def _one_device(config: Config, mesh: Mesh | AbstractMesh) -> Any:
     """The jaxpr of a step on one device's share of the batch."""
-    share = config.train.batch // devices
+    share = config.train.batch // mesh.size
     config = replace(config, train=replace(config.train, batch=share))
     program = build_step(config)
-    alone = AbstractMesh((1, 1), (sharding.DATA, sharding.FSDP))
+    known = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    alone = AbstractMesh((1, 1), known.axis_names, abstract_device=known.abstract_device)
     state, _, frozen, _ = jax.tree.map(
         lambda leaf: _shape(leaf.shape, leaf.dtype), abstract_arguments(config, program, alone)
     )
-    traced = jax.make_jaxpr(program.train_step)(state, frozen, _batch(config, share))
+    with jax.sharding.use_abstract_mesh(alone):
+        traced = jax.make_jaxpr(program.train_step)(state, frozen, _batch(config, share))
     return dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
 
 

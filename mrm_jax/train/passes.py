@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -32,14 +33,57 @@ class Parts(NamedTuple):
     number: int
 
 
+def traced_once(segmentor: nn.Module) -> Callable[..., tuple[Any, Tree]]:
+    """call(variables, x, key, arrays, method=, mode=, size=None): what the method returns for `x`
+    and `arrays`, and BatchNorm moments.
+
+    Traced once for all passes that give it equal shapes, as is its gradient: a third of the tracing
+    of a step with four passes. XLA puts it in where it is called, and compiles what it always did.
+    """
+
+    @partial(jax.jit, static_argnames=("method", "mode", "size"))
+    def call(
+        variables: Tree,
+        x: Any,
+        key: jax.Array,
+        arrays: dict[str, Any],
+        *,
+        method: str,
+        mode: Mode,
+        size: tuple[int, int] | None = None,
+    ) -> tuple[Any, Tree]:
+        sized: Any = {} if size is None else {"size": size}
+        applied: Any = segmentor.apply(
+            variables,
+            x,
+            mode=mode,
+            **arrays,
+            **sized,
+            rngs={"dropout": key},
+            mutable=["moments"],
+            method=method,
+        )
+        output, moved = applied
+        return output, moved.get("moments", {})
+
+    return call
+
+
 class Shared(NamedTuple):
-    """What all passes of a step read besides the parameters and their own view."""
+    """What all passes of a step read besides the parameters and their own view. segmentor:
+    `traced_once` of the modules' own."""
 
     modules: Networks
+    segmentor: Callable[..., tuple[Any, Tree]]
     batch_stats: Tree
     frozen: Frozen
     draws: Draws
     parts: Parts | None = None
+
+    @classmethod
+    def of(cls, modules: Networks, batch_stats: Tree, frozen: Frozen, draws: Draws) -> Shared:
+        """Of a step, whose passes share one trace of the network."""
+        return cls(modules, traced_once(modules.segmentor), batch_stats, frozen, draws)
 
     def key(self, row: Pass) -> jax.Array:
         """The key of the pass's dropout and objectives."""
@@ -82,19 +126,11 @@ def run_encoder(
 ) -> tuple[Features, Tree]:
     """The student's features of pictures f[B, H, W, 3], and BatchNorm moments. offset: of HRDA's
     detail crop; hide: the tokens that the encoder hides."""
-    hidden: Any = {} if hide is None else {"hide": hide}  # which most networks do not know
-    applied: Any = shared.modules.segmentor.apply(
-        {"params": params["segmentor"], "batch_stats": shared.batch_stats},
-        image,
-        mode=mode,
-        offset=offset,
-        **hidden,
-        rngs={"dropout": key},
-        mutable=["moments"],
-        method="encode",
-    )
-    features, moved = applied
-    return features, moved.get("moments", {})
+    arrays = {"offset": offset}
+    if hide is not None:  # which most networks do not know
+        arrays["hide"] = hide
+    variables = {"params": params["segmentor"], "batch_stats": shared.batch_stats}
+    return shared.segmentor(variables, image, key, arrays, method="encode", mode=mode)
 
 
 def seen(shared: Shared, row: Pass, image: Array) -> jax.Array:
@@ -187,18 +223,9 @@ def run_decoder(
     mode: Mode,
 ) -> tuple[SegOutput, Tree]:
     """Logits by the parameters `network` of the segmentor, and BatchNorm moments."""
-    applied: Any = shared.modules.segmentor.apply(
-        {"params": network, "batch_stats": shared.batch_stats},
-        features,
-        size=size,
-        mode=mode,
-        offset=offset,
-        rngs={"dropout": key},
-        mutable=["moments"],
-        method="decode",
-    )
-    output, moved = applied
-    return output, moved.get("moments", {})
+    variables = {"params": network, "batch_stats": shared.batch_stats}
+    arrays = {"offset": offset}
+    return shared.segmentor(variables, features, key, arrays, method="decode", mode=mode, size=size)
 
 
 def _call(

@@ -155,7 +155,7 @@ def _step_with(
     scalars = frozen.scalars
     taught, pseudo, metrics = _teach(run, state, frozen, batch, draws)
     views = _views(run, state, pseudo, batch, draws, frozen)
-    shared = Shared(run.modules, state.batch_stats, frozen, draws)
+    shared = Shared.of(run.modules, state.batch_stats, frozen, draws)
     train = run.config.train
     grads, passed, moments = accumulate(
         shared,
@@ -299,7 +299,7 @@ def _inspect(
     _, pseudo, _ = _teach(run, state, frozen, batch, draws)
     views = _views(run, state, pseudo, batch, draws, frozen)
     size = (raw.source.label.shape[1], raw.source.label.shape[2])
-    shared = Shared(run.modules, state.batch_stats, frozen, draws)
+    shared = Shared.of(run.modules, state.batch_stats, frozen, draws)
     panels: dict[str, jax.Array] = {}
     for name, view in views.items():
         panels[f"{name}/image"] = to_uint8(view.image, run.stats)

@@ -182,4 +182,4 @@ def draws(made: Config, rows: tuple[methods.Pass, ...], seed: int = 2) -> Draws:
 
 def shared(made: Config, batch_stats: dict, drawn: Draws) -> Shared:
     """What the passes of the run read."""
-    return Shared(state.build_networks(made), batch_stats, state.frozen(made), drawn)
+    return Shared.of(state.build_networks(made), batch_stats, state.frozen(made), drawn)

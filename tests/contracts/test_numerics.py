@@ -15,7 +15,8 @@ from compiler import QUICK
 
 from mrm_jax.models.layers import BatchNorm, fold_moments
 from mrm_jax.train.executions import accumulate
-from mrm_jax.train.state import Networks, build_networks
+from mrm_jax.train.passes import Shared
+from mrm_jax.train.state import Networks, build_networks, frozen
 from mrm_jax.uda import methods
 from mrm_jax.uda.methods import Pass
 
@@ -260,7 +261,7 @@ def test_stacked_views_go_through_the_encoder_in_one_call_and_others_in_one_each
     views = narrow.views(made)
     params, stats = narrow.variables(made)
     rows = tuple(Pass(name, name, (level,)) for name in views)
-    shared = narrow.shared(made, stats, narrow.draws(made, rows))._replace(modules=modules)
+    shared = Shared.of(modules, stats, frozen(made), narrow.draws(made, rows))
 
     def counted(views_run, execution):
         def run(params, views):

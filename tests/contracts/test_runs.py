@@ -80,7 +80,7 @@ def test_a_full_size_step_keeps_its_state_and_names_its_metrics(method, mrm, fam
     encoder = {name: tree.get("encoder", {}) for name, tree in student.items()}
     distance = method in ("daformer", "hrda", "mic")
     frozen = program.frozen(made, encoder if distance else None)
-    # On the mesh of a run the forms of other platforms are not traced: half of the time.
+    # On the mesh of a run the forms of other platforms are not traced.
     with jax.sharding.use_abstract_mesh(sharding.mesh(1).abstract_mesh):
         after, metrics = jax.eval_shape(program.train_step, state, frozen, batch)
     assert kinds(after) == kinds(state)

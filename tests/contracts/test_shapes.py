@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from refusals import refused
 
-from mrm_jax import recipes
+from mrm_jax import recipes, sharding
 from mrm_jax.checks.model import check_crops
 from mrm_jax.config import Classes, Config, Data, Model, detail_crop
 from mrm_jax.models.build import feature_spec
@@ -50,6 +50,13 @@ REBUILT = {
     "deeplabv3plus": {"auto": LAST, "multi": ENDS},
     "vit_light": {"auto": LAST, "multi": LAST},
 }
+
+
+@pytest.fixture(autouse=True)
+def on_a_mesh():
+    """On the mesh of a run the forms of other platforms are not traced."""
+    with jax.sharding.use_abstract_mesh(sharding.mesh(1).abstract_mesh):
+        yield
 
 
 class Blank(nn.Module):

@@ -70,9 +70,9 @@ def of_step(name: str, *, compiled: bool) -> dict[str, float]:
     program, mesh = build_step(config), sharding.run_mesh(config)
     arguments = abstract_arguments(config, program, mesh)
     state, _, frozen, fed = arguments
-    figures = {
-        "flops of products": flops(jax.make_jaxpr(program.train_step)(state, frozen, fed.batch))
-    }
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # whose forms alone are traced
+        traced = jax.make_jaxpr(program.train_step)(state, frozen, fed.batch)
+    figures = {"flops of products": flops(traced)}
     if compiled:
         options = None if config.train.optimise else sharding.quick(mesh)
         step = lower(program, mesh, arguments).compile(compiler_options=options)

@@ -97,7 +97,7 @@ def _arm(name):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def alone(params, scalars, views):
-        shared = Shared(run.modules, state.batch_stats, replace(frozen, scalars=scalars), draws)
+        shared = Shared.of(run.modules, state.batch_stats, replace(frozen, scalars=scalars), draws)
         grads, metrics, _ = accumulate(shared, (row,), params, views, "sequential")
         return grads, {**metrics, "own": metrics[f"{row.name}/{metric}"]}
 
@@ -179,7 +179,7 @@ def test_passes_give_equal_losses_and_gradients_however_they_are_run(name):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def results(params):
-        shared = Shared(run.modules, state.batch_stats, frozen, draws)
+        shared = Shared.of(run.modules, state.batch_stats, frozen, draws)
         return [
             accumulate(shared, run.passes, params, views, execution)
             for execution in ("sequential", "looped", "stacked")
@@ -205,7 +205,7 @@ def test_the_teacher_receives_no_gradient_from_any_arm():
         taught = replace(state, teacher_params=teacher)
         _, pseudo, _ = steps._teach(run, taught, frozen, batch, draws)
         views = steps._views(run, state, pseudo, batch, draws, frozen)
-        shared = Shared(run.modules, state.batch_stats, frozen, draws)
+        shared = Shared.of(run.modules, state.batch_stats, frozen, draws)
         _, metrics, _ = accumulate(shared, run.passes, state.params, views, "sequential")
         return metrics["total/loss"]
 
@@ -241,7 +241,7 @@ def test_without_rebuilding_hidden_features_are_zero_at_every_scale_and_the_othe
     run, state, frozen, _, draws = _opened(_config({}, {"hidden": "blank"}))
     other = 1 - draws.mask["reconstructed"]
     draws = replace(draws, mask={**draws.mask, "reconstructed/detail": other})
-    shared = Shared(run.modules, state.batch_stats, frozen, draws)
+    shared = Shared.of(run.modules, state.batch_stats, frozen, draws)
     shared = shared._replace(modules=run.modules._replace(rebuilder=Blank((0, 1))))
     given = {scale: (jnp.ones((2, 2, 3, 4)), jnp.ones((2, 4, 6, 2))) for scale in SCALES}
     found = transform(shared, run.passes[-1], state.params, given)

@@ -151,7 +151,7 @@ def _parts(**fields):
 
 
 def _shared(run, state, frozen, draws):
-    return Shared(run.modules, state.batch_stats, frozen, draws)
+    return Shared.of(run.modules, state.batch_stats, frozen, draws)
 
 
 def _losses(run, params, teacher, state, frozen, batch, draws):

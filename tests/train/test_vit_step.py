@@ -137,7 +137,7 @@ def test_what_lies_beneath_hidden_tokens_reaches_no_logits():
     given = setting()
     row = next(row for row in passes(given.config.method) if row.name == "masked")
     frozen = given.program.frozen(given.config)
-    shared = Shared(given.program.networks, {}, frozen, given.draws)
+    shared = Shared.of(given.program.networks, {}, frozen, given.draws)
     params = jax.tree.map(np.float32, given.state.params)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
