@@ -13,10 +13,10 @@ import pytest
 from mrm_jax.ops.stored import in_turn, stored
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (5, 3, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (5, 3, 1), (3,)])
 def test_values_and_gradients_are_those_of_x(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    x.flat[0] = -0.0
+    x.flat[0], x.flat[1] = -0.0, np.inf
 
     def squared(x: jax.Array) -> jax.Array:
         return jnp.square(stored(x)).sum()
@@ -25,6 +25,8 @@ def test_values_and_gradients_are_those_of_x(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(kept, x)
     assert np.signbit(kept.flat[0])
     np.testing.assert_array_equal(jax.jit(jax.grad(squared))(x), 2 * x)
+    unknown = np.where(x > 0, x, np.nan)
+    np.testing.assert_array_equal(jax.jit(stored)(unknown), unknown)
 
 
 def _compiled(store: bool, blocks: int) -> jax.stages.Compiled:
@@ -55,6 +57,15 @@ only_cpu = pytest.mark.skipif(
 def test_no_chain_of_blocks_is_fused_into_what_reads_its_end() -> None:
     assert _most_operands(store=False) >= 8
     assert _most_operands(store=True) < 8
+
+
+@only_cpu
+def test_what_is_stored_is_written_once() -> None:
+    shape = jax.ShapeDtypeStruct((8, 1 << 16), jnp.float32)
+    compiled = jax.jit(lambda x: stored(2 * x).sum()).lower(shape).compile()
+    # The map and a few numbers; before, what the loop began with was a copy of it.
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * 4 * shape.size
+    assert not re.search(r"f32\[8,65536\]\S* copy\(", compiled.as_text())
 
 
 @only_cpu
