@@ -1,5 +1,5 @@
-"""`stored`: the same values and gradients, no chain that is computed again, and no memory before it
-is needed; `in_turn`, which it is made of."""
+"""`stored`: the same values and gradients, no chain that is computed again, and no copy of what is
+stored; `in_turn`: as `map`, and no memory before it is needed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def test_values_and_gradients_are_those_of_x(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(kept, x)
     assert np.signbit(kept.flat[0])
     np.testing.assert_array_equal(jax.jit(jax.grad(squared))(x), 2 * x)
+    assert jax.jit(stored)(jnp.float32(3)) == 3
     unknown = np.where(x > 0, x, np.nan)
     np.testing.assert_array_equal(jax.jit(stored)(unknown), unknown)
 
