@@ -34,15 +34,15 @@ class Parts(NamedTuple):
 
 
 def traced_once(segmentor: nn.Module) -> Callable[..., tuple[Any, Tree]]:
-    """call(variables, x, key, arrays, method=, mode=, size=None): what the method returns for `x`
-    and `arrays`, and BatchNorm moments.
+    """network(variables, x, key, arrays, method=, mode=, size=None): what the method returns for
+    `x` and `arrays`, and BatchNorm moments.
 
     Traced once for all passes that give it equal shapes, as is its gradient: a third of the tracing
     of a step with four passes. XLA puts it in where it is called, and compiles what it always did.
     """
 
     @partial(jax.jit, static_argnames=("method", "mode", "size"))
-    def call(
+    def network(
         variables: Tree,
         x: Any,
         key: jax.Array,
@@ -66,7 +66,7 @@ def traced_once(segmentor: nn.Module) -> Callable[..., tuple[Any, Tree]]:
         output, moved = applied
         return output, moved.get("moments", {})
 
-    return call
+    return network
 
 
 class Shared(NamedTuple):
