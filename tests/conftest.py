@@ -1,5 +1,6 @@
 """What every test runs under: two fake CPU devices, one compilation cache, no silent promotion."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -53,3 +54,11 @@ def pytest_collection_modifyitems(items):
 def no_kept_steps(monkeypatch):
     """Tests change the code that a step is made of, which the name of its file cannot know."""
     monkeypatch.setattr("mrm_jax.train.kept.folder", lambda: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """What the files before have left is looked at once more and never again: a process that has
+    run thousands of tests took a second and more for each collection of cycles, 400 s of a run."""
+    gc.collect()
+    gc.freeze()

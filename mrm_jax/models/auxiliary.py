@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mrm_jax.config import Method
 from mrm_jax.models.layers import torch_dense
+from mrm_jax.models.parameters import parameter
 from mrm_jax.ops.precision import at_least_float32
 
 
@@ -47,7 +48,7 @@ class Prototypes(nn.Module):
         at least float32."""
         wide = at_least_float32(x)
         shape = (self.classes, self.count, self.dim)
-        vectors = self.param("vectors", nn.initializers.normal(1.0), shape, jnp.float32)
+        vectors = parameter(self, "vectors", nn.initializers.normal(1.0), shape)
         projected = torch_dense(self.dim, x, "projection").astype(wide)
         cosines = jnp.einsum("bhwd,kpd->bhwkp", _unit(projected), _unit(vectors.astype(wide)))
         return cosines.max(-1)

@@ -15,15 +15,8 @@ import jax.numpy as jnp
 
 from mrm_jax.config import Decoder
 from mrm_jax.models.blocks import recomputed
-from mrm_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    DepthwiseConv,
-    dense,
-    dropout2d,
-    fan_out_normal,
-    torch_dense,
-)
+from mrm_jax.models.layers import BatchNorm, Conv, DepthwiseConv, dense, dropout2d, torch_dense
+from mrm_jax.models.parameters import fan_out_normal
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.resize import resize
 from mrm_jax.ops.stored import stored

@@ -25,8 +25,8 @@ from mrm_jax.models.layers import (
     drop_path_scales,
     gelu,
     scale_samples,
-    uniform,
 )
+from mrm_jax.models.parameters import parameter, uniform
 from mrm_jax.ops.attention import Form
 from mrm_jax.ops.pool import max_pool
 from mrm_jax.ops.precision import at_least_float32
@@ -130,7 +130,7 @@ class ViTBlock(nn.Module):
         for i, branch in enumerate(branches):
             mixed = branch(LayerNorm(self.eps, name=f"norm{i + 1}")(x))
             width = (x.shape[-1],)
-            gamma = self.param(f"ls{i + 1}", nn.initializers.ones_init(), width, jnp.float32)
+            gamma = parameter(self, f"ls{i + 1}", nn.initializers.ones, width)
             mixed = mixed * gamma.astype(x.dtype).reshape(1, 1, -1)
             x = x + (mixed if scales is None else scale_samples(mixed, scales[i]))
         return x, None
@@ -147,11 +147,11 @@ class PatchEmbed(nn.Module):
         """[B, H / patch, W / patch, features]; kernel HWIO [patch, patch, C, features]."""
         p, (batch, height, width, channels) = self.patch, x.shape
         init = uniform((p * p * channels) ** -0.5)  # PyTorch's
-        kernel = self.param("kernel", init, (p, p, channels, self.features), jnp.float32)
+        kernel = parameter(self, "kernel", init, (p, p, channels, self.features))
         patches = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
         patches = patches.reshape(batch, height // p, width // p, -1)
         y = patches @ kernel.astype(x.dtype).reshape(-1, self.features)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return y + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
@@ -220,8 +220,8 @@ class DinoV2(nn.Module):
         dtype, wide = x.dtype, at_least_float32(x)
 
         def learned(name: str, *shape: int, zero: bool = False) -> jax.Array:
-            init = nn.initializers.zeros_init() if zero else _INIT
-            return self.param(name, init, (*shape, self.dim), jnp.float32).astype(wide)
+            init = nn.initializers.zeros if zero else _INIT
+            return parameter(self, name, init, (*shape, self.dim)).astype(wide)
 
         batch, rows, columns, _ = x.shape
         mask_token = learned("mask_token", zero=True).astype(dtype)

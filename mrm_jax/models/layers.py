@@ -1,4 +1,4 @@
-"""Building blocks of all networks: normalisation, fast convolutions, dropping, initialisers.
+"""Building blocks of all networks: normalisation, fast convolutions, dropping.
 
 Conventions. Maps are [B, H, W, C]. Every layer computes in the dtype of its input, and reductions
 (statistics, softmax) in at least float32; parameters are stored in float32. An encoder casts its
@@ -8,9 +8,8 @@ one, [in, out].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mrm_jax.models.parameters import Initializer, fan_out_normal, parameter, uniform
 from mrm_jax.ops.attention import Form, attend
 from mrm_jax.ops.batch_norm import batch_norm
 from mrm_jax.ops.convolution import Padding, conv, same_padding
@@ -25,11 +25,9 @@ from mrm_jax.ops.depthwise import depthwise
 from mrm_jax.ops.layer_norm import layer_norm
 from mrm_jax.ops.platform import is_portable
 from mrm_jax.ops.precision import at_least_float32
-from mrm_jax.ops.product import Elementwise, as_dot_general
+from mrm_jax.ops.product import Elementwise, product
 from mrm_jax.ops.transposed import doubled, transposed_conv
 from mrm_jax.types import Mode, Tree
-
-Initializer = Callable[..., jax.Array]
 
 
 def along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
@@ -38,22 +36,24 @@ def along_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-# Initialisers. Source: the reference's own rules, layer by layer (PyTorch's, timm's and mmcv's).
+class Dense(nn.Module):
+    """A dense layer on the last axis of x, or of of(x), see `product`."""
 
+    features: int
+    kernel_init: Initializer
+    bias_init: Initializer
+    use_bias: bool
+    of: Elementwise | None
 
-def uniform(bound: float) -> Initializer:
-    """Uniform in [-bound, bound]."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
-
-    return init
-
-
-def fan_out_normal(fan_out: int) -> Initializer:
-    """Normal with standard deviation sqrt(2 / fan_out): Kaiming's rule for ReLU, counted on the
-    output side."""
-    return nn.initializers.normal((2.0 / fan_out) ** 0.5)
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., features] from [..., C]."""
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = product(x, kernel.astype(x.dtype), self.of)
+        if not self.use_bias:
+            return y
+        bias = parameter(self, "bias", self.bias_init, (self.features,))
+        return y + along_channels(bias.astype(x.dtype), y)
 
 
 def dense(
@@ -66,18 +66,8 @@ def dense(
     use_bias: bool = True,
     of: Elementwise | None = None,
 ) -> jax.Array:
-    """A dense layer on the last axis of `x`, or of of(x), see `product`; called `name` in the
-    enclosing compact module, computed in `x`'s dtype."""
-    layer = nn.Dense(
-        features,
-        use_bias,
-        dtype=x.dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        dot_general=partial(as_dot_general, of=of),
-        name=name,
-    )
-    return layer(x)
+    """`Dense` called `name` in the enclosing compact module, computed in `x`'s dtype."""
+    return Dense(features, kernel_init, bias_init, use_bias, of, name=name)(x)
 
 
 def pointwise(features: int, x: jax.Array, name: str) -> jax.Array:
@@ -101,8 +91,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`x` with zero mean and unit variance over the last axis, scaled and shifted; same shape
         and dtype."""
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_norm(x, scale, bias, self.eps)
 
 
@@ -125,8 +115,8 @@ class BatchNorm(nn.Module):
         """`x` [..., C] normalised per channel over all other axes, scaled and shifted; same
         dtype."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        scale = parameter(self, "scale", self.scale_init, channels)
+        bias = parameter(self, "bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if mode == "eval":
@@ -239,12 +229,12 @@ class Conv(nn.Module):
         """[B, ceil(H / stride), ceil(W / stride), features]."""
         k = self.kernel
         init = self.kernel_init or fan_out_normal(k * k * self.features)
-        kernel = self.param("kernel", init, (k, k, x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", init, (k, k, x.shape[-1], self.features))
         padding = _padding(x, self.zeros, k, self.stride, self.dilation)
         y = conv(x, kernel.astype(x.dtype), self.stride, padding, self.dilation)
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return y + along_channels(bias.astype(x.dtype), y)
 
 
@@ -259,8 +249,8 @@ class PatchReduction(nn.Module):
         """[B, H // ratio, W // ratio, C] from [B, H, W, C]; kernel HWIO [ratio, ratio, C, C]."""
         r, (batch, height, width, channels) = self.ratio, x.shape
         init = fan_out_normal(r * r * channels)
-        kernel = self.param("kernel", init, (r, r, channels, channels), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        kernel = parameter(self, "kernel", init, (r, r, channels, channels))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         h, w = height // r, width // r
         if h == 0 or w == 0:
             raise ValueError(
@@ -289,13 +279,13 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ceil(H / stride), ceil(W / stride), C] from [B, H, W, C]; kernel [k, k, 1, C]."""
         k = self.kernel
-        kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, (k, k, 1, x.shape[-1]))
         padding = _padding(x, self.zeros, k, self.stride, self.dilation)
         held = not self.use_bias  # a BatchNorm follows, whose gradient is cheap
         y = depthwise(x, kernel.astype(x.dtype), self.stride, padding, self.dilation, held=held)
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         return y + along_channels(bias.astype(x.dtype), y)
 
 
@@ -325,8 +315,8 @@ class TransposedConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, 2H, 2W, features] from [B, H, W, C]."""
         init = uniform((16 * self.features) ** -0.5)
-        kernel = self.param("kernel", init, (4, 4, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", init, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", init, (4, 4, x.shape[-1], self.features))
+        bias = parameter(self, "bias", init, (self.features,))
         y = transposed_conv(x, kernel.astype(x.dtype))
         return y + along_channels(bias.astype(x.dtype), y)
 
@@ -342,9 +332,9 @@ class Doubling(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, 2H, 2W, features] from [B, H, W, C]; kernel as `transposed_conv`'s."""
         init = uniform((4 * self.features) ** -0.5)
-        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", init, (2, 2, x.shape[-1], self.features))
         y = doubled(x, kernel.astype(x.dtype))
         if not self.use_bias:
             return y
-        bias = self.param("bias", init, (self.features,), jnp.float32)
+        bias = parameter(self, "bias", init, (self.features,))
         return y + along_channels(bias.astype(x.dtype), y)

@@ -24,10 +24,10 @@ from mrm_jax.models.layers import (
     PatchReduction,
     dense,
     drop_path_scales,
-    fan_out_normal,
     gelu,
     scale_samples,
 )
+from mrm_jax.models.parameters import fan_out_normal
 from mrm_jax.ops.attention import Form, attend
 from mrm_jax.types import Mode
 

@@ -25,11 +25,11 @@ from mrm_jax.models.layers import (
     Zeros,
     dense,
     drop_path_scales,
-    fan_out_normal,
     pointwise,
     relu6,
     scale_samples,
 )
+from mrm_jax.models.parameters import fan_out_normal
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.registry.encoders import STEM_STRIDE, mapped_stages
 from mrm_jax.types import Mode

@@ -18,14 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mrm_jax.models.blocks import recomputed, stacked_blocks
-from mrm_jax.models.layers import (
-    LayerNorm,
-    SelfAttention,
-    TransposedConv,
-    dense,
-    gelu,
-    torch_dense,
-)
+from mrm_jax.models.layers import LayerNorm, SelfAttention, TransposedConv, dense, gelu, torch_dense
+from mrm_jax.models.parameters import parameter
 from mrm_jax.ops.attention import Form
 from mrm_jax.ops.resize import resize
 from mrm_jax.types import FeatureSpec
@@ -178,7 +172,7 @@ class Rebuilder(nn.Module):
         """Token map [B, rows, columns, dim] predicted from the visible tokens of the `last`
         stage."""
         x = resize(dense(self.dim, last, "embed", kernel_init=_XAVIER), self.grid)
-        token = self.param("mask_token", nn.initializers.normal(0.02), (self.dim,), jnp.float32)
+        token = parameter(self, "mask_token", nn.initializers.normal(0.02), (self.dim,))
         x = jnp.where(visible, x, token.astype(x.dtype).reshape(1, 1, 1, -1))
         table = jnp.asarray(sine_cosine_table(self.grid, self.dim), x.dtype)
         x = x.reshape(x.shape[0], -1, self.dim) + table[None]

@@ -11,12 +11,12 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from mrm_jax.config import Decoder
 from mrm_jax.models.blocks import recomputed
 from mrm_jax.models.daformer import normed
-from mrm_jax.models.layers import dropout2d, fan_out_normal, torch_dense
+from mrm_jax.models.layers import dropout2d, torch_dense
+from mrm_jax.models.parameters import fan_out_normal, parameter
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.product import product
 from mrm_jax.ops.resize import resize
@@ -39,7 +39,7 @@ class SplitConv(nn.Module):
         the largest of h, w."""
         size = max((m.shape[1], m.shape[2]) for m in maps)
         inputs, init = sum(m.shape[-1] for m in maps), fan_out_normal(self.channels)
-        kernel = self.param("kernel", init, (inputs, self.channels), jnp.float32)
+        kernel = parameter(self, "kernel", init, (inputs, self.channels))
         wide, first, parts = at_least_float32(maps[0]), 0, []
         for m in maps:
             rows = kernel[first : first + m.shape[-1]].astype(m.dtype)

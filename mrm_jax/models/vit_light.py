@@ -10,7 +10,8 @@ import jax
 
 from mrm_jax.config import Decoder
 from mrm_jax.models.blocks import recomputed
-from mrm_jax.models.layers import Conv, Doubling, LayerNorm, dense, gelu, uniform
+from mrm_jax.models.layers import Conv, Doubling, LayerNorm, dense, gelu
+from mrm_jax.models.parameters import uniform
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.types import Mode
 

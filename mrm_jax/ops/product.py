@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,16 +95,3 @@ def _backward_of(of: Elementwise, saved: tuple, g: jax.Array) -> tuple[jax.Array
 
 
 _product_of.defvjp(_forward_of, _backward_of)
-
-
-def as_dot_general(
-    x: jax.Array,
-    kernel: jax.Array,
-    dimensions: Any,
-    *,
-    of: Elementwise | None = None,
-    **options: Any,
-) -> jax.Array:
-    """`product` as flax's Dense calls it."""
-    del dimensions, options
-    return product(x, kernel, of)
