@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nbclient
 import nbformat
 import pytest
+from compiler import in_a_child
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -31,7 +32,7 @@ def get_config(text=None):
         config.data[part] = domain
     return config
 """
-"""The notebook's folders for the network of configs/tiny.py, whose step is compiled already."""
+"""The notebook's folders for the network of configs/tiny.py."""
 
 
 def run(name: str, folder: Path, **variables: str) -> nbformat.NotebookNode:
@@ -39,6 +40,8 @@ def run(name: str, folder: Path, **variables: str) -> nbformat.NotebookNode:
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in ({"STEPS": "2", "OUT": str(folder)} | variables).items():
             patch.setenv(f"MRM_NOTEBOOK_{variable}", value)
+        for variable, value in in_a_child().items():
+            patch.setenv(variable, value)
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("JAX_PLATFORMS", "cpu")
         patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiler import in_a_child
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -16,8 +17,8 @@ README = ROOT / "README.md"
 # replace the installation under test), pytest only collects a file (it is running already).
 SHORTER = {
     "pip install": "--dry-run --no-deps --quiet",
-    "--config configs/quickstart.py": "--config.train.steps=2 --config.train.log_every=1 "
-    "--config.evaluation.limit=10",
+    "--config configs/quickstart.py": "--config.train.steps=1 --config.train.log_every=1 "
+    "--config.evaluation.limit=2",
     "pytest": "--collect-only -q tests/test_rngs.py",
 }
 
@@ -51,7 +52,7 @@ def project(tmp_path_factory) -> Path:
 @pytest.mark.e2e
 def test_every_console_command_of_the_readme_works(project):
     assert len(commands()) >= 4
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # most of it is compiling
+    environment = os.environ | in_a_child()
     for command in commands():
         done = subprocess.run(
             shortened(command),

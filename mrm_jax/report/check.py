@@ -30,7 +30,7 @@ def write_check(
         if checked.shown:
             sheet = contact_sheet(checked.shown, classes, f"{title}, {checked.split}")
             png = io.BytesIO()
-            Image.fromarray(sheet).save(png, "PNG", optimize=True)
+            Image.fromarray(sheet).save(png, "PNG")
             sheets[checked.split] = png.getvalue()
             write_bytes(below(to, f"contact_sheet_{checked.split}.png"), png.getvalue())
     parts = [f"<h1>{escape(title)}</h1>"]

@@ -325,5 +325,5 @@ def _save(sheet: np.ndarray, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as new:
-        Image.fromarray(sheet).save(new, "PNG", optimize=True)
+        Image.fromarray(sheet).save(new, "PNG")
     return path
