@@ -20,6 +20,7 @@ from mrm_jax.models.parameters import fan_out_normal, parameter
 from mrm_jax.ops.precision import at_least_float32
 from mrm_jax.ops.product import product
 from mrm_jax.ops.resize import resize
+from mrm_jax.ops.stored import stored
 from mrm_jax.types import Mode
 
 
@@ -45,7 +46,8 @@ class SplitConv(nn.Module):
             rows = kernel[first : first + m.shape[-1]].astype(m.dtype)
             parts.append(resize(product(m, rows), size).astype(wide))
             first += m.shape[-1]
-        return sum(parts[1:], parts[0]).astype(maps[0].dtype)
+        # Its gradient goes to every part: BatchNorm's would be computed anew for each.
+        return stored(sum(parts[1:], parts[0]).astype(maps[0].dtype))
 
 
 class SplitFusion(nn.Module):

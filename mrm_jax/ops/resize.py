@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mrm_jax.ops.platform import by_platform
 from mrm_jax.ops.precision import at_least_float32
@@ -86,25 +87,52 @@ def _bilinear(x: jax.Array, target: int, axis: int) -> jax.Array:
     if source % target == 0:
         return _shrink_whole(x, source // target, axis)
     by_matrix = partial(_by_matrix, target=target, axis=axis)
-    if target % source:
-        return by_matrix(x)
-    if x.size * target // source < _PHASES_FROM:
-        return by_matrix(x)
+    if target % source or x.size * target // source < _PHASES_FROM:
+        if axis != x.ndim - 3:
+            return by_matrix(x)
+        return by_platform(x, cpu=partial(_rows_by_matrix, target), default=by_matrix)
     by_phases = partial(_grow_whole, factor=target // source, axis=axis)
     return by_platform(x, cpu=by_phases, default=by_matrix)
 
 
 def _by_matrix(x: jax.Array, target: int, axis: int) -> jax.Array:
     weight = jnp.asarray(interpolation_matrix(x.shape[axis], target), x.dtype)
-    product = jnp.tensordot(weight, x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    product = jnp.tensordot(weight, x, axes=(1, axis), precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(product, 0, axis)
+
+
+def _weighted(weight: np.ndarray, x: jax.Array) -> jax.Array:
+    """Rows of the map `x` [..., H, W, C] mixed by `weight` [rows, H]."""
+    *batch, height, width, channels = x.shape
+    rows = x.reshape(-1, height, width * channels)
+    weights = jnp.broadcast_to(jnp.asarray(weight, x.dtype), (len(rows), *weight.shape))
+    mixed = jnp.matmul(weights, rows, precision=lax.Precision.HIGHEST)
+    return mixed.reshape(*batch, len(weight), width, channels)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows_by_matrix(target: int, x: jax.Array) -> jax.Array:
+    """A product for each picture, which moves no axis. `_by_matrix` does, back and forth, and XLA
+    computes what comes before in that order, number by number."""
+    return _weighted(interpolation_matrix(x.shape[-3], target), x)
+
+
+def _rows_forward(target: int, x: jax.Array) -> tuple[jax.Array, int]:
+    return _rows_by_matrix(target, x), x.shape[-3]
+
+
+def _rows_backward(target: int, source: int, g: jax.Array) -> tuple[jax.Array]:
+    return (_weighted(interpolation_matrix(source, target).T, g),)
+
+
+_rows_by_matrix.defvjp(_rows_forward, _rows_backward)
 
 
 def _grow_whole(x: jax.Array, factor: int, axis: int) -> jax.Array:
     """Growing by a whole factor: output `factor * i + p` mixes positions i and i-1 or i+1 with
     weights of p alone."""
     length = x.shape[axis]
-    take = partial(jax.lax.slice_in_dim, axis=axis)
+    take = partial(lax.slice_in_dim, axis=axis)
     first, last = take(x, 0, 1), take(x, length - 1, length)
     before = jnp.concatenate([first, take(x, 0, length - 1)], axis)
     after = jnp.concatenate([take(x, 1, length), last], axis)
@@ -120,7 +148,7 @@ def _grow_whole(x: jax.Array, factor: int, axis: int) -> jax.Array:
 def _shrink_whole(x: jax.Array, factor: int, axis: int) -> jax.Array:
     """Shrinking by a whole factor without antialias: the mean of the two middle positions, or the
     middle one."""
-    take = partial(jax.lax.slice_in_dim, limit_index=x.shape[axis], stride=factor, axis=axis)
+    take = partial(lax.slice_in_dim, limit_index=x.shape[axis], stride=factor, axis=axis)
     middle = take(x, factor // 2)
     if factor % 2:
         return middle
