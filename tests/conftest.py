@@ -59,6 +59,6 @@ def no_kept_steps(monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def short_collections():
     """What the files before have left is looked at once more and never again: a process that has
-    run thousands of tests took a second and more for each collection of cycles, 400 s of a run."""
+    run thousands of tests took a second and more for each collection of cycles."""
     gc.collect()
     gc.freeze()

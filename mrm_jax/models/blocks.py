@@ -45,6 +45,6 @@ def stacked_blocks(
         in_axes=0,
         length=depth,
         unroll=depth if unroll else 1,
-        check_constancy_invariants=False,  # traces a block once more; a fifth of the tracing
+        check_constancy_invariants=False,  # flax's check traces a block once more
     )
     return scanned(name=name, **fields)
