@@ -74,15 +74,9 @@ signal() {
     for pid in "${alive[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
 }
 
-# From the first signal on the run saves and ends by itself; only the second does not wait for that.
-# shellcheck disable=SC2329
-pass_on() {
-    trap 'signal KILL' INT TERM
-    say "asking $processes processes to save and end; once more ends them at once."
-    # To the processes alone: a loader that ends before the run has saved would be a failure.
-    kill -TERM "${alive[@]}" 2>/dev/null || true
-}
-trap pass_on INT TERM
+# Answered in the loop below: bash forgets a signal that comes while it still answers one.
+heard=0 answered=0
+trap 'heard=$((heard + 1))' INT TERM
 trap 'signal KILL' EXIT # none is left, unless this script itself fails
 
 export MRM_JAX_LIFELINE=9 # by which they hear of it when this script is killed, and save and end
@@ -103,7 +97,17 @@ say "$processes processes; their logs are $logs/process-*.log"
 # Looks for ended ones five times a second: `wait -n` misses those that end while it does not wait.
 result=0 until=''
 while [ ${#alive[@]} -gt 0 ]; do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C reaches it, too
+    # From the first signal on the run saves and ends by itself; the second does not wait for that.
+    if ((heard > answered)); then
+        if ((++answered > 1)); then
+            signal KILL
+        else
+            say "asking $processes processes to save and end; once more ends them at once."
+            # To the processes alone: a loader that ends before the run has saved is a failure.
+            kill -TERM "${alive[@]}" 2>/dev/null || true
+        fi
+    fi
     for i in "${!alive[@]}"; do
         if kill -0 "${alive[i]}" 2>/dev/null; then continue; fi
         code=0

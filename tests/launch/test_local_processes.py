@@ -49,6 +49,7 @@ class Processes:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a terminal's own group
         )
 
     def run(self, *plans: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
@@ -131,6 +132,18 @@ def test_a_signal_is_passed_on_so_that_the_run_saves(processes, number):
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 0
+    assert processes.alive() == []
+
+
+def test_ctrl_c_which_reaches_what_the_script_waits_for_lets_the_run_save_too(processes):
+    process = processes.start()
+    while len(processes.alive()) < 3:
+        time.sleep(0.01)
+    time.sleep(0.3)  # now it waits
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "to save and end" in err
     assert processes.alive() == []
 
 
